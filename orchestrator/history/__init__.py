@@ -1,0 +1,1 @@
+"""What happened: runs, attempts, allocations and events in SQL; the only package that imports SQLAlchemy."""
