@@ -1,0 +1,126 @@
+"""Runs and attempts as values: what the store gives, the scheduler reads and the API shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from orchestrator.placement.values import Placement
+from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
+from orchestrator.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class Code:
+    """The snapshot that runs: where it is by content, and what git said of the tree it was taken from."""
+
+    sha256: str
+    git: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A submission, checked, before it has an id."""
+
+    spec: JobSpec
+    user: str
+    code: Code | None
+    workdir: str
+    """The absolute folder that the snapshot was taken from, on the submitter's machine."""
+    key: str | None = None
+    """The submitter's idempotency key: a second submission by the same user with it is the first one."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt broke: the first failing rank or the node, in the user's terms."""
+
+    kind: str
+    """exit, signal, node_lost, start_failed, lease_expired, hold_refused, code_missing, secrets_missing, controller."""
+    message: str
+    rank: int | None = None
+    node: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One launch of a run's gang."""
+
+    number: int
+    placement: Placement
+    started_at: datetime
+    ranks_started_at: datetime | None = None
+    """When every rank was up; None before."""
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+    failure: Failure | None = None
+    exit_codes: dict[int, int] = field(default_factory=dict)
+    """By rank: the exit status, or minus the signal."""
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """One row of the append-only history of a run."""
+
+    sequence: int
+    at: datetime
+    event: Event
+    state: State
+    """The state after the event."""
+    reason: str | None = None
+    attempt: int | None = None
+    by: str | None = None
+    """Who asked, where somebody did."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One submission and its whole life."""
+
+    id: int
+    spec: JobSpec
+    user: str
+    code: Code | None
+    workdir: str
+    state: State
+    reason: str | None
+    submitted_at: datetime
+    queued_at: datetime
+    """When it last entered the queue; a retry keeps submitted_at."""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempts: tuple[Attempt, ...] = ()
+    events: tuple[RunEvent, ...] = ()
+    """Filled only where one run is asked for whole."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def attempt(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """What history knows of a node."""
+
+    name: str
+    address: str
+    state: str
+    """up or down."""
+    first_seen: datetime
+    last_seen: datetime
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
