@@ -136,3 +136,7 @@ class Backend(Protocol):
 
     async def release(self, node_name: str) -> None: ...
     async def held(self) -> set[str]: ...
+
+
+class StartFailed(Exception):
+    """An agent could not start its part, says why, and has left nothing running."""
