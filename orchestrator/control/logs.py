@@ -85,13 +85,18 @@ class LogFolder:
         return path.stat().st_size if path.exists() else 0
 
     def lines(self, run: int, attempt: int, rank: int, start: int = 0, *, whole: bool) -> Iterator[Line]:
-        """The lines from byte `start` on; a last line without an end only where `whole` says that no more will come."""
+        """The lines from byte `start` on; a last line without an end only where `whole` says that no more will come.
+
+        The tail of a log that outgrew its limit follows as if it were the same file.
+        """
         path = self.file(run, attempt, rank)
         if not path.exists():
             return
+        offset = start
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(start)
-            rest, offset = b"", start
+            rest = b""
             while block := file.read(READ):
                 *complete, rest = (rest + block).split(b"\n")
                 for raw in complete:
@@ -104,12 +109,14 @@ class LogFolder:
         if not whole:
             return
         if rest:
-            yield Line(attempt, rank, offset + len(rest), _text(rest))
+            offset += len(rest)
+            yield Line(attempt, rank, offset, _text(rest))
         tail = self.file(run, attempt, rank, "tail")
-        if tail.exists():
-            yield Line(attempt, rank, offset + len(rest), "[orch] the log outgrew its limit; what follows is its end")
-            for raw in tail.read_bytes().split(b"\n")[1:]:
-                yield Line(attempt, rank, offset + len(rest), _text(raw))
+        if tail.exists() and start <= size:
+            yield Line(attempt, rank, size + 1, "[orch] the log outgrew its limit; what follows is its end")
+            # The first line is cut off somewhere in its middle.
+            for i, raw in enumerate(tail.read_bytes().split(b"\n")[1:], 2):
+                yield Line(attempt, rank, size + i, _text(raw))
 
 
 def _text(raw: bytes) -> str:
