@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -127,16 +128,19 @@ class NodeFiles:
             if not archive.exists():
                 await self._download(archive, fetch(sha256))
             os.utime(archive)
-            snapshot.extract(archive, folder.code)
+            with archive.open("rb") as file:
+                snapshot.extract(file, folder.code)
         return folder
 
     async def _download(self, archive: Path, chunks: AsyncIterator[bytes]) -> None:
         handle, name = tempfile.mkstemp(dir=self._snapshots)
+        digest = hashlib.sha256()
         try:
             with os.fdopen(handle, "wb") as file:
                 async for chunk in chunks:
+                    digest.update(chunk)
                     file.write(chunk)
-            if snapshot.digest_of(Path(name)) != archive.name.removesuffix(".tar.gz"):
+            if digest.hexdigest() != archive.name.removesuffix(".tar.gz"):
                 raise ValueError(f"the snapshot {archive.name[:12]} arrived damaged")
             Path(name).replace(archive)
         finally:

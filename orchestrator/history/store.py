@@ -175,6 +175,16 @@ class Store:
                 .values(released_at=now)
             ).rowcount
 
+    def release(self, run_id: int, attempt: int, node: str, now: datetime) -> None:
+        """Frees what an ended attempt still has fenced on a node: its ranks there have been seen gone."""
+        with self._write() as connection:
+            connection.execute(
+                update(AllocationRow)
+                .where(AllocationRow.run_id == run_id, AllocationRow.attempt == attempt, AllocationRow.node == node)
+                .where(AllocationRow.released_at.is_(None), AllocationRow.fenced_until.is_not(None))
+                .values(released_at=now)
+            )
+
     def upsert_node(self, node: NodeRecord) -> None:
         """Records what is known of a node now; when it was first seen stays as it was."""
         known = {
