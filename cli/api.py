@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -39,7 +40,9 @@ class Controller:
         except FileNotFoundError:
             raise Unreachable(f"no controller is running ({path} does not exist): `orch up` starts one") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Unreachable(f"{path} does not say where the controller is ({error}): `orch up` writes it again") from None
+            raise Unreachable(
+                f"{path} does not say where the controller is ({error}): `orch up` writes it again"
+            ) from None
         if not url.hostname or not url.port:
             raise Unreachable(f"{path} does not say where the controller is: `orch up` writes it again")
         if isinstance(pid, int) and _gone(pid):
@@ -53,7 +56,7 @@ class Controller:
             raise Fail(f"the token in {self._home / 'token'} cannot be read: {error.strerror}", 4) from None
 
     def call(self, method: str, *path: str | int, query: dict[str, Any] | None = None, body: Any = None) -> Any:
-        """One request; gives the JSON that answers it. Raises Fail with the code that the controller gives, Unreachable, Lost."""
+        """One request; gives the JSON that answers it. Raises Fail with the controller's code, Unreachable, Lost."""
         content = None if body is None else json.dumps(body).encode()
         status, data = self._exchange(method, path, query, content, "application/json")
         if status >= 400:
@@ -74,7 +77,9 @@ class Controller:
     def stream(
         self, *path: str | int, query: dict[str, Any] | None = None, deadline: float | None = None
     ) -> Iterator[dict[str, Any] | None]:
-        """The objects of a stream as they come, None for a heartbeat. Raises Lost where it breaks off.
+        """The objects of a stream as they come; None when that is all so far, and with each heartbeat.
+
+        Raises Lost where it breaks off.
 
         `deadline` is a value of time.monotonic() at which it raises TimeoutError.
         """
@@ -98,7 +103,9 @@ class Controller:
                         break
                     *lines, rest = (rest + block).split(b"\n")
                     for line in lines:
-                        yield json.loads(line) if line.strip() else None
+                        if line.strip():
+                            yield json.loads(line)
+                    yield None
                 if rest.strip():
                     raise Lost("the controller's answer broke off")
             except _Late:
@@ -118,17 +125,18 @@ class Controller:
         try:
             connection.connect()
         except OSError as error:
-            reason = "within 10 s" if isinstance(error, TimeoutError) else f"({error.strerror or error})"
+            reason = (
+                f"within {self._timeout:g} s" if isinstance(error, TimeoutError) else f"({error.strerror or error})"
+            )
             raise Unreachable(f"the controller at {self.url} does not answer {reason}: `orch up` starts it") from None
         try:
-            try:
+            # It may have refused the body before it read all of it, and said why.
+            with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, _target(path, query), body, headers)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it may have refused the body before it read all of it, and said why
             answer = connection.getresponse()
             return answer.status, answer.read()
         except TimeoutError:
-            raise Lost(f"the controller at {self.url} took the request and did not answer it within {self._timeout:.0f} s") from None
+            raise Lost(f"the controller at {self.url} did not answer within {self._timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise Lost(f"the controller at {self.url} broke off: {error or type(error).__name__}") from None
         finally:

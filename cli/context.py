@@ -23,12 +23,16 @@ def config() -> Config:
     """The configuration: flags of `orch`, the environment, the files. A mistake in it ends the command with code 2."""
     from orchestrator.config import ConfigError, load_config
 
-    flags = (click.get_current_context().find_root().obj or {}) if click.get_current_context(silent=True) else {}
-    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return load_config(os.environ, Path.cwd(), given)
+        return load_config(os.environ, Path.cwd(), flags())
     except ConfigError as error:
         raise Fail(str(error), USAGE) from None
+
+
+def flags() -> dict[str, str]:
+    """The flags that `orch` itself was given, by the configuration's key."""
+    given: dict[str, str] = click.get_current_context().find_root().obj or {}
+    return given
 
 
 def controller(settings: Config | None = None) -> Controller:

@@ -12,7 +12,7 @@ class Fail(click.ClickException):
 
     def __init__(self, sentence: str, code: int) -> None:
         super().__init__(sentence)
-        self.exit_code = code
+        self.exit_code = code  # type: ignore[misc] # click declares it for the class
 
 
 class Unreachable(Fail):

@@ -61,9 +61,11 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--home", metavar="FOLDER", help="Where orch keeps its things (default: ~/.orch).")
+@click.option("--address", metavar="HOST:PORT", help="The Ray head of the cluster, or local.")
+@click.option("--database", metavar="URL", help="The history (default: a SQLite file in the home folder).")
 @click.version_option(orchestrator.__version__, prog_name="orch")
 @click.pass_context
-def orch(ctx: click.Context, home: str | None) -> None:
+def orch(ctx: click.Context, /, **flags: str | None) -> None:
     """Runs multi-node training jobs: the right GPUs, the right links, and the truth about both.
 
     \b
@@ -71,7 +73,7 @@ def orch(ctx: click.Context, home: str | None) -> None:
     orch submit job.yaml -f      queues it and follows it to its end
     orch ps                      what runs, and what waits for what
     """
-    ctx.obj = {"home": home}
+    ctx.obj = {name: value for name, value in flags.items() if value is not None}
 
 
 def main() -> NoReturn:

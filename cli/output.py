@@ -31,8 +31,8 @@ SYMBOLS = {
 }
 """Beside every word its sign and colour: neither says anything that the word does not."""
 
-# Escape sequences (CSI; OSC, DCS and the like up to their end; the short ones), then what is left of control characters and
-# the marks that turn the direction of text, with which a name could rewrite the line that shows it.
+# Escape sequences (CSI; OSC, DCS and the like up to their end; the short ones), then what is left of control characters
+# and the marks that turn the direction of text, with which a name could rewrite the line that shows it.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL)
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -99,7 +99,11 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
     last = used[-1]
     # Only the last column, which is prose, may lose its end.
     widths[last] = max(12, room - sum(widths[i] + 2 for i in used[:-1]))
-    click.echo(paint("  ".join(_pad(columns[i].title.upper(), widths[i], columns[i].right, i == last) for i in used), bold=True))
+    click.echo(
+        paint(
+            "  ".join(_pad(columns[i].title.upper(), widths[i], columns[i].right, i == last) for i in used), bold=True
+        )
+    )
     for row, line in zip(rows, cells, strict=True):
         parts = []
         for i in used:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 from cli import context
 from cli import output as out
 from cli.errors import TIMED_OUT, USAGE, Fail, Unreachable
+from cli.output import Column
 from cli.times import Duration
 
 if TYPE_CHECKING:
@@ -24,10 +26,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="K=V", help="Overrides a key of the file, e.g. --set workers=2x8.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="K=V", help="Overrides a key of the file, e.g. --set workers=2x8."
+)
 @click.option("-f", "--follow", is_flag=True, help="Shows the queue, then the logs, until the run has ended.")
 @click.option("-w", "--wait", is_flag=True, help="Waits silently until the run has ended.")
-@click.option("--timeout", type=Duration(), help="With --follow or --wait: gives up waiting after 30m, 12h ... (exit 124).")
+@click.option(
+    "--timeout", type=Duration(), help="With --follow or --wait: gives up waiting after 30m, 12h ... (exit 124)."
+)
 @click.option("--dry-run", is_flag=True, help="Checks everything and queues nothing.")
 @click.option("--key", help="A second submission with the same key is the first one: makes a repeat harmless.")
 @out.output_option
@@ -43,15 +49,16 @@ def submit(
 ) -> None:
     """Queues a run of JOB and prints its id.
 
-    The run's code is a snapshot of the job's workdir, so that later edits do not change it. Starts the local cluster first
-    where no cluster is configured.
+    The run's code is a snapshot of the job's workdir, so that later edits do not change it. Starts the local cluster
+    first where no cluster is configured.
 
     \b
     orch submit job.yaml --follow
     orch submit job.yaml --set workers=2x8 --set env.LR=0.1
     id=$(orch submit job.yaml) && orch logs -f "$id"
 
-    Exit code with --follow or --wait: 0 succeeded, 1 failed or cancelled, 124 timed out, 130 interrupted (the run goes on).
+    Exit code with --follow or --wait: 0 succeeded, 1 failed or cancelled, 124 timed out, 130 interrupted (the run goes
+    on). Before that: 2 bad job file, 5 never fits this cluster, 6 cluster out of reach.
     """
     if timeout is not None and not (follow or wait):
         raise click.UsageError("--timeout says how long to wait: give it with --wait or --follow")
@@ -59,7 +66,7 @@ def submit(
     spec = _load(job, overrides)
     secrets = context.secrets_of(spec.secrets, str(job))
     workdir = Path(spec.workdir)
-    snapshot = _snapshot(spec, workdir, job)
+    snapshot = _snapshot(spec, workdir, job, settings.code_limit)
     body = {
         "spec": spec.model_dump(mode="json"),
         "code": {"sha256": snapshot.sha256, "git": snapshot.git, "dirty": snapshot.dirty},
@@ -81,8 +88,8 @@ def submit(
     for notice in run.pop("notices", None) or ():
         out.say(notice)
     if dry_run:
-        out.say(f"{spec.name} would be queued: {len(snapshot.files)} files, {snapshot.size:,} bytes of code; nothing was changed")
-        _print(run, output)
+        _say_plan(spec.name, run, snapshot)
+        _print({"id": None, "name": spec.name, "state": "valid"}, output, run)
     elif follow or wait:
         _to_the_end(settings, run, spec.workers.total, follow, timeout, output)
     else:
@@ -93,27 +100,18 @@ def submit(
 
 def _load(job: Path, overrides: tuple[str, ...]) -> JobSpec:
     """The checked job, its workdir absolute. All complaints at once, exit 2."""
-    from orchestrator.jobfile import JobFileError, load_job
+    from orchestrator.jobfile import JobFileError, job_folder, load_job
 
-    pairs = {}
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise click.UsageError(f"--set {text}: write it as KEY=VALUE, e.g. --set workers=2x8")
-        pairs[name] = value
     try:
-        spec = load_job(job, pairs)
+        spec = load_job(job, overrides)
     except JobFileError as error:
         for complaint in error.complaints:
             out.say(str(complaint))
         raise click.exceptions.Exit(USAGE) from None
-    workdir = job.absolute().parent / Path(spec.workdir).expanduser()
-    if not workdir.is_dir():
-        raise Fail(f"{job}: workdir: there is no folder {workdir}", USAGE)
-    return spec.model_copy(update={"workdir": str(workdir)})
+    return spec.model_copy(update={"workdir": str(job_folder(job) / Path(spec.workdir))})
 
 
-def _snapshot(spec: JobSpec, workdir: Path, job: Path) -> Snapshot:
+def _snapshot(spec: JobSpec, workdir: Path, job: Path, limit: int) -> Snapshot:
     """The code, with the script in it. Raises Fail(2)."""
     from orchestrator.control.snapshot import SnapshotError, take
 
@@ -124,10 +122,8 @@ def _snapshot(spec: JobSpec, workdir: Path, job: Path) -> Snapshot:
             f"give the script's path inside that folder",
             USAGE,
         )
-    if not (workdir / script).is_file():
-        raise Fail(f"{job}: run: there is no script {script} in {workdir}", USAGE)
     try:
-        snapshot = take(workdir)
+        snapshot = take(workdir, limit)
     except SnapshotError as error:
         raise Fail(f"{job}: workdir: {error}", USAGE) from None
     if os.path.normpath(script) not in snapshot.files:
@@ -152,7 +148,7 @@ def _connect(settings: Config, dry_run: bool) -> Controller | None:
         return None
     from cli.cluster import start_local
 
-    start_local(settings)
+    start_local()
     return context.controller(settings)
 
 
@@ -185,7 +181,10 @@ def _to_the_end(
         run["state"], code = end["state"], exit_code(end)
         say_end(end)
     except TimeoutError:
-        _stop(screen, f"run {run['id']} has not ended within {timeout:.0f} s and goes on; `orch cancel {run['id']}` ends it")
+        _stop(
+            screen,
+            f"run {run['id']} has not ended within {timeout:.0f} s and goes on; `orch cancel {run['id']}` ends it",
+        )
     except KeyboardInterrupt:
         _stop(screen, f"the run goes on; `orch cancel {run['id']}` ends it")
         code = 130
@@ -194,19 +193,28 @@ def _to_the_end(
     click.get_current_context().exit(code)
 
 
+def _say_plan(name: str, answer: dict[str, Any], snapshot: Snapshot) -> None:
+    """Where a dry run would have gone."""
+    nodes = (answer.get("placement") or {}).get("nodes") or []
+    where = ", ".join(f"{part['node']} ({len(part['gpus'])})" for part in nodes)
+    then = f"would start now on {where}" if answer.get("fits_now") else f"would wait: {answer.get('reason')}"
+    out.say(f"{name}: {len(snapshot.files)} files, {snapshot.size:,} bytes of code; {then}. Nothing was changed")
+
+
 def _stop(screen: Any, text: str) -> None:
     if screen is not None:
         screen.clear()
     out.say(text)
 
 
-def _print(run: dict[str, Any], output: str) -> None:
-    answer = {name: run.get(name) for name in ("id", "name", "state")}
+def _print(run: dict[str, Any], output: str, more: dict[str, Any] | None = None) -> None:
+    answer = {name: run.get(name) for name in ("id", "name", "state")} | (more or {})
     if output == "json":
         out.print_json(answer)
     elif output == "jsonl":
         click.echo(json.dumps(answer))
     elif output == "csv":
-        click.echo("id,name,state\n" + ",".join(out.plain(value) for value in answer.values()))
+        columns = [Column(name, itemgetter(name)) for name in ("id", "name", "state")]
+        out.print_rows([answer], columns, "csv", "id", "")
     elif answer["id"] is not None:
         click.echo(str(answer["id"]))

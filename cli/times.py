@@ -12,7 +12,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([smhdw])$")
 
 
-class Ago(click.ParamType):
+class Ago(click.ParamType):  # type: ignore[type-arg] # generic since click 8.3
     """`5m`, `7d`, or a moment such as 2026-11-01 or 2026-11-01T12:00Z; gives seconds before now."""
 
     name = "since"
@@ -25,11 +25,13 @@ class Ago(click.ParamType):
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a duration such as 90s, 30m, 12h, 7d nor a date such as 2026-11-01", param, ctx)
+            self.fail(
+                f"{value!r} is neither a duration such as 90s, 30m, 12h, 7d nor a date such as 2026-11-01", param, ctx
+            )
         return max(0.0, (now() - moment.astimezone(UTC)).total_seconds())
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """`90s`, `30m`, `12h`, `2d`; gives seconds."""
 
     name = "duration"

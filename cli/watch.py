@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +23,27 @@ SUCCEEDED = "succeeded"
 ENDED = frozenset({SUCCEEDED, "failed", "cancelled"})
 
 
-@dataclass
-class Positions:
-    """How far each rank's log has been read: the newest attempt's byte offsets."""
-
-    attempt: int = 0
-    offsets: dict[int, int] = field(default_factory=dict)
-
-    def seen(self, line: dict[str, Any]) -> bool:
-        """Notes a line; True if it was seen before."""
-        attempt, rank, offset = line.get("attempt", 1), line.get("rank", 0), line.get("offset")
-        if attempt > self.attempt:
-            self.attempt, self.offsets = attempt, {}
-        if offset is None or attempt < self.attempt:
-            return False
-        if offset <= self.offsets.get(rank, -1):
-            return True
-        self.offsets[rank] = offset
-        return False
-
-    def query(self) -> str | None:
-        """The `from` of the next request. Attempts before the one that is named are not told again."""
-        return ",".join(f"{self.attempt}:{rank}:{at}" for rank, at in sorted(self.offsets.items())) or None
-
-
 def watch(
     home: Path, run: int, kind: str, query: dict[str, Any] | None = None, deadline: float | None = None
 ) -> Iterator[dict[str, Any] | None]:
-    """The objects of a run's stream `kind` (follow or logs), no line of a log twice; None for a heartbeat.
+    """The objects of a run's stream `kind` (follow or logs), no line of a log twice; None when that is all so far.
 
-    A controller that goes away is looked for again, at its new address if it has one, for GIVE_UP seconds; `{"lost": why}` tells
-    of it once. Raises Unreachable after that, TimeoutError at `deadline` (of time.monotonic()), and Fail for a refusal.
+    A controller that goes away is looked for again, at its new address if it has one, for GIVE_UP seconds;
+    `{"lost": why}` tells of it once. Raises Unreachable after that, TimeoutError at `deadline` (of
+    time.monotonic()), and Fail for a refusal.
     """
-    positions, pause, lost_at = Positions(), _FIRST_PAUSE, None
+    read: dict[tuple[int, int], int] = {}  # by attempt and rank: the byte after the last line that was told
+    pause, lost_at = _FIRST_PAUSE, None
     while True:
         try:
             api = Controller(home)
-            for item in api.stream("runs", run, kind, query={**(query or {}), "from": positions.query()}, deadline=deadline):
+            resume = ",".join(f"{attempt}:{rank}:{at}" for (attempt, rank), at in sorted(read.items()))
+            asked = {**(query or {}), "from": resume or None}
+            for item in api.stream("runs", run, kind, query=asked, deadline=deadline):
                 lost_at, pause = None, _FIRST_PAUSE
-                if item is None or "line" not in item or not positions.seen(item):
-                    yield item
+                if item is not None and "offset" in item:
+                    read[item["attempt"], item["rank"]] = item["offset"]
+                yield item
                 if item is not None and "end" in item:
                     return
             if kind == "logs":
@@ -72,10 +52,14 @@ def watch(
         except Unreachable as error:
             if lost_at is None:
                 lost_at = time.monotonic()
-                yield {"lost": f"{error.message.partition(': `')[0]}; the run goes on, looking for the controller again"}
+                yield {
+                    "lost": f"{error.message.partition(': `')[0]}; the run goes on, looking for the controller again"
+                }
         now = time.monotonic()
         if now - lost_at > GIVE_UP:
-            raise Unreachable(f"no controller for {GIVE_UP:.0f} s: `orch up` starts it, `orch logs -f {run}` follows on")
+            raise Unreachable(
+                f"no controller for {GIVE_UP:.0f} s: `orch up` starts it, `orch logs -f {run}` follows on"
+            )
         if deadline is not None and now >= deadline:
             raise TimeoutError
         time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
@@ -83,7 +67,7 @@ def watch(
 
 
 class Screen:
-    """Shows lines of logs on one stream, and what happens meanwhile on stderr: one line that changes, where it is a terminal."""
+    """Shows lines of logs, and on stderr what is waited for: one line that changes, where that is a terminal."""
 
     def __init__(self, *, prefixed: bool, to_stderr: bool = False) -> None:
         self._prefixed, self._err = prefixed, to_stderr
@@ -98,12 +82,12 @@ class Screen:
         text = line["line"] if self._raw else out.clean(line["line"])
         if self._prefixed:
             color = RANK_COLORS[line["rank"] % len(RANK_COLORS)]
-            text = f"{out.paint(f'[rank {line["rank"]}]', color, err=self._err)} {text}"
+            text = out.paint(f"[rank {line['rank']}]", color, err=self._err) + " " + text
         stream = sys.stderr if self._err else sys.stdout
         stream.write(text + "\n")
 
     def progress(self, text: str) -> None:
-        """What is being waited for: one line that is written over on a terminal; elsewhere a line each time it changes."""
+        """What is being waited for: one line, written over, on a terminal; elsewhere a line each time it changes."""
         if self._live:
             import shutil
 
@@ -116,7 +100,7 @@ class Screen:
         self._shown = text
 
     def again(self) -> None:
-        """A heartbeat: the progress line's clock goes on."""
+        """Nothing more has come yet: shows what there is, and lets the progress line's clock go on."""
         sys.stdout.flush()
         if self._shown and self._live:
             self.progress(self._shown)
@@ -138,7 +122,7 @@ def follow(home: Path, run: dict[str, Any], screen: Screen | None, timeout: floa
     """Follows a run to its end, which it gives; `screen` None: silently. Raises as `watch` does."""
     deadline = None if timeout is None else time.monotonic() + timeout
     told: set[str] = set()
-    attempt, last_flush = 1, 0.0
+    attempt = 1
     for item in watch(home, run["id"], "follow", deadline=deadline):
         if item is not None and "end" in item:
             if screen:
@@ -157,10 +141,6 @@ def follow(home: Path, run: dict[str, Any], screen: Screen | None, timeout: floa
                 attempt = item["attempt"]
                 screen.say(f"attempt {attempt}")
             screen.log(item)
-            # Each line at once where a person reads it, without a system call for each where lines come in floods.
-            if (moment := time.monotonic()) - last_flush > 0.05:
-                sys.stdout.flush()
-                last_flush = moment
         elif "state" in item:
             screen.progress(waiting(item))
         elif "progress" in item:
