@@ -36,20 +36,21 @@ class Controller:
         path = self._home / "controller.json"
         try:
             found = json.loads(path.read_text())
-            url, pid = urlsplit(found["url"]), found.get("pid")
+            url, pid = urlsplit(str(found["url"])), found.get("pid")
+            host, port = url.hostname, url.port
         except FileNotFoundError:
             raise Unreachable(f"no controller is running ({path} does not exist): `orch up` starts one") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreachable(
                 f"{path} does not say where the controller is ({error}): `orch up` writes it again"
             ) from None
-        if not url.hostname or not url.port:
+        if not host or not port:
             raise Unreachable(f"{path} does not say where the controller is: `orch up` writes it again")
         if isinstance(pid, int) and _gone(pid):
             # Somebody else may have its port by now, and must not be shown the token.
             raise Unreachable(f"the controller has ended (process {pid} is gone): `orch up` starts it again")
         self.url = found["url"]
-        self._host, self._port = url.hostname, url.port
+        self._host, self._port = host, port
         try:
             self._token = (self._home / "token").read_text().strip()
         except OSError as error:

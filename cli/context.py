@@ -31,8 +31,8 @@ def config() -> Config:
 
 def flags() -> dict[str, str]:
     """The flags that `orch` itself was given, by the configuration's key."""
-    given: dict[str, str] = click.get_current_context().find_root().obj or {}
-    return given
+    given = click.get_current_context().find_root().params
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def controller(settings: Config | None = None) -> Controller:
@@ -97,7 +97,9 @@ def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     from cli.api import Controller
 
     try:
-        runs = Controller(config().home, timeout=0.5).call("GET", "runs", query={"limit": 50})
+        with ctx.scope(cleanup=False):
+            home = config().home
+        runs = Controller(home, timeout=0.5).call("GET", "runs", query={"limit": 50})
     except Exception:
         return []  # a shell that completes must show no error
     items = {str(run["id"]): f"{run['name']}, {run['state']}" for run in runs}

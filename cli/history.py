@@ -78,7 +78,7 @@ def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
         name=given.get("name"),
         user=given.get("user"),
         team=given.get("team"),
-        state=tuple(State(state) for state in given.get("state", "").split(",") if state),
+        state=State(given["state"]) if "state" in given else None,
         since=datetime.fromisoformat(given["since"]) if "since" in given else None,
         tags=dict(tag.partition("=")[::2] for tag in given.get("tag", ())),
         sort=given.get("sort", "-submitted"),

@@ -64,8 +64,7 @@ class LazyGroup(click.Group):
 @click.option("--address", metavar="HOST:PORT", help="The Ray head of the cluster, or local.")
 @click.option("--database", metavar="URL", help="The history (default: a SQLite file in the home folder).")
 @click.version_option(orchestrator.__version__, prog_name="orch")
-@click.pass_context
-def orch(ctx: click.Context, /, **flags: str | None) -> None:
+def orch(**flags: str | None) -> None:
     """Runs multi-node training jobs: the right GPUs, the right links, and the truth about both.
 
     \b
@@ -73,7 +72,6 @@ def orch(ctx: click.Context, /, **flags: str | None) -> None:
     orch submit job.yaml -f      queues it and follows it to its end
     orch ps                      what runs, and what waits for what
     """
-    ctx.obj = {name: value for name, value in flags.items() if value is not None}
 
 
 def main() -> NoReturn:

@@ -100,7 +100,7 @@ def ps(everything: bool, output: str) -> None:
 @click.option("--user", help="Submitted by this user.")
 @click.option("--team", help="Of this team.")
 @click.option(
-    "--state", "states", multiple=True, type=click.Choice(STATES), help="In this state; may be given several times."
+    "--state", type=click.Choice(STATES), help="In this state."
 )
 @click.option("--since", type=Ago(), help="Submitted within 12h, 7d ... or since a date.")
 @click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; all of them where there are several.")
@@ -118,7 +118,7 @@ def runs(
     name: str | None,
     user: str | None,
     team: str | None,
-    states: tuple[str, ...],
+    state: str | None,
     since: float | None,
     tags: tuple[str, ...],
     sort: str,
@@ -138,7 +138,7 @@ def runs(
         "name": name,
         "user": user,
         "team": team,
-        "state": ",".join(states) or None,
+        "state": state,
         "since": None if since is None else (now() - timedelta(seconds=since)).isoformat(),
         "tag": list(tags) or None,
         "sort": sort,
@@ -251,9 +251,6 @@ def _span(seconds: float | None) -> Any:
 
 def _spec_value(value: Any) -> Any:
     """A part of the spec as a job file would have it."""
-    if isinstance(value, dict) and value.keys() == {"total", "nodes"}:
-        total, nodes = value["total"], value["nodes"]
-        return str(total) if nodes is None else f"{nodes}x{total // nodes}"
     if isinstance(value, dict) and out.on_terminal():
         return ", ".join(f"{key}={item}" for key, item in value.items())
     return value

@@ -196,5 +196,5 @@ def world_size(run: dict[str, Any]) -> int:
     attempts = run.get("attempts") or []
     if attempts and (placement := attempts[-1].get("placement")):
         return sum(len(part.get("ranks") or part.get("gpus") or []) for part in placement["nodes"])
-    workers = (run.get("spec") or {}).get("workers")
-    return int(workers.get("total", 1)) if isinstance(workers, dict) else 1
+    nodes, _, each = str((run.get("spec") or {}).get("workers", 1)).rpartition("x")
+    return int(nodes or 1) * int(each)
