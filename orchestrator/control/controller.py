@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,6 @@ from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.logs import LogFolder
 from orchestrator.history.errors import StaleEpoch
 from orchestrator.history.queries import RunFilter
-from orchestrator.history.render import placement_json
 from orchestrator.history.store import Store
 from orchestrator.placement.values import NodePlacement, NodeView, Rejection
 from orchestrator.scheduling.lifecycle import Event, State
@@ -241,7 +240,7 @@ class Controller:
         answer = try_place(spec, self.views(await self.busy()))
         if isinstance(answer, Rejection):
             return {"fits_now": False, "reason": answer.reason, "placement": None}
-        return {"fits_now": True, "reason": None, "placement": placement_json(answer)}
+        return {"fits_now": True, "reason": None, "placement": asdict(answer)}
 
     # -- news for those who follow -------------------------------------------------------------------------------
 
