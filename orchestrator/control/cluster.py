@@ -60,6 +60,8 @@ def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str,
         # No worker is wanted but for the controller and the agent: Ray would start one per CPU ahead of need.
         env["RAY_prestart_worker_first_driver"] = "0"
         env["RAY_enable_worker_prestart"] = "0"
+        # Loopback, whatever networks the machine is in: a laptop changes them (the name is Ray's, the switch works on Linux).
+        env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     else:
         env |= {k: v for k, v in environ.items() if k.startswith("RAY_")}
         env.setdefault("RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in env or "RAY_AUTH_TOKEN_PATH" in env else "disabled")
@@ -160,7 +162,7 @@ def _local_head(home: Home, settings: Mapping[str, Any], environ: Mapping[str, s
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={_free_port()}",
         f"--temp-dir={folder}", f"--num-cpus={settings['slots']}", "--disable-usage-stats", "--include-dashboard=true",
-        "--ray-client-server-port=0", f"--dashboard-agent-listen-port={_free_port()}",
+        f"--dashboard-agent-listen-port={_free_port()}",
         "--object-store-memory=200000000",
     ]  # fmt: skip
     started = subprocess.run(

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.control.controller import Controller, Refused, Settings
+from orchestrator.control.controller import Controller, Refused
+from orchestrator.control.runtime import Settings
+from orchestrator.history.queries import RunFilter
 from orchestrator.history.store import Store
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import NewRun, Run
@@ -136,7 +138,7 @@ def test_a_run_that_never_fits_is_refused_and_leaves_no_trace(tmp_path: Path) ->
             with pytest.raises(Refused, match="needs 3 GPUs; the cluster has 2") as refusal:
                 await controller.submit(job("3"), {})
             assert refusal.value.code == 5
-            assert await controller.queue() == ([], [])
+            assert await controller.runs(RunFilter()) == []
 
     asyncio.run(story())
 
@@ -267,7 +269,7 @@ def test_the_older_of_two_controllers_is_told_to_end(tmp_path: Path) -> None:
         cluster = FakeCluster(a=1)
         ended: list[bool] = []
         async with controlling(tmp_path, cluster) as old:
-            old._superseded = lambda: ended.append(True)
+            old.runtime.superseded = lambda: ended.append(True)
             async with controlling(tmp_path, cluster):
                 await until(lambda: _is(lambda: bool(ended)))
 
