@@ -67,7 +67,7 @@ READ_AT_IMPORT = re.compile(
 READ_LATER = re.compile(r"CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|TORCH_HOME|(TORCH_NCCL|TORCH_FR)_.*")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What was asked cannot be done; the text is the answer."""
 
 
@@ -241,21 +241,21 @@ def check_rank(rank: Any) -> Message:
     """Refuses a rank that could not be started; makes its log file."""
     types = {"rank": int, "python": str, "argv": list, "cwd": str, "env": dict, "log": str}
     if not isinstance(rank, dict) or any(not isinstance(rank.get(name), kind) for name, kind in types.items()):
-        raise Refused(f"a rank needs {', '.join(f'{name} ({kind.__name__})' for name, kind in types.items())}")
+        raise RefusedError(f"a rank needs {', '.join(f'{name} ({kind.__name__})' for name, kind in types.items())}")
     who = f"rank {rank['rank']}"
     words = [*rank["argv"], *rank["env"].keys(), *rank["env"].values()]
     if not rank["argv"] or any(not isinstance(word, str) or "\0" in word for word in words):
-        raise Refused(f"{who}: argv and env must be strings without NUL, and argv not empty")
+        raise RefusedError(f"{who}: argv and env must be strings without NUL, and argv not empty")
     if any("=" in name or not name for name in rank["env"]):
-        raise Refused(f"{who}: an environment variable without a name, or with = in it")
+        raise RefusedError(f"{who}: an environment variable without a name, or with = in it")
     if not os.path.isabs(rank["python"]) or not os.access(rank["python"], os.X_OK) or os.path.isdir(rank["python"]):
-        raise Refused(f"{who}: python: {rank['python']} is not the absolute path of a program that may be run")
+        raise RefusedError(f"{who}: python: {rank['python']} is not the absolute path of a program that may be run")
     if not os.path.isabs(rank["cwd"]) or not os.path.isdir(rank["cwd"]) or not os.access(rank["cwd"], os.X_OK):
-        raise Refused(f"{who}: cwd: {rank['cwd']} is not a folder that may be entered")
+        raise RefusedError(f"{who}: cwd: {rank['cwd']} is not a folder that may be entered")
     try:
         os.close(open_log(rank["log"]))
     except OSError as error:
-        raise Refused(f"{who}: log: {error.strerror}: {rank['log']}") from None
+        raise RefusedError(f"{who}: log: {error.strerror}: {rank['log']}") from None
     return rank
 
 
@@ -377,6 +377,7 @@ class Launcher:
         self.attempts: dict[str, Attempt] = {}
         self.starting: dict[str, Starting] = {}
         self.zygotes: dict[str, Zygote] = {}
+        self.zygote_sessions: set[int] = set()
         self.quitting = False
         self.done = False
         self.observe_at = 0.0
@@ -398,7 +399,11 @@ class Launcher:
 
     def next_deadline(self) -> float:
         # select() sleeps by a clock that stops in suspend, leases don't: look at least once a second.
-        times = [now() + (1.0 if self.attempts or self.starting else 10.0), self.observe_at, self.idle_since + self.idle_s]
+        times = [
+            now() + (1.0 if self.attempts or self.starting else 10.0),
+            self.observe_at,
+            self.idle_since + self.idle_s,
+        ]
         times += [starting.deadline for starting in self.starting.values()]
         for attempt in self.attempts.values():
             if not attempt.ended:
@@ -470,7 +475,7 @@ class Launcher:
     # Requests
 
     def answer(self, connection: Connection, line: bytes) -> None:
-        number: Any = None
+        number = None
 
         def reply(message: Message) -> None:
             if connection.open:
@@ -484,9 +489,9 @@ class Launcher:
                 "stop": self.stop, "forget": self.forget, "quit": self.quit,
             }.get(request.get("op"))  # fmt: skip
             if handler is None:
-                raise Refused(f"unknown op {request.get('op')!r}")
+                raise RefusedError(f"unknown op {request.get('op')!r}")
             handler(request, reply)
-        except Refused as refusal:
+        except RefusedError as refusal:
             reply({"error": str(refusal)})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reply({"error": f"not a request of this protocol: {type(error).__name__}: {error}"})
@@ -522,7 +527,7 @@ class Launcher:
         if name in self.starting:
             self.refuse(self.starting[name], "stopped while it was starting")
         elif name not in self.attempts:
-            raise Refused(f"attempt {name} is not known here")
+            raise RefusedError(f"attempt {name} is not known here")
         elif not self.attempts[name].ended:
             attempt = self.attempts[name]
             first = attempt.kill_at is None
@@ -540,14 +545,14 @@ class Launcher:
     def forget(self, request: Message, reply: Callable[[Message], None]) -> None:
         attempt = self.attempts.get(request["attempt"])
         if attempt is not None and not attempt.ended:
-            raise Refused(f"attempt {attempt.name} has not ended")
+            raise RefusedError(f"attempt {attempt.name} has not ended")
         self.attempts.pop(request["attempt"], None)
         reply({})
 
     def quit(self, request: Message, reply: Callable[[Message], None]) -> None:
         alive = sorted([name for name, attempt in self.attempts.items() if not attempt.ended] + list(self.starting))
         if alive:
-            raise Refused(f"attempts still live: {', '.join(alive)}")
+            raise RefusedError(f"attempts still live: {', '.join(alive)}")
         reply({})
         self.done = True
 
@@ -572,9 +577,10 @@ class Launcher:
                 )  # fmt: skip
         except OSError as error:
             ours.close()
-            raise Refused(f"python: {error.strerror}: {python}") from None
+            raise RefusedError(f"python: {error.strerror}: {python}") from None
         zygote = Zygote(python, pid, ours, env)
         self.zygotes[python] = zygote
+        self.zygote_sessions.add(pid)
         self.selector.register(ours, selectors.EVENT_READ, lambda _: self.zygote_says(zygote))
         reply({})
 
@@ -628,7 +634,7 @@ class Launcher:
     def start(self, request: Message, reply: Callable[[Message], None]) -> None:
         name, lease_s = request["attempt"], float(request["lease_s"])
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise Refused(f"attempt: {name!r} is not a name such as 42.1")
+            raise RefusedError(f"attempt: {name!r} is not a name such as 42.1")
         if name in self.attempts and self.attempts[name].refusal is None:
             reply({"ranks": started(self.attempts[name])})
             return
@@ -636,15 +642,15 @@ class Launcher:
             self.starting[name].answers.append(reply)
             return
         if name in self.attempts or self.quitting:
-            raise Refused(f"attempt {name}: what its failed start left, or the launcher itself, is being ended")
+            raise RefusedError(f"attempt {name}: what its failed start left, or the launcher itself, is being ended")
         born = now()
         ranks = {str(rank["rank"]): rank for rank in map(check_rank, request["ranks"])}
         marks = {rank["env"].get("ORCH_MARK") for rank in ranks.values()}
         if not ranks or len(ranks) != len(request["ranks"]):
-            raise Refused(f"attempt {name}: ranks must be one or more, with different numbers")
+            raise RefusedError(f"attempt {name}: ranks must be one or more, with different numbers")
         mark = marks.pop()
         if marks or not mark:
-            raise Refused(f"attempt {name}: every rank's env needs the same ORCH_MARK")
+            raise RefusedError(f"attempt {name}: every rank's env needs the same ORCH_MARK")
         attempt = Attempt(name, mark, born=born * TICKS - 1, lease_end=born + lease_s)
         attempt.logs = {(found.st_dev, found.st_ino) for rank in ranks.values() for found in [os.stat(rank["log"])]}
         # A launcher that comes after this one finds by it what this one leaves, however it ends.
@@ -679,7 +685,7 @@ class Launcher:
                 passed = array.array("i", [request, theirs.fileno()])
                 try:
                     zygote.control.sendmsg(
-                        [b"s"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)], socket.MSG_DONTWAIT
+                        [str(len(keys)).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)], socket.MSG_DONTWAIT
                     )
                 except OSError as error:
                     self.give_up_line(starting, line, f"the warm process took no request: {error.strerror}")
@@ -721,7 +727,10 @@ class Launcher:
     def finish_if_ready(self, starting: Starting) -> None:
         """Starts the cold ranks and lets the warm ones go, once all of these have said that they are there."""
         attempt = starting.attempt
-        if self.starting.get(attempt.name) is not starting or starting.ranks.keys() != starting.pids.keys() | starting.why_cold.keys():
+        if (
+            self.starting.get(attempt.name) is not starting
+            or starting.ranks.keys() != starting.pids.keys() | starting.why_cold.keys()
+        ):
             return
         for key in starting.why_cold:
             rank = starting.ranks[key]
@@ -789,7 +798,15 @@ class Launcher:
                     rank.exit = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
                     rank.at = time.time()
                     if attempt.refusal is None:
-                        self.tell({"event": "exit", "attempt": attempt.name, "rank": int(key), "code": rank.exit, "at": rank.at})
+                        self.tell(
+                            {
+                                "event": "exit",
+                                "attempt": attempt.name,
+                                "rank": int(key),
+                                "code": rank.exit,
+                                "at": rank.at,
+                            }
+                        )
             if attempt.over and not attempt.ended:
                 self.observe_at = 0.0
 
@@ -804,9 +821,11 @@ class Launcher:
         unreported = {pid for starting in self.starting.values() for pid in starting.pids.values()}
         ours = ranks | unreported | {zygote.pid for zygote in self.zygotes.values()}
         me = os.getpid()
+        self.zygote_sessions &= {one.session for one in table.values()}
         orphans = []
         for one in table.values():
-            if one.parent == me and one.pid not in ours:
+            # Ranks that wait for a script are in their zygote's session.
+            if one.parent == me and one.pid not in ours and not (one.alive and one.session in self.zygote_sessions):
                 if one.alive:
                     orphans.append(one)
                 else:
@@ -899,7 +918,9 @@ def lock(folder: Path) -> int:
 def listen(folder: Path) -> socket.socket:
     path = folder / "launcher.sock"
     if len(os.fsencode(path)) > 107:
-        sys.exit(f"{path} has {len(os.fsencode(path))} bytes; the path of a socket may have 107: choose a shorter folder")
+        sys.exit(
+            f"{path} has {len(os.fsencode(path))} bytes; the path of a socket may have 107: choose a shorter folder"
+        )
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
@@ -932,7 +953,9 @@ def become_init_of_ranks() -> socket.socket:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Starts and watches the ranks of a node.")
     parser.add_argument("folder", type=Path, help="where the socket is; made if it is not there")
-    parser.add_argument("--preload", default=PRELOAD, help="modules that warm ranks find imported (default: %(default)s)")
+    parser.add_argument(
+        "--preload", default=PRELOAD, help="modules that warm ranks find imported (default: %(default)s)"
+    )
     parser.add_argument("--idle", type=float, default=60.0, help="seconds without connection and attempt until it ends")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()

@@ -27,11 +27,11 @@ subprocess.Popen(sys.argv[1:], start_new_session=True, stdin=subprocess.DEVNULL,
 """
 
 
-class LauncherRefused(Exception):
+class LauncherRefusedError(Exception):
     """The launcher cannot do what was asked; the text says why."""
 
 
-class LauncherGone(Exception):
+class LauncherGoneError(Exception):
     """No launcher answers: it could not be started, or the connection to it is lost."""
 
 
@@ -49,7 +49,7 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
 class LauncherClient:
     """One connection to the launcher of a folder. Every event comes once, in order, from `events()`.
 
-    After `LauncherGone` call `connect()` again: it takes up the launcher that is there or starts another. Ask `hello` then: the
+    After `LauncherGoneError` call `connect()` again: it takes up the launcher that is there or starts another. Ask `hello` then: the
     answer holds every attempt and every exit that was told to nobody.
     """
 
@@ -78,7 +78,7 @@ class LauncherClient:
         await self.close()
 
     async def connect(self) -> None:
-        """Connects to the folder's launcher, starting one where none listens. Raises LauncherGone where that fails."""
+        """Connects to the folder's launcher, starting one where none listens. Raises LauncherGoneError where that fails."""
         await self.close()
         path = str(self.folder / "launcher.sock")
         try:
@@ -106,7 +106,9 @@ class LauncherClient:
             except OSError as error:
                 if asyncio.get_running_loop().time() >= deadline:
                     log = self.folder / "launcher.log"
-                    raise LauncherGone(f"no launcher listens on {path} ({error.strerror}); its log is {log}") from None
+                    raise LauncherGoneError(
+                        f"no launcher listens on {path} ({error.strerror}); its log is {log}"
+                    ) from None
                 await asyncio.sleep(0.01)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -130,14 +132,14 @@ class LauncherClient:
         self._writer = None
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(LauncherGone("the connection to the launcher is lost"))
+                waiting.set_exception(LauncherGoneError("the connection to the launcher is lost"))
         self._waiting.clear()
         self._events.put_nowait(None)
 
     async def call(self, op: str, **fields: Any) -> Message:
-        """Asks the launcher. Raises LauncherRefused with its reason, LauncherGone where there is no connection."""
+        """Asks the launcher. Raises LauncherRefusedError with its reason, LauncherGoneError where there is no connection."""
         if self._writer is None:
-            raise LauncherGone("not connected to a launcher")
+            raise LauncherGoneError("not connected to a launcher")
         number = next(self._numbers)
         self._waiting[number] = waiting = asyncio.get_running_loop().create_future()
         self._writer.write(json.dumps({"id": number, "op": op, **fields}).encode() + b"\n")
@@ -146,7 +148,7 @@ class LauncherClient:
         finally:
             self._waiting.pop(number, None)
         if "error" in answer:
-            raise LauncherRefused(answer["error"])
+            raise LauncherRefusedError(answer["error"])
         return answer
 
     async def events(self) -> AsyncIterator[Message]:

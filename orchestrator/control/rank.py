@@ -25,13 +25,21 @@ import gc  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import select  # noqa: E402
 import socket  # noqa: E402
 import time  # noqa: E402
 from types import CodeType, ModuleType  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, Dict, Tuple  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 SIGKILL = 9
+SPARES = 2
+MOST_SPARES = 16
+"""How many ranks wait, forked, for a script: as many as were ever asked for at once, within these bounds."""
+QUIET_S = 0.5
+"""How long after a request spares are forked anew: not while the ranks that it started need the cores."""
+Script = Tuple[CodeType, Dict[str, Any]]
+"""The compiled script, and the namespace to run it in."""
 
 
 def load(names: list[str]) -> dict[str, Any]:
@@ -76,66 +84,138 @@ def loaded_files(top_level: set[str]) -> list[str]:
     return sorted({sys.executable, *folders, *installed})
 
 
-def serve(control: socket.socket) -> tuple[CodeType, dict[str, Any]]:
-    """Forks ranks as they are asked for. Comes back only in a rank, with the script to run and the namespace to run it in."""
+def serve(control: socket.socket) -> Script:
+    """Hands requests to ranks. Comes back only in a rank, with its script.
+
+    A fork of a process with torch in it takes 6 ms and more, so some ranks are forked beforehand and wait for their script.
+    """
     libc = ctypes.CDLL(None)
+    wanted = SPARES
+    spares: list[socket.socket] = []
     while True:
-        word, ancillary, _, _ = control.recvmsg(1, socket.CMSG_SPACE(8))
-        if not word:
-            os._exit(0)
-        passed = array.array("i")
-        passed.frombytes(ancillary[0][2])
-        request, line = os.fdopen(passed[0], "rb"), socket.socket(fileno=passed[1])
-        threads = len(os.listdir("/proc/self/task"))
-        if threads > 1:
-            line.send(json.dumps({"refused": f"it has {threads} threads"}).encode())
-        else:
-            # A process between, which ends at once, so that the ranks are the launcher's own children.
-            pid = os.fork()
-            if pid == 0:
-                between = os.getpid()
-                control.close()
-                with request:
-                    asked = json.load(request)
-                for rank in asked["ranks"]:
-                    if os.fork() == 0:
-                        prepare(rank, line, libc)
-                        line.close()
-                        stay_with(asked["launcher"], between, libc)
-                        return script_of(rank)
+        missing = wanted - len(spares)
+        ready, _, _ = select.select([control], [], [], QUIET_S if missing > 0 else None)
+        count, request, line = 0, -1, None
+        if ready:
+            word, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(8))
+            if not word:
                 os._exit(0)
-            os.waitpid(pid, 0)
-        request.close()
-        line.close()
+            count = int(word)
+            passed = array.array("i", ancillary[0][2])
+            request, line = passed[0], socket.socket(fileno=passed[1])
+            wanted, missing = max(wanted, min(count, MOST_SPARES)), count - len(spares)
+        if missing > 0:
+            threads = len(os.listdir("/proc/self/task"))
+            if threads == 1:
+                more, mine = fork_ranks(missing)
+                if mine is not None:
+                    # The parent's ends of the others' sockets: while open here, they would outlive their zygote.
+                    for other in [control, line, *spares]:
+                        if other is not None:
+                            other.close()
+                    if request >= 0:
+                        os.close(request)
+                    return wait_for_script(mine, libc)
+                spares += more
+            elif line is not None:
+                line.send(json.dumps({"refused": f"it has {threads} threads"}).encode())
+                count = 0
+            else:
+                wanted = 0
+        for index in range(count):
+            assert line is not None
+            with spares.pop() as spare:
+                spare.sendmsg(
+                    [str(index).encode()],
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [request, line.fileno()]))],
+                )
+        if line is not None:
+            os.close(request)
+            line.close()
 
 
-def prepare(rank: dict[str, Any], line: socket.socket, libc: Any) -> None:
-    """Makes of this fork what `python -u script.py` finds itself in, tells the launcher, and waits for its word to go on."""
+def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
+    """Forks so many ranks: in the zygote, the sockets to them; in a rank, its own.
+
+    A process between ends at once, so that the ranks become the launcher's own children.
+    """
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
+    pid = os.fork()
+    if pid == 0:
+        between = os.getpid()
+        for _, mine in pairs:
+            if os.fork() == 0:
+                for ours, theirs in pairs:
+                    ours.close()
+                    if theirs is not mine:
+                        theirs.close()
+                while os.getppid() == between:
+                    time.sleep(0.0002)
+                return [], mine
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for _, theirs in pairs:
+        theirs.close()
+    return [ours for ours, _ in pairs], None
+
+
+def wait_for_script(post: socket.socket, libc: Any) -> Script:
+    """The life of a rank until its script begins."""
+    # A rank without its launcher has no lease, so the kernel ends it with the launcher.
+    libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    renew_randomness()
+    word, ancillary, _, _ = post.recvmsg(16, socket.CMSG_SPACE(8))
+    post.close()
+    if not word:
+        os._exit(0)
+    passed = array.array("i", ancillary[0][2])
+    request, line = passed[0], socket.socket(fileno=passed[1])
+    asked = json.loads(os.pread(request, os.fstat(request).st_size, 0))
+    os.close(request)
+    rank = asked["ranks"][int(word)]
     try:
-        os.setsid()
-        log = os.open(rank["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-        os.chdir(rank["cwd"])
-        take_environment(rank["env"], libc)
-        show_in_proc(rank, libc)
-        refresh_modules()
+        prepare(rank, libc)
     except BaseException as error:
         line.send(json.dumps({"rank": rank["rank"], "error": f"{type(error).__name__}: {error}"}).encode())
         os._exit(1)
     line.send(json.dumps({"rank": rank["rank"], "pid": os.getpid()}).encode())
-    if not line.recv(1):
+    # No rank begins before all of them are there.
+    if not line.recv(1) or os.getppid() != asked["launcher"]:
         os._exit(1)
+    line.close()
+    return script_of(rank)
 
 
-def stay_with(launcher: int, between: int, libc: Any) -> None:
-    """Waits until the launcher is the parent, and has the kernel end this process with it: without it nobody watches the lease."""
-    while os.getppid() == between:
-        time.sleep(0.0002)
-    libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
-    if os.getppid() != launcher:
-        os._exit(1)
+def prepare(rank: dict[str, Any], libc: Any) -> None:
+    """Makes of this fork what `python -u script.py` finds itself in."""
+    os.setsid()
+    log = os.open(rank["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.chdir(rank["cwd"])
+    take_environment(rank["env"], libc)
+    show_in_proc(rank)
+    loaded = sys.modules
+    if "multiprocessing.process" in loaded:
+        vars(loaded["multiprocessing.process"])["ORIGINAL_DIR"] = os.getcwd()
+    if "logging" in loaded:
+        logging = vars(loaded["logging"])
+        logging["_startTime"] = time.time_ns() if isinstance(logging["_startTime"], int) else time.time()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and "torch" in loaded:
+        # libgomp read the variable when it was loaded.
+        loaded["torch"].set_num_threads(int(threads))
+
+
+def renew_randomness() -> None:
+    """Gives this fork its own numbers, and caches that are empty like a fresh interpreter's."""
+    loaded = sys.modules
+    importlib.invalidate_caches()
+    if "numpy.random" in loaded:
+        loaded["numpy.random"].seed()
+    if "multiprocessing.process" in loaded:
+        loaded["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
 def take_environment(env: dict[str, str], libc: Any) -> None:
@@ -151,7 +231,7 @@ def take_environment(env: dict[str, str], libc: Any) -> None:
     time.tzset()
 
 
-def show_in_proc(rank: dict[str, Any], libc: Any) -> None:
+def show_in_proc(rank: dict[str, Any]) -> None:
     """Writes argv and environment where the kernel reads /proc/PID/cmdline and environ: over the padding given at exec."""
     with open("/proc/self/stat", "rb") as stream:
         fields = stream.read().rpartition(b")")[2].split()
@@ -170,26 +250,7 @@ def show_in_proc(rank: dict[str, Any], libc: Any) -> None:
         sys.orig_argv[:] = argv
 
 
-def refresh_modules() -> None:
-    """Renews what modules took, when they were imported, from a process that was another one."""
-    loaded = sys.modules
-    importlib.invalidate_caches()
-    if "numpy.random" in loaded:
-        loaded["numpy.random"].seed()
-    if "multiprocessing.process" in loaded:
-        process = loaded["multiprocessing.process"]
-        process.ORIGINAL_DIR = os.getcwd()
-        process.current_process().authkey = os.urandom(32)
-    if "logging" in loaded:
-        start = loaded["logging"]._startTime
-        loaded["logging"]._startTime = time.time_ns() if isinstance(start, int) else time.time()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads and "torch" in loaded:
-        # libgomp read the variable when it was loaded.
-        loaded["torch"].set_num_threads(int(threads))
-
-
-def script_of(rank: dict[str, Any]) -> tuple[CodeType, dict[str, Any]]:
+def script_of(rank: dict[str, Any]) -> Script:
     """The compiled script, and `__main__` as Python makes it for a script."""
     path = os.path.join(os.getcwd(), rank["argv"][0])
     if not getattr(sys.flags, "safe_path", False):
@@ -226,7 +287,7 @@ def hide_this_file(error: BaseException) -> None:
         sys.excepthook = hook
 
 
-def zygote() -> tuple[CodeType, dict[str, Any]]:
+def zygote() -> Script:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)
     try:
@@ -241,7 +302,7 @@ def zygote() -> tuple[CodeType, dict[str, Any]]:
 if __name__ == "__main__":
     try:
         # No name may hold the namespace: what the script leaves in it is torn down when the interpreter ends, not before.
-        exec(*zygote())
+        exec(*zygote())  # noqa: S102
     except BaseException as error:
         hide_this_file(error)
         raise
