@@ -287,15 +287,15 @@ def _filter(request: web.Request) -> RunFilter:
             since = datetime.fromisoformat(text)
         except ValueError:
             raise Refused(2, f"since: {text!r} is not a time") from None
-    states = tuple(part for part in query.get("state", "").split(",") if part)
-    if unknown := [state for state in states if state not in list(State)]:
-        raise Refused(2, f"state: {unknown[0]!r} is none of {', '.join(State)}")
+    state = query.get("state")
+    if state is not None and state not in list(State):
+        raise Refused(2, f"state: {state!r} is none of {', '.join(State)}")
     tags = dict(tag.partition("=")[::2] for tag in query.getall("tag", []))
     return RunFilter(
         name=query.get("name"),
         user=query.get("user"),
         team=query.get("team"),
-        state=tuple(State(state) for state in states),
+        state=None if state is None else State(state),
         since=since,
         tags=tags,
         sort=query.get("sort", "-submitted"),
@@ -312,4 +312,3 @@ async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | 
             await response.write(b"\n" if value is None else json.dumps(value).encode() + b"\n")
         await response.write_eof()
     return response
-

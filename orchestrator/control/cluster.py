@@ -34,9 +34,10 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "3",
 }
 _KEPT = frozenset(
-    "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR VIRTUAL_ENV PYTHONPATH LD_LIBRARY_PATH CUDA_HOME CUDA_PATH "
-    "CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy "
-    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE".split()
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH"}
+    | {"LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"}
+    | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
+    | {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
 )
 _KEPT_PREFIXES = ("LC_", "XDG_", "NCCL_", "NVIDIA_", "HF_HOME", "TORCH_HOME")
 
@@ -64,7 +65,9 @@ def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str,
         env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     else:
         env |= {k: v for k, v in environ.items() if k.startswith("RAY_")}
-        env.setdefault("RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in env or "RAY_AUTH_TOKEN_PATH" in env else "disabled")
+        env.setdefault(
+            "RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in env or "RAY_AUTH_TOKEN_PATH" in env else "disabled"
+        )
     return env
 
 
@@ -149,7 +152,9 @@ def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
     return url
 
 
-def _local_head(home: Home, settings: Mapping[str, Any], environ: Mapping[str, str], say: Say) -> tuple[str, str | None]:
+def _local_head(
+    home: Home, settings: Mapping[str, Any], environ: Mapping[str, str], say: Say
+) -> tuple[str, str | None]:
     """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
     previous = home.read_cluster()
     if previous is not None and previous.local and _ours(home):
@@ -274,7 +279,9 @@ def _end_actors(home: Home, note: ClusterNote) -> None:
 
     ray.init(address=note.address, namespace=home.namespace, log_to_driver=False, configure_logging=False)
     try:
-        for actor in list_actors(address=note.address, filters=[("ray_namespace", "=", home.namespace), ("state", "!=", "DEAD")]):
+        for actor in list_actors(
+            address=note.address, filters=[("ray_namespace", "=", home.namespace), ("state", "!=", "DEAD")]
+        ):
             with suppress(ValueError):
                 ray.kill(ray.get_actor(actor.name, namespace=home.namespace))
     finally:

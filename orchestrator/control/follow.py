@@ -27,7 +27,9 @@ class Positions:
     def parse(cls, text: str) -> Positions:
         """From `attempt:rank:offset,...`, as a client says it when it comes back; what is not of that form is ignored."""
         rows = (row.split(":") for row in text.split(",") if row)
-        return cls({(int(a), int(r)): int(o) for a, r, o in (r for r in rows if len(r) == 3 and all(map(str.isdigit, r)))})
+        return cls(
+            {(int(a), int(r)): int(o) for a, r, o in (r for r in rows if len(r) == 3 and all(map(str.isdigit, r)))}
+        )
 
 
 def _object(line: Line) -> dict[str, Any]:
@@ -115,7 +117,9 @@ async def _news(controller: Controller, run: Run) -> list[dict[str, Any]]:
         nodes = ", ".join(part.node for part in gang.placement.nodes[:4])
         more = len(gang.placement.nodes) - 4
         where = nodes + (f" and {more} more" if more > 0 else "")
-        parts.append({"progress": f"attempt {gang.attempt}: {gang.started} of {gang.world_size} ranks started on {where}"})
+        parts.append(
+            {"progress": f"attempt {gang.attempt}: {gang.started} of {gang.world_size} ranks started on {where}"}
+        )
     return parts
 
 

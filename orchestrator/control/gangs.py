@@ -264,4 +264,3 @@ def _backend_of(spec: JobSpec, device: str) -> str:
     if spec.backend != "auto":
         return spec.backend
     return "nccl" if device == "cuda" else "gloo"
-

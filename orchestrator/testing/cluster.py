@@ -20,7 +20,6 @@ from orchestrator.control.backend import (
 from orchestrator.placement.values import Device
 
 
-
 @dataclass
 class FakePart:
     """A gang's part on a fake node, moved by the test."""

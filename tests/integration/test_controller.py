@@ -82,7 +82,12 @@ def test_ranks_get_coordinates_that_agree_over_the_gang(tmp_path: Path) -> None:
             run, _ = await controller.submit(job("2x2", checkpoint="ckpt"), {})
             await reaches(controller, run, State.RUNNING)
             a, b = (cluster.agents[n].parts[run.id, 1].order for n in "ab")
-            assert [(r.rank, r.local_rank, r.gpu) for r in a.ranks + b.ranks] == [(0, 0, 0), (1, 1, 1), (2, 0, 0), (3, 1, 1)]
+            assert [(r.rank, r.local_rank, r.gpu) for r in a.ranks + b.ranks] == [
+                (0, 0, 0),
+                (1, 1, 1),
+                (2, 0, 0),
+                (3, 1, 1),
+            ]
             assert (a.world_size, a.node_rank, b.node_rank) == (4, 0, 1)
             assert (a.master_addr, a.master_port) == (b.master_addr, b.master_port)
             assert a.env["ORCH_CHECKPOINT_DIR"] == f"{tmp_path}/storage/checkpoints/{run.id}/ckpt"
