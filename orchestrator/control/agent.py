@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleController, StartPart
+from orchestrator.control import snapshot
+from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleController, StartFailed, StartPart
 from orchestrator.control.gpus import memory_is_free, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
@@ -130,13 +131,22 @@ class NodeAgent:
         return self._reserve(f"{run}.{attempt}")
 
     async def start(self, epoch: int, part: StartPart) -> PartStatus:
-        """Starts the part's ranks; a part that is known already is answered as it is. Raises LauncherRefusedError, OSError, ValueError."""
+        """Starts the part's ranks; a part that is known already is answered as it is. Raises StartFailed."""
         await self._take_orders_from(epoch)
         await self._connect()
         async with self._starting.setdefault(part.key, asyncio.Lock()):
             known = self._parts.get(part.key)
             if known is None:
-                known = await self._start(part)
+                try:
+                    known = await self._start(part)
+                except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
+                    self._free_port(part.key)
+                    raise StartFailed(str(error)) from None
+                except LauncherGoneError as error:
+                    # The launcher that follows sweeps away what this one had started.
+                    self._free_port(part.key)
+                    await self._connect()
+                    raise StartFailed(str(error)) from None
         return known.status()
 
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:

@@ -167,7 +167,7 @@ def _local_head(
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={_free_port()}",
         f"--temp-dir={folder}", f"--num-cpus={settings['slots']}", "--disable-usage-stats", "--include-dashboard=true",
-        f"--dashboard-agent-listen-port={_free_port()}",
+        f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
         "--object-store-memory=200000000",
     ]  # fmt: skip
     started = subprocess.run(
