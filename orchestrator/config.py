@@ -183,6 +183,8 @@ class Setting:
     """One key's text, in one of the places where it can be set."""
 
     text: str
+    key: str
+    """What the key is called there: `metadata.orch.lease`."""
     origin: str
     mark: Mark
     place: Place
@@ -213,7 +215,7 @@ def load_config(environ: Mapping[str, str], cwd: Path, flags: Mapping[str, str |
             try:
                 value = KEYS[name].parse(setting.text, setting.place)
             except ValueError as error:
-                complaints.append(Complaint(setting.mark, name, str(error)))
+                complaints.append(Complaint(setting.mark, setting.key, str(error)))
                 continue
             if name not in values:
                 values[name], origins[name] = value, setting.origin
@@ -243,12 +245,12 @@ def _defaults(home: Path) -> dict[str, Any]:
 def _from_flags(flags: Mapping[str, str | None], here: Place) -> dict[str, Setting]:
     given = {name: text for name, text in flags.items() if text is not None}
     option = {name: "--" + name.replace("_", "-").replace(".", "-") for name in given}
-    return {name: Setting(text, option[name], Mark(option[name]), here) for name, text in given.items()}
+    return {name: Setting(text, name, option[name], Mark(option[name]), here) for name, text in given.items()}
 
 
 def _from_variables(environ: Mapping[str, str], here: Place) -> dict[str, Setting]:
     given = {name: variable(name) for name in KEYS if environ.get(variable(name))}
-    return {name: Setting(environ[var], var, Mark(var), here) for name, var in given.items()}
+    return {name: Setting(environ[var], name, var, Mark(var), here) for name, var in given.items()}
 
 
 def _files(environ: Mapping[str, str], here: Place) -> list[tuple[Path, KeyPath]]:
@@ -280,7 +282,7 @@ def _from_file(file: Path, inside: KeyPath, here: Place) -> tuple[dict[str, Sett
         name = dotted(path[len(inside) :])
         if name in KEYS and isinstance(value, str):
             mark = found.mark(path)
-            settings[name] = Setting(value, f"{source}:{mark.line}", mark, place)
+            settings[name] = Setting(value, dotted(path), f"{source}:{mark.line}", mark, place)
         else:
             found.complain(path, *_refusal(name, value), at=found.mark(path, key=name not in KEYS))
     return settings, found.complaints

@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -79,14 +80,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def shown(value: object) -> str:
+def shown(value: object, limit: int = 60) -> str:
     """A value from a file as a message names it: quoted, one line, short."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
         return "a list"
     text = printable(str(value))
-    return f"'{text[:60]}...'" if len(text) > 60 else f"'{text}'"
+    return f"'{text[:limit]}...'" if len(text) > limit else f"'{text}'"
 
 
 def dotted(path: KeyPath) -> str:
@@ -205,12 +206,10 @@ def parse(text: str, source: str, max_bytes: int = MAX_BYTES) -> Node | None:
 
 
 def _control_characters(text: str, source: str) -> Iterator[Complaint]:
-    for found in CONTROL.finditer(text):
+    for found in islice(CONTROL.finditer(text), MAX_PRINTED):
         line_start = text.rfind("\n", 0, found.start()) + 1
         mark = Mark(source, text.count("\n", 0, found.start()) + 1, found.start() - line_start + 1)
         yield Complaint(mark, "", f"the control character U+{ord(found[0]):04X}", "Remove it")
-        if mark.line > MAX_PRINTED:
-            return
 
 
 def _events(text: str, source: str) -> Iterator[Any]:
@@ -230,6 +229,7 @@ _PLAIN_WORDS = {
         "Quote the value if ': ' belongs to it, and indent all keys of a level alike",
     ),
     "could not find expected ':'": ("a key without ': ' after it", ""),
+    "found a tab character that violates indentation": ("a tab", "YAML is indented with spaces"),
     "found undefined tag handle": ("a tag ('!...'): tags are not used here", ""),
 }
 

@@ -73,10 +73,10 @@ def missing_files(job: dict[str, Any], folder: Path) -> list[tuple[KeyPath, str]
     try:
         workdir = folder / str(job.get("workdir", "."))
         if not workdir.is_dir():
-            return [(("workdir",), f"there is no folder {shown(workdir)}")]
+            return [(("workdir",), f"there is no folder {shown(workdir, 300)}")]
         script = split_command(str(job.get("run", "")))[0]
         if not (workdir / script).is_file():
-            return [(("run",), f"there is no file {shown(script)} in {shown(workdir.resolve())}")]
+            return [(("run",), f"there is no file {shown(script)} in {shown(workdir.resolve(), 300)}")]
     except (ValueError, IndexError, OSError):
         return []  # no usable path at all, about which there is a complaint already
     return []
@@ -146,7 +146,9 @@ def _value(path: KeyPath, value: str, mark: Mark) -> Contents:
     except DocumentError as error:
         inner = Contents(complaints=list(error.complaints))
     # A line and a column within a flag help nobody.
-    inner.complaints = [replace(complaint, mark=mark, key=document.dotted(path)) for complaint in inner.complaints]
+    inner.complaints = [
+        replace(complaint, mark=mark, key=complaint.key or document.dotted(path)) for complaint in inner.complaints
+    ]
     return inner
 
 

@@ -26,8 +26,8 @@ def format_duration(seconds: float) -> str:
     """As a person would write it, in the largest unit that leaves a whole number: 90 is `90s`, 1800 is `30m`."""
     for unit in ("d", "h", "m"):
         if seconds >= SECONDS[unit] and seconds % SECONDS[unit] == 0:
-            return f"{seconds // SECONDS[unit]:g}{unit}"
-    return f"{seconds:g}s"
+            return f"{int(seconds // SECONDS[unit])}{unit}"
+    return f"{int(seconds) if seconds == int(seconds) else round(seconds, 3)}s"
 
 
 def parse_size(text: str) -> int:
