@@ -185,7 +185,7 @@ class JobSpec(Value):
     checkpoint: Checkpoint = Field(
         default=None,
         description="A folder for checkpoints, given to the script as ORCH_CHECKPOINT_DIR, the same on every attempt: "
-        "absolute, or relative to the cluster's storage.",
+        "absolute, or inside the run's own folder of the cluster's storage.",
         examples=["ckpt"],
     )
     priority: Priority = Field(
