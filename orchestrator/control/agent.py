@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -17,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleController, StartPart
+from orchestrator.control import snapshot
+from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleController, StartFailed, StartPart
 from orchestrator.control.gpus import memory_is_free, visible_gpus
-from orchestrator.control.launcher_client import LauncherClient, LauncherError
+from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.rank_env import base_env, interface_of, rank_env
 
@@ -103,9 +105,9 @@ class NodeAgent:
         self._sequence = 0
         self._unacked: Report | None = None
         self._answered: float | None = None
-        self._launcher = LauncherClient(folder / "launcher", self._base, self._on_event)
-        self._connected = asyncio.Lock()
-        self._ready = False
+        self._launcher = LauncherClient(folder / "launcher", self._base)
+        self._connecting = asyncio.Lock()
+        self._listening: asyncio.Task[None] | None = None
 
     # -- the controller's calls ----------------------------------------------------------------------------------
 
@@ -129,20 +131,29 @@ class NodeAgent:
         return self._reserve(f"{run}.{attempt}")
 
     async def start(self, epoch: int, part: StartPart) -> PartStatus:
-        """Starts the part's ranks; a part that is known already is answered as it is. Raises LauncherError, OSError, ValueError."""
+        """Starts the part's ranks; a part that is known already is answered as it is. Raises StartFailed."""
         await self._take_orders_from(epoch)
         await self._connect()
         async with self._starting.setdefault(part.key, asyncio.Lock()):
             known = self._parts.get(part.key)
             if known is None:
-                known = await self._start(part)
+                try:
+                    known = await self._start(part)
+                except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
+                    self._free_port(part.key)
+                    raise StartFailed(str(error)) from None
+                except LauncherGoneError as error:
+                    # The launcher that follows sweeps away what this one had started.
+                    self._free_port(part.key)
+                    await self._connect()
+                    raise StartFailed(str(error)) from None
         return known.status()
 
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
         await self._take_orders_from(epoch)
         await self._connect()
         if f"{run}.{attempt}" in self._parts:
-            with suppress(LauncherError):
+            with suppress(LauncherRefusedError):
                 await self._launcher.call("stop", attempt=f"{run}.{attempt}", grace_s=grace_s)
 
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
@@ -152,33 +163,53 @@ class NodeAgent:
         self._parts.pop(key, None)
         self._starting.pop(key, None)
         self._free_port(key)
-        with suppress(LauncherError):
+        with suppress(LauncherRefusedError, LauncherGoneError):
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
 
     async def close(self, epoch: int) -> None:
-        """The cluster goes down: the launcher ends; ranks that still live are killed by it."""
+        """The cluster goes down: the launcher ends, once its attempts have."""
         await self._take_orders_from(epoch)
-        await self._launcher.shut_down()
+        with suppress(LauncherGoneError):
+            for key, part in self._parts.items():
+                if not part.swept:
+                    await self._launcher.call("stop", attempt=key, grace_s=0)
+            await self._quit()
+
+    async def _quit(self) -> None:
+        for _ in range(50):
+            try:
+                await self._launcher.call("quit")
+            except LauncherRefusedError:
+                await asyncio.sleep(0.1)
+            else:
+                return
 
     # -- the launcher --------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        async with self._connected:
-            if self._ready and self._launcher.connected:
+        """Sees to it that a launcher runs and is listened to. Raises LauncherGoneError."""
+        async with self._connecting:
+            if self._launcher.connected:
                 return
             await self._launcher.connect()
             known = await self._launcher.call("hello")
             for key, attempt in known["attempts"].items():
                 self._take_up(key, attempt)
-            for key in set(self._parts) - set(known["attempts"]):
+            for key in self._parts.keys() - known["attempts"].keys():
                 # A launcher that died took its ranks with it, by the sweep of the one that follows.
                 part = self._parts[key]
                 part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
                 part.swept = part.gpu_free = True
-            await self._launcher.call("warm", python=self._launcher.default_python)
-            self._ready = True
+            self._listening = asyncio.get_running_loop().create_task(self._listen())
+            await self._launcher.call("warm", python=sys.executable, env=self._base)
             self._changed.set()
+
+    async def _listen(self) -> None:
+        async for event in self._launcher.events():
+            self._on_event(event)
+        # Whoever waits for news is woken, and connects again.
+        self._changed.set()
 
     def _take_up(self, key: str, attempt: dict[str, Any]) -> None:
         """A part that an agent before this one started, or that changed while the connection was lost."""
@@ -256,7 +287,7 @@ class NodeAgent:
         if part.python is not None:
             # Our own PYTHONPATH holds packages for our own interpreter.
             base = {k: v for k, v in base.items() if k != "PYTHONPATH"}
-        python = part.python or self._launcher.default_python
+        python = part.python or sys.executable
         base = base | {"PATH": f"{Path(python).parent}:{base.get('PATH', os.defpath)}"}
         if master_port != part.master_port:
             part = StartPart(**{**part.__dict__, "master_port": master_port})
@@ -296,7 +327,7 @@ class NodeAgent:
         living = [key for key, part in self._parts.items() if not part.swept]
         if self._answered is not None and living:
             left = self._answered + lease_s - time.monotonic()
-            with suppress(LauncherError):
+            with suppress(LauncherGoneError):
                 await self._launcher.call("lease", attempts=dict.fromkeys(living, max(0.0, left)))
 
     async def _wait_for_news(self, wait_s: float) -> None:

@@ -134,7 +134,7 @@ class Api:
         return web.json_response({"ok": True})
 
     async def _get_status(self, request: web.Request) -> web.Response:
-        nodes = [node for node in self._controller.nodes.values() if node.up]
+        nodes = [node for node in self._controller.roster.nodes.values() if node.up]
         busy = await self._controller.busy()
         gpus = [node for node in nodes if node.facts.device == "cuda"]
         counts = {
@@ -153,7 +153,7 @@ class Api:
     async def _nodes(self, request: web.Request) -> web.Response:
         busy = await self._controller.busy()
         answer = []
-        for name, node in sorted(self._controller.nodes.items()):
+        for name, node in sorted(self._controller.roster.nodes.items()):
             taken = busy.get(name, {})
             answer.append(
                 {
@@ -166,14 +166,14 @@ class Api:
                     "runs": sorted(set(taken.values())),
                     "gpus": node.info.get("hardware", {}).get("gpus", []),
                     "versions": node.info.get("versions", {}),
-                    "note": self._controller.note_of(node, taken),
+                    "note": node.note_now(taken),
                 }
             )
         return web.json_response(answer)
 
     async def _go_down(self, request: web.Request) -> web.Response:
         body = DownBody.model_validate(await _json(request))
-        live = await self._controller.live_runs()
+        live = await self._controller.live()
         if live and not body.force:
             names = ", ".join(f"{run.id} ({run.name})" for run in live[:5])
             raise Refused(7, f"{len(live)} run(s) live: {names}; cancel them, or use --force")
@@ -209,12 +209,12 @@ class Api:
     async def _runs(self, request: web.Request) -> web.Response:
         if request.query.get("live") == "1":
             return web.json_response(await self._live())
-        runs = await self._controller.list_runs(_filter(request))
+        runs = await self._controller.runs(_filter(request))
         return web.json_response([render.list_json(run) for run in runs])
 
     async def _live(self) -> list[dict[str, Any]]:
         """What runs, then what waits in its order, as `orch ps` shows it."""
-        live, waiting = await self._controller.queue()
+        live, waiting = await self._controller.live(), await self._controller.waiting()
         rows = [render.list_json(run) | {"position": None} for run in live]
         return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting, 1)]
 
@@ -287,15 +287,15 @@ def _filter(request: web.Request) -> RunFilter:
             since = datetime.fromisoformat(text)
         except ValueError:
             raise Refused(2, f"since: {text!r} is not a time") from None
-    states = tuple(part for part in query.get("state", "").split(",") if part)
-    if unknown := [state for state in states if state not in list(State)]:
-        raise Refused(2, f"state: {unknown[0]!r} is none of {', '.join(State)}")
+    state = query.get("state")
+    if state is not None and state not in list(State):
+        raise Refused(2, f"state: {state!r} is none of {', '.join(State)}")
     tags = dict(tag.partition("=")[::2] for tag in query.getall("tag", []))
     return RunFilter(
         name=query.get("name"),
         user=query.get("user"),
         team=query.get("team"),
-        state=tuple(State(state) for state in states),
+        state=None if state is None else State(state),
         since=since,
         tags=tags,
         sort=query.get("sort", "-submitted"),
@@ -312,4 +312,3 @@ async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | 
             await response.write(b"\n" if value is None else json.dumps(value).encode() + b"\n")
         await response.write_eof()
     return response
-

@@ -34,9 +34,10 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "3",
 }
 _KEPT = frozenset(
-    "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR VIRTUAL_ENV PYTHONPATH LD_LIBRARY_PATH CUDA_HOME CUDA_PATH "
-    "CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy "
-    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE".split()
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH"}
+    | {"LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"}
+    | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
+    | {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
 )
 _KEPT_PREFIXES = ("LC_", "XDG_", "NCCL_", "NVIDIA_", "HF_HOME", "TORCH_HOME")
 
@@ -60,9 +61,13 @@ def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str,
         # No worker is wanted but for the controller and the agent: Ray would start one per CPU ahead of need.
         env["RAY_prestart_worker_first_driver"] = "0"
         env["RAY_enable_worker_prestart"] = "0"
+        # Loopback, whatever networks the machine is in: a laptop changes them (the name is Ray's, the switch works on Linux).
+        env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     else:
         env |= {k: v for k, v in environ.items() if k.startswith("RAY_")}
-        env.setdefault("RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in env or "RAY_AUTH_TOKEN_PATH" in env else "disabled")
+        env.setdefault(
+            "RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in env or "RAY_AUTH_TOKEN_PATH" in env else "disabled"
+        )
     return env
 
 
@@ -147,7 +152,9 @@ def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
     return url
 
 
-def _local_head(home: Home, settings: Mapping[str, Any], environ: Mapping[str, str], say: Say) -> tuple[str, str | None]:
+def _local_head(
+    home: Home, settings: Mapping[str, Any], environ: Mapping[str, str], say: Say
+) -> tuple[str, str | None]:
     """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
     previous = home.read_cluster()
     if previous is not None and previous.local and _ours(home):
@@ -160,7 +167,7 @@ def _local_head(home: Home, settings: Mapping[str, Any], environ: Mapping[str, s
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={_free_port()}",
         f"--temp-dir={folder}", f"--num-cpus={settings['slots']}", "--disable-usage-stats", "--include-dashboard=true",
-        "--ray-client-server-port=0", f"--dashboard-agent-listen-port={_free_port()}",
+        f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
         "--object-store-memory=200000000",
     ]  # fmt: skip
     started = subprocess.run(
@@ -272,7 +279,9 @@ def _end_actors(home: Home, note: ClusterNote) -> None:
 
     ray.init(address=note.address, namespace=home.namespace, log_to_driver=False, configure_logging=False)
     try:
-        for actor in list_actors(address=note.address, filters=[("ray_namespace", "=", home.namespace), ("state", "!=", "DEAD")]):
+        for actor in list_actors(
+            address=note.address, filters=[("ray_namespace", "=", home.namespace), ("state", "!=", "DEAD")]
+        ):
             with suppress(ValueError):
                 ray.kill(ray.get_actor(actor.name, namespace=home.namespace))
     finally:

@@ -27,7 +27,9 @@ class Positions:
     def parse(cls, text: str) -> Positions:
         """From `attempt:rank:offset,...`, as a client says it when it comes back; what is not of that form is ignored."""
         rows = (row.split(":") for row in text.split(",") if row)
-        return cls({(int(a), int(r)): int(o) for a, r, o in (r for r in rows if len(r) == 3 and all(map(str.isdigit, r)))})
+        return cls(
+            {(int(a), int(r)): int(o) for a, r, o in (r for r in rows if len(r) == 3 and all(map(str.isdigit, r)))}
+        )
 
 
 def _object(line: Line) -> dict[str, Any]:
@@ -75,7 +77,7 @@ async def log_lines(
                 start = controller.logs.since(run.id, past.number, number, when)
                 positions.at.setdefault((past.number, number), start)
     while True:
-        changed = controller.watch(run.id)
+        changed = controller.runtime.watch(run.id)
         run = await controller.find(str(run.id))
         for line in _new_lines(controller, run, positions, rank, attempt):
             yield _object(line)
@@ -89,7 +91,7 @@ async def follow(controller: Controller, run_id: int, positions: Positions) -> A
     """Everything about one run from now to its end."""
     said: dict[str, Any] = {}
     while True:
-        changed = controller.watch(run_id)
+        changed = controller.runtime.watch(run_id)
         run = await controller.find(str(run_id))
         for part in await _news(controller, run):
             key = next(iter(part))
@@ -107,16 +109,17 @@ async def follow(controller: Controller, run_id: int, positions: Positions) -> A
 
 async def _news(controller: Controller, run: Run) -> list[dict[str, Any]]:
     if run.state is State.QUEUED:
-        _, waiting = await controller.queue()
+        waiting = await controller.waiting()
         position = next((i for i, other in enumerate(waiting, 1) if other.id == run.id), None)
         return [{"state": run.state, "position": position, "reason": run.reason}]
     parts: list[dict[str, Any]] = [{"state": run.state, "position": None, "reason": run.reason}]
-    attempt = run.attempt
-    if attempt is not None and (gang := controller.gangs.get((run.id, attempt.number))) is not None:
-        nodes = ", ".join(part.node for part in attempt.placement.nodes[:4])
-        more = len(attempt.placement.nodes) - 4
+    if (gang := controller.gangs.of(run)) is not None:
+        nodes = ", ".join(part.node for part in gang.placement.nodes[:4])
+        more = len(gang.placement.nodes) - 4
         where = nodes + (f" and {more} more" if more > 0 else "")
-        parts.append({"progress": f"attempt {attempt.number}: {gang.started} of {gang.world_size} ranks started on {where}"})
+        parts.append(
+            {"progress": f"attempt {gang.attempt}: {gang.started} of {gang.world_size} ranks started on {where}"}
+        )
     return parts
 
 

@@ -75,7 +75,9 @@ class Home:
                 file.write(secrets.token_urlsafe(32))
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:
-            raise InsecureHome(f"{path} can be read by others (mode {mode:04o}); `chmod 600 {path}`, or remove it for a new one")
+            raise InsecureHome(
+                f"{path} can be read by others (mode {mode:04o}); `chmod 600 {path}`, or remove it for a new one"
+            )
         return path.read_text().strip()
 
     def read_cluster(self) -> ClusterNote | None:

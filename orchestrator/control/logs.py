@@ -118,6 +118,19 @@ class LogFolder:
             for i, raw in enumerate(tail.read_bytes().split(b"\n")[1:], 2):
                 yield Line(attempt, rank, size + i, _text(raw))
 
+    def last_line(self, run: int, attempt: int, rank: int) -> str:
+        """The last line that says something."""
+        for ending in ("tail", "log"):
+            path = self.file(run, attempt, rank, ending)
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_LINE))
+                for raw in reversed(file.read().split(b"\n")):
+                    if text := _text(raw).strip():
+                        return text
+        return ""
+
 
 def _text(raw: bytes) -> str:
     # A progress bar redraws itself with carriage returns: what it showed last is the line.

@@ -113,7 +113,9 @@ class NodeFiles:
     def attempts(self) -> list[str]:
         return [entry.name for entry in self._runs.iterdir() if entry.is_dir()]
 
-    async def lay_out(self, key: str, sha256: str | None, fetch: Callable[[str], AsyncIterator[bytes]]) -> AttemptFolder:
+    async def lay_out(
+        self, key: str, sha256: str | None, fetch: Callable[[str], AsyncIterator[bytes]]
+    ) -> AttemptFolder:
         """A fresh folder for the attempt with its own copy of the snapshot, fetched if the node has not had it yet.
 
         Every attempt has its own copy, so that what a script writes beside itself meets no other run.

@@ -9,8 +9,11 @@ import psutil
 
 from orchestrator.control.backend import RankStart, StartPart
 
-_NOT_FOR_RANKS = ("RAY_", "ORCH_", "__RAY")
-_SET_BY_RAY = frozenset({"CUDA_VISIBLE_DEVICES", "PYTHONBREAKPOINT", "OMP_NUM_THREADS", "TF_WARNINGS", "GRPC_ENABLE_FORK_SUPPORT"})
+_NOT_FOR_RANKS = ("RAY_", "ORCH_", "__RAY", "GRPC_")
+_SET_BY_RAY = frozenset(
+    {"CUDA_VISIBLE_DEVICES", "PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "OMP_NUM_THREADS", "TF_WARNINGS", "LD_PRELOAD"}
+    | {"_", "OLDPWD", "PWD", "SHLVL"}
+)
 
 
 def base_env(environ: Mapping[str, str]) -> dict[str, str]:
@@ -35,7 +38,6 @@ def rank_env(
     """
     local_world = len(part.ranks)
     env = dict(base)
-    env["PYTHONUNBUFFERED"] = "1"
     # As torchrun does, but with the cores there are: ranks that share a node must not each start a thread per core.
     env["OMP_NUM_THREADS"] = str(max(1, cores // max(1, local_world)))
     if interface is not None:

@@ -6,12 +6,9 @@ The only module, with cluster.py, that imports Ray.
 from __future__ import annotations
 
 import asyncio
-import getpass
-import json
 import logging
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -28,11 +25,11 @@ import orchestrator
 from orchestrator.control import gpus
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
-from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, Report, StartPart, PartStatus
+from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
 from orchestrator.control.code_store import CodeStore
-from orchestrator.control.controller import Controller, Settings
-from orchestrator.control.home import Home, ClusterNote
-from orchestrator.history.errors import StoreError
+from orchestrator.control.controller import Controller
+from orchestrator.control.home import Home
+from orchestrator.control.runtime import Settings
 from orchestrator.history.store import Store
 
 log = logging.getLogger("orch")
@@ -322,13 +319,13 @@ class ControllerActor:
         """Ends what orch has on the nodes; who asked ends Ray, or this actor, afterwards."""
         controller = self._controller
         for _ in range(100):
-            if not controller.gangs:
+            if not controller.gangs.any_left():
                 break
             await asyncio.sleep(0.1)
-        for node in controller.nodes.values():
+        for node in controller.roster.nodes.values():
             if node.agent is not None:
                 with suppress(AgentGone):
-                    await node.agent.close(controller.epoch)
+                    await node.agent.close(controller.runtime.epoch)
 
 
 def ensure_controller(home: Home, namespace: str) -> Any:

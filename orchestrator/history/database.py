@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
 
 from orchestrator.history.errors import (
     BadDatabaseUrl,
@@ -58,6 +59,12 @@ class Database:
         with self._in_words(), self.writer.begin() as connection:
             yield connection
 
+    @contextmanager
+    def plain(self) -> Iterator[Any]:
+        """The driver's own connection, in no transaction."""
+        with self._in_words(), closing(self.reader.raw_connection()) as connection:
+            yield connection.driver_connection
+
     def close(self) -> None:
         self.reader.dispose()
 
@@ -73,10 +80,11 @@ class Database:
             raise said from error
 
 
-def open_database(url: str, readonly: bool = False) -> Database:
+def open_database(url: str, readonly: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
     """The database at `url`, created (SQLite) and upgraded where needed.
 
-    `readonly` creates and changes nothing. Raises a StoreError that says what is wrong; what is there is left as it is.
+    `readonly` creates and changes nothing; `busy_timeout_s` is how long a write waits for others. Raises a StoreError
+    that says what is wrong; what is there is left as it is.
     """
     try:
         parsed = make_url(url)
@@ -87,13 +95,13 @@ def open_database(url: str, readonly: bool = False) -> Database:
             " or postgresql://user@host/name."
         ) from None
     if parsed.get_backend_name() == "sqlite":
-        return _open_sqlite(parsed, readonly)
+        return _open_sqlite(parsed, readonly, busy_timeout_s)
     if parsed.get_backend_name() == "postgresql":
-        return _open_postgres(parsed, readonly)
+        return _open_postgres(parsed, readonly, busy_timeout_s)
     raise BadDatabaseUrl(f"orch keeps its history in sqlite:// or postgresql://, not {parsed.get_backend_name()}://.")
 
 
-def _open_sqlite(url: URL, readonly: bool) -> Database:
+def _open_sqlite(url: URL, readonly: bool, busy_timeout_s: float) -> Database:
     if not url.database or url.database == ":memory:":
         raise BadDatabaseUrl("The history must be in a file: sqlite:////home/ana/.orch/orch.db has four slashes.")
     path = Path(url.database).absolute()
@@ -110,28 +118,30 @@ def _open_sqlite(url: URL, readonly: bool) -> Database:
             _keep_private(path)
     except OSError as error:
         raise DatabaseUnreachable(f"{where} cannot be opened: {error.strerror}.") from error
-    database = _sqlite(path, where, readonly)
-    return _trusted(database, readonly)
+    database = _trusted(_sqlite(path, where, readonly, busy_timeout_s), readonly)
+    if not readonly:
+        _use_wal(database)  # only now: a file that is not ours stays as it is
+    return database
 
 
-def _sqlite(path: Path, where: str, readonly: bool) -> Database:
+def _sqlite(path: Path, where: str, readonly: bool, busy_timeout_s: float) -> Database:
     mode = "ro" if readonly else "rw"  # never "rwc": a file that vanished must not be made anew
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(
             f"file:{quote(str(path))}?mode={mode}",
             uri=True,
-            timeout=BUSY_TIMEOUT_S,
+            timeout=busy_timeout_s,
             isolation_level=None,  # we say BEGIN ourselves, below
             check_same_thread=False,  # the pool gives a connection to one thread at a time
         )
-        if not readonly:
-            connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        # A submission writes about 12 pages and a checkpoint syncs the file: every 300 submissions, not every 80.
+        connection.execute("PRAGMA wal_autocheckpoint=4000")
         connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=_queue_pool(), hide_parameters=True)
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -143,10 +153,10 @@ def _sqlite(path: Path, where: str, readonly: bool) -> Database:
     return Database(where, engine, engine.execution_options(**{_WRITES: True}))
 
 
-def _queue_pool() -> Any:
-    from sqlalchemy.pool import QueuePool
-
-    return QueuePool
+def _use_wal(database: Database) -> None:
+    """Readers and the writer do not wait for each other. The file remembers it; it cannot be set in a transaction."""
+    with database.plain() as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _create_sqlite(path: Path) -> None:
@@ -160,8 +170,9 @@ def _create_sqlite(path: Path) -> None:
     making = path.with_name(f".{path.name}.making-{os.getpid()}-{os.urandom(4).hex()}")
     os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        database = _sqlite(making, f"The database {path}", readonly=False)
+        database = _sqlite(making, f"The database {path}", readonly=False, busy_timeout_s=BUSY_TIMEOUT_S)
         try:
+            _use_wal(database)
             _upgrade(database)
         finally:
             database.close()  # the last connection to close folds the WAL into the file
@@ -185,7 +196,7 @@ def _keep_private(path: Path) -> None:
                 name.chmod(0o600)
 
 
-def _open_postgres(url: URL, readonly: bool) -> Database:
+def _open_postgres(url: URL, readonly: bool, busy_timeout_s: float) -> Database:
     host = url.host or url.query.get("host", "its local socket")
     where = f"The database {url.database or 'postgres'} on {host}{f':{url.port}' if url.port else ''}"
     try:
@@ -193,14 +204,14 @@ def _open_postgres(url: URL, readonly: bool) -> Database:
             url.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "tcp_user_timeout": BUSY_TIMEOUT_S * 1000},
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "tcp_user_timeout": 15_000},
         )
     except (ImportError, NoSuchModuleError):
         raise DatabaseUnreachable(f"{where} needs psycopg: pip install 'orch-train[postgres]'.") from None
 
     @event.listens_for(engine, "connect")
     def _set(connection: Any, record: object) -> None:
-        connection.execute(f"SET lock_timeout = '{BUSY_TIMEOUT_S}s'")
+        connection.execute(f"SET lock_timeout = {int(busy_timeout_s * 1000)}")
         connection.commit()
 
     # Two reads of one transaction must agree, as they do in SQLite; a write sees the latest once it has the lock.
@@ -332,5 +343,5 @@ def _explain(error: DBAPIError, where: str, secret: str | None) -> StoreError | 
     if kind is DatabaseDamaged:
         return DatabaseDamaged(_damage(where, detail))
     if kind is DatabaseBusy:
-        return DatabaseBusy(f"{where} is busy: another process held it for more than {BUSY_TIMEOUT_S} s ({detail}).")
+        return DatabaseBusy(f"{where} is busy: another process held it for too long ({detail}).")
     return kind(f"{where} cannot be used now: {detail}.")

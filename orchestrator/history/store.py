@@ -17,7 +17,7 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.history import queries
-from orchestrator.history.database import Database, open_database
+from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch
 from orchestrator.history.models import AllocationRow, AttemptRow, ControlRow, EventRow, NodeRow, RunRow, TagRow
 from orchestrator.history.queries import RunFilter
@@ -40,13 +40,14 @@ class Store:
         self._one_writer = threading.Lock()
 
     @classmethod
-    def open(cls, url: str, readonly: bool = False) -> Self:
+    def open(cls, url: str, readonly: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
         """Opens sqlite:////path/orch.db or postgresql://..., creating and upgrading what needs it.
 
-        With `readonly` nothing is created, upgraded or written. Raises BadDatabaseUrl, DatabaseUnreachable,
+        With `readonly` nothing is created, upgraded or written. A write that has to wait for another process longer
+        than `busy_timeout_s` raises DatabaseBusy. Raises BadDatabaseUrl, DatabaseUnreachable,
         DatabaseBusy, DatabaseNewer, DatabaseOlder (read-only) or DatabaseDamaged.
         """
-        return cls(open_database(url, readonly), readonly)
+        return cls(open_database(url, readonly, busy_timeout_s), readonly)
 
     def close(self) -> None:
         self._database.close()

@@ -61,6 +61,6 @@ def _why_not(request: Request, nodes: Sequence[NodeView], *, never: bool) -> str
     need = workers.total // workers.nodes
     fitting = sum(free >= need for free in room)
     state = "are large enough" if never else "have that many free"
-    text = f"needs {workers.nodes} nodes with {need} {unit} each; {fitting} of {size} {state}"
+    text = f"needs {workers.nodes} node{'s' if workers.nodes > 1 else ''} with {need} {unit} each; {fitting} of {size} {state}"
     out = [f"{n.name}: {n.note}" for n in nodes if not n.usable and n.note]
     return text if never or not out else f"{text} ({'; '.join(out[:4])})"

@@ -1,0 +1,308 @@
+"""What a warm rank is: a process that has imported torch already and turns into `python -u script.py`.
+
+Run by the interpreter of the job as `python -u rank.py FD PRELOAD PADDING`, with ORCH_PADDING in its environment: the zygote. It
+imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. Python 3.9 or later, standard library only.
+
+The script is not run by `runpy`: that tears its module down while the interpreter still lives, and DDP's destructor then waits for
+a lock which its caller holds. It runs in a module that stays `__main__` until the interpreter ends, as after `python script.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# What this version of Python puts into the namespace of a script, in its order.
+SCRIPT_NAMES = [name for name in list(globals()) if name.startswith("__")]
+THIS_FILE = __file__
+# Before any other import: a module beside this file must not hide one of the same name from torch.
+if sys.path[0] == THIS_FILE.rpartition("/")[0]:
+    del sys.path[0]
+LOADED_BY_PYTHON = frozenset(sys.modules)
+
+import array  # noqa: E402
+import ctypes  # noqa: E402
+import gc  # noqa: E402
+import importlib  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import select  # noqa: E402
+import socket  # noqa: E402
+import time  # noqa: E402
+from types import CodeType, ModuleType  # noqa: E402
+from typing import Any, Dict, Tuple  # noqa: E402
+
+PR_SET_PDEATHSIG = 1
+SIGKILL = 9
+SPARES = 2
+MOST_SPARES = 16
+"""How many ranks wait, forked, for a script: as many as were ever asked for at once, within these bounds."""
+QUIET_S = 0.5
+"""How long after a request spares are forked anew: not while the ranks that it started need the cores."""
+Script = Tuple[CodeType, Dict[str, Any]]
+"""The compiled script, and the namespace to run it in."""
+
+
+def load(names: list[str]) -> dict[str, Any]:
+    """Imports the modules; answers what the launcher must know, or why there can be no warm ranks."""
+    began = time.monotonic()
+    missing = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # Not installed at all is no failure: the job has no need of it. Half an import is one.
+            if error.name != name.split(".")[0]:
+                raise
+            missing.append(name)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise RuntimeError("importing torch initialised CUDA, which does not survive a fork")
+    gc.collect()
+    gc.freeze()
+    # OpenBLAS has a pool of threads from its import on, and ends it before a fork, to start it again when it is next used.
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    top_level = {name.split(".")[0] for name in sys.modules} - {name.split(".")[0] for name in LOADED_BY_PYTHON}
+    top_level.discard("__main__")
+    return {
+        "seconds": time.monotonic() - began,
+        "missing": missing,
+        "threads": len(os.listdir("/proc/self/task")),
+        "modules": sorted(top_level),
+        "files": loaded_files(top_level),
+    }
+
+
+def loaded_files(top_level: set[str]) -> list[str]:
+    """Files whose change means that a rank started now would no longer be what a fresh interpreter gives."""
+    standard = os.path.dirname(os.__file__)
+    folders = [path for path in sys.path if os.path.isdir(path) and os.path.basename(path).endswith("-packages")]
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in top_level]
+    installed = [path for path in files if path and (not path.startswith(standard) or "-packages" in path)]
+    return sorted({sys.executable, *folders, *installed})
+
+
+def serve(control: socket.socket) -> Script:
+    """Hands requests to ranks. Comes back only in a rank, with its script.
+
+    A fork of a process with torch in it takes 6 ms and more, so some ranks are forked beforehand and wait for their script.
+    """
+    libc = ctypes.CDLL(None)
+    wanted = SPARES
+    spares: list[socket.socket] = []
+    while True:
+        missing = wanted - len(spares)
+        ready, _, _ = select.select([control], [], [], QUIET_S if missing > 0 else None)
+        count, request, line = 0, -1, None
+        if ready:
+            word, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(8))
+            if not word:
+                os._exit(0)
+            count = int(word)
+            passed = array.array("i", ancillary[0][2])
+            request, line = passed[0], socket.socket(fileno=passed[1])
+            wanted, missing = max(wanted, min(count, MOST_SPARES)), count - len(spares)
+        if missing > 0:
+            threads = len(os.listdir("/proc/self/task"))
+            if threads == 1:
+                more, mine = fork_ranks(missing)
+                if mine is not None:
+                    # The parent's ends of the others' sockets: while open here, they would outlive their zygote.
+                    for other in [control, line, *spares]:
+                        if other is not None:
+                            other.close()
+                    if request >= 0:
+                        os.close(request)
+                    return wait_for_script(mine, libc)
+                spares += more
+            elif line is not None:
+                line.send(json.dumps({"refused": f"it has {threads} threads"}).encode())
+                count = 0
+            else:
+                wanted = 0
+        for index in range(count):
+            assert line is not None
+            with spares.pop() as spare:
+                spare.sendmsg(
+                    [str(index).encode()],
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [request, line.fileno()]))],
+                )
+        if line is not None:
+            os.close(request)
+            line.close()
+
+
+def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
+    """Forks so many ranks: in the zygote, the sockets to them; in a rank, its own.
+
+    A process between ends at once, so that the ranks become the launcher's own children.
+    """
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
+    pid = os.fork()
+    if pid == 0:
+        between = os.getpid()
+        for _, mine in pairs:
+            if os.fork() == 0:
+                for ours, theirs in pairs:
+                    ours.close()
+                    if theirs is not mine:
+                        theirs.close()
+                while os.getppid() == between:
+                    time.sleep(0.0002)
+                return [], mine
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for _, theirs in pairs:
+        theirs.close()
+    return [ours for ours, _ in pairs], None
+
+
+def wait_for_script(post: socket.socket, libc: Any) -> Script:
+    """The life of a rank until its script begins."""
+    # A rank without its launcher has no lease, so the kernel ends it with the launcher.
+    libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    renew_randomness()
+    word, ancillary, _, _ = post.recvmsg(16, socket.CMSG_SPACE(8))
+    post.close()
+    if not word:
+        os._exit(0)
+    passed = array.array("i", ancillary[0][2])
+    request, line = passed[0], socket.socket(fileno=passed[1])
+    asked = json.loads(os.pread(request, os.fstat(request).st_size, 0))
+    os.close(request)
+    rank = asked["ranks"][int(word)]
+    try:
+        prepare(rank, libc)
+    except BaseException as error:
+        line.send(json.dumps({"rank": rank["rank"], "error": f"{type(error).__name__}: {error}"}).encode())
+        os._exit(1)
+    line.send(json.dumps({"rank": rank["rank"], "pid": os.getpid()}).encode())
+    # No rank begins before all of them are there.
+    if not line.recv(1) or os.getppid() != asked["launcher"]:
+        os._exit(1)
+    line.close()
+    return script_of(rank)
+
+
+def prepare(rank: dict[str, Any], libc: Any) -> None:
+    """Makes of this fork what `python -u script.py` finds itself in."""
+    os.setsid()
+    log = os.open(rank["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.chdir(rank["cwd"])
+    take_environment(rank["env"], libc)
+    show_in_proc(rank)
+    loaded = sys.modules
+    if "multiprocessing.process" in loaded:
+        vars(loaded["multiprocessing.process"])["ORIGINAL_DIR"] = os.getcwd()
+    if "logging" in loaded:
+        logging = vars(loaded["logging"])
+        logging["_startTime"] = time.time_ns() if isinstance(logging["_startTime"], int) else time.time()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and "torch" in loaded:
+        # libgomp read the variable when it was loaded.
+        loaded["torch"].set_num_threads(int(threads))
+
+
+def renew_randomness() -> None:
+    """Gives this fork its own numbers, and caches that are empty like a fresh interpreter's."""
+    loaded = sys.modules
+    importlib.invalidate_caches()
+    if "numpy.random" in loaded:
+        loaded["numpy.random"].seed()
+    if "multiprocessing.process" in loaded:
+        loaded["multiprocessing.process"].current_process().authkey = os.urandom(32)
+
+
+def take_environment(env: dict[str, str], libc: Any) -> None:
+    """Replaces the environment, of Python and of C, by `env` and what the imports would have added to it."""
+    with open("/proc/self/environ", "rb") as stream:
+        at_start = {entry.split(b"=", 1)[0] for entry in stream.read().split(b"\0")}
+    added = {name: value for name, value in os.environ.items() if os.fsencode(name) not in at_start}
+    os.environ.clear()
+    libc.clearenv()
+    os.environ.update(env)
+    for name, value in added.items():
+        os.environ.setdefault(name, value)
+    time.tzset()
+
+
+def show_in_proc(rank: dict[str, Any]) -> None:
+    """Writes argv and environment where the kernel reads /proc/PID/cmdline and environ: over the padding given at exec."""
+    with open("/proc/self/stat", "rb") as stream:
+        fields = stream.read().rpartition(b")")[2].split()
+    arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
+    argv = [sys.executable, "-u", *rank["argv"]]
+    for start, end, words in (
+        (arg_start, arg_end, argv),
+        (env_start, env_end, [f"{name}={value}" for name, value in rank["env"].items()]),
+    ):
+        text = b"".join(os.fsencode(word) + b"\0" for word in words)
+        if len(text) > end - start:
+            raise OverflowError(f"{len(text)} bytes do not fit into {end - start}")
+        ctypes.memmove(start, text + b"\0" * (end - start - len(text)), end - start)
+    sys.argv[:] = rank["argv"]
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv[:] = argv
+
+
+def script_of(rank: dict[str, Any]) -> Script:
+    """The compiled script, and `__main__` as Python makes it for a script."""
+    path = os.path.join(os.getcwd(), rank["argv"][0])
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+    module = ModuleType("__main__")
+    fresh = {
+        "__name__": "__main__",
+        "__loader__": type(globals()["__loader__"])("__main__", path),
+        "__builtins__": sys.modules["builtins"],
+        "__annotations__": {},
+        "__file__": path,
+    }
+    namespace = vars(module)
+    namespace.clear()
+    namespace.update((name, fresh.get(name)) for name in SCRIPT_NAMES)
+    sys.modules["__main__"] = module
+    with open(path, "rb") as stream:
+        source = stream.read()
+    return compile(source, path, "exec", dont_inherit=True), namespace
+
+
+def hide_this_file(error: BaseException) -> None:
+    """Has an uncaught exception shown as in a plain run: without the frames of this file, through the script's own hook."""
+    script_hook = sys.excepthook
+
+    def hook(kind: Any, value: Any, traceback: Any) -> None:
+        sys.excepthook = script_hook
+        while traceback is not None and traceback.tb_frame.f_code.co_filename == THIS_FILE:
+            traceback = traceback.tb_next
+        sys.last_traceback = traceback
+        script_hook(kind, value.with_traceback(traceback), traceback)
+
+    if not isinstance(error, SystemExit):
+        sys.excepthook = hook
+
+
+def zygote() -> Script:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(control.fileno(), False)
+    try:
+        found = load([name for name in sys.argv[2].split(",") if name])
+    except BaseException as error:
+        control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+        raise
+    control.send(json.dumps(found).encode())
+    return serve(control)
+
+
+if __name__ == "__main__":
+    try:
+        # No name may hold the namespace: what the script leaves in it is torn down when the interpreter ends, not before.
+        exec(*zygote())  # noqa: S102
+    except BaseException as error:
+        hide_this_file(error)
+        raise
