@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,9 @@ from cli import context
 from cli import output as out
 from cli.errors import UNREACHABLE, Fail, Unreachable
 from cli.output import Column
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
 
 
 @click.command()
@@ -27,7 +32,7 @@ def up() -> None:
     orch up
     """
     settings = context.config()
-    start_local()
+    start_local(settings)
     try:
         answer = context.controller(settings).call("GET", "status")
     except Unreachable as error:
@@ -46,13 +51,7 @@ def down(force: bool) -> None:
     orch down
     orch down --force
     """
-    settings = context.config()
-    try:
-        api = context.controller(settings)
-        api.call("POST", "down", body={"force": force})
-    except Unreachable as error:
-        out.say(f"{error.message.partition(': `')[0]}; ending what is left of the cluster")
-    _cluster("down", *(["--force"] if force else []))
+    _cluster(context.config(), "down", force=force)
     out.say("down; the history stays")
 
 
@@ -158,34 +157,66 @@ def nodes(output: str) -> None:
     out.print_rows(rows, NODES, output, "node", "no node has joined yet")
 
 
-def start_local() -> None:
+def start_local(settings: Config) -> None:
     """Brings the cluster up, with its progress on stderr. Raises Fail with the code that it gives."""
-    _cluster("up")
+    _cluster(settings, "up")
 
 
-def _cluster(*arguments: str) -> None:
+def _cluster(settings: Config, verb: str, **more: Any) -> None:
     """Runs the part that needs Ray in a process of its own, so that this one never imports it."""
-    live = out.colored(err=True)
-    command = [sys.executable, "-m", "orchestrator.control.cluster", *arguments]
-    flags = {f"ORCH_{name.upper()}": value for name, value in context.flags().items()}
+    given = {
+        "address": settings.address,
+        "database": settings.database,
+        "storage": str(settings.storage),
+        "lease_s": settings.lease,
+        "log_limit": settings.log_limit,
+        "code_limit": settings.code_limit,
+        "slots": settings.local_slots,
+    }
+    command = [sys.executable, "-m", "orchestrator.control.cluster", verb]
+    environment = {**os.environ, "ORCH_HOME": str(settings.home)}
     answer: dict[str, Any] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **flags}, text=True) as process:
-        for line in process.stdout or ():
-            try:
-                answer = json.loads(line)
-            except ValueError:
-                continue  # what a library prints is not progress
-            if "step" in answer:
-                click.echo(
-                    f"\r\x1b[K{out.clean(answer['step'])} ..." if live else out.clean(answer["step"]),
-                    nl=not live,
-                    err=True,
-                )
-    if live:
+    # Its complaints go to a file and not to the terminal: they are a library's, and needed only where it gives no answer.
+    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env=environment,
+            text=True,
+            # A cluster must not get the Ctrl-C that ends a follower, nor go with the terminal that started it.
+            start_new_session=True,
+        ) as process:
+            if process.stdin:
+                with suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(given | more))
+                    process.stdin.close()
+            for line in process.stdout or ():
+                answer = _progress(line) or answer
+                if answer.keys() & {"ok", "error"}:
+                    break  # not at the end of the pipe: what was started may have inherited it
+        if answer.keys() & {"ok", "error"}:
+            if "error" in answer:
+                raise Fail(answer["error"], int(answer.get("code", UNREACHABLE)))
+            return
+        complaints.seek(0)
+        last = (complaints.read().strip().splitlines() or ["it said nothing"])[-1]
+        raise Fail(f"`{' '.join(command[1:])}` ended with exit code {process.returncode}: {last}", UNREACHABLE)
+
+
+def _progress(line: str) -> dict[str, Any] | None:
+    """Shows one step; gives what the line says, None for what a library printed."""
+    try:
+        said: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    live = out.colored(err=True)
+    if "step" in said:
+        step = out.clean(str(said["step"]))
+        click.echo(f"\r\x1b[K{step} ..." if live else step, nl=not live, err=True)
+    elif live:
         click.echo("\r\x1b[K", nl=False, err=True)
-    if "error" in answer:
-        raise Fail(answer["error"], int(answer.get("code", UNREACHABLE)))
-    if process.returncode != 0 or not answer.get("ok"):
-        raise Fail(
-            f"`{' '.join(command[1:])}` ended with exit code {process.returncode} before it was done", UNREACHABLE
-        )
+    return said

@@ -24,15 +24,10 @@ def config() -> Config:
     from orchestrator.config import ConfigError, load_config
 
     try:
-        return load_config(os.environ, Path.cwd(), flags())
+        flags = click.get_current_context().find_root().params
+        return load_config(os.environ, Path.cwd(), flags)
     except ConfigError as error:
         raise Fail(str(error), USAGE) from None
-
-
-def flags() -> dict[str, str]:
-    """The flags that `orch` itself was given, by the configuration's key."""
-    given = click.get_current_context().find_root().params
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def controller(settings: Config | None = None) -> Controller:

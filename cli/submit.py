@@ -148,7 +148,7 @@ def _connect(settings: Config, dry_run: bool) -> Controller | None:
         return None
     from cli.cluster import start_local
 
-    start_local()
+    start_local(settings)
     return context.controller(settings)
 
 

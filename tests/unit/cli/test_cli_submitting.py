@@ -284,9 +284,10 @@ def test_a_cluster_that_cannot_start_is_a_sentence_with_its_code(orch, job, tmp_
     done = orch("submit", job)
     assert (done.returncode, done.stdout) == (7, "")
     assert "port 6379 is taken" in done.stderr
-    fake_cluster(orch, tmp_path, "sys.exit(9)")
+    fake_cluster(orch, tmp_path, "print('Segmentation', file=sys.stderr); sys.exit(9)")
     done = orch("up")
-    assert (done.returncode, "exit code 9" in done.stderr) == (6, True)
+    assert done.returncode == 6
+    assert "exit code 9: Segmentation" in done.stderr
 
 
 def test_a_bad_job_starts_no_cluster(orch, job, tmp_path):
@@ -315,16 +316,24 @@ def fake_cluster(orch, tmp_path, program):
     orch.command = [sys.executable, "-c", hook]
 
 
-def test_down_asks_the_controller_and_then_ends_the_cluster(orch, stub, tmp_path):
-    fake_cluster(orch, tmp_path, 'print(json.dumps({"step": " ".join(sys.argv[1:])})); print(json.dumps({"ok": True}))')
-    stub.answers["POST /down"] = (409, {"error": "1 run(s) live: 42 (resnet50)", "code": 7})
+def test_down_is_the_clusters_affair_and_force_is_passed_on(orch, tmp_path):
+    fake_cluster(
+        orch,
+        tmp_path,
+        """
+        asked = json.load(sys.stdin)
+        if not asked["force"]:
+            print(json.dumps({"error": "1 run(s) live: 42 (resnet50)", "code": 7}))
+            sys.exit(1)
+        print(json.dumps({"step": sys.argv[1] + "ing " + asked["database"]}))
+        print(json.dumps({"ok": True}))
+        """,
+    )
     done = orch("down")
-    assert done.returncode == 7
-    assert "resnet50" in done.stderr
-    stub.answers["POST /down"] = (200, {"ok": True})
+    assert (done.returncode, "resnet50" in done.stderr) == (7, True)
     done = orch("down", "--force")
-    assert (done.returncode, stub.asked[-1][2]) == (0, {"force": True})
-    assert "down --force" in done.stderr
+    assert done.returncode == 0
+    assert f"downing sqlite:///{orch.home}/orch.db" in done.stderr
 
 
 def test_cancel_goes_on_after_a_run_that_is_not_there(orch, stub):
