@@ -275,6 +275,8 @@ class NodeAgent:
         )
         known.ranks = {rank.rank: None for rank in part.ranks}
         known.warm = sum(state["warm"] for state in answer["ranks"].values())
+        for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
+            log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
         for rank, state in answer["ranks"].items():
             if state.get("exit") is not None:

@@ -11,7 +11,15 @@ from orchestrator.control.backend import RankStart, StartPart
 
 _NOT_FOR_RANKS = ("RAY_", "ORCH_", "__RAY", "GRPC_")
 _SET_BY_RAY = frozenset(
-    {"CUDA_VISIBLE_DEVICES", "PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "OMP_NUM_THREADS", "TF_WARNINGS", "LD_PRELOAD"}
+    {
+        "CUDA_VISIBLE_DEVICES",
+        "PYTHONBREAKPOINT",
+        "PYTHONUNBUFFERED",
+        "OMP_NUM_THREADS",
+        "TF_WARNINGS",
+        "LD_PRELOAD",
+        "SPT_NOENV",
+    }
     | {"_", "OLDPWD", "PWD", "SHLVL"}
 )
 
