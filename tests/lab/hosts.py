@@ -1,9 +1,9 @@
 """Several hosts on one machine: what a cluster looks like to programs, without the machines.
 
 A host is a set of namespaces (network, PID, mount, UTS, IPC) with one cable to a switch, which is a bridge in a network
-namespace of its own. Nothing is visible from outside and no name or address can meet another lab's, so every lab uses
-10.77.0.0/24. Everything hangs on one pipe: when the process that made the lab ends, however it ends, PID 1 of every host
-reads end-of-file and the kernel takes all processes, mounts and interfaces with it.
+namespace of its own. No name or address can meet another lab's or the machine's, so every lab uses 10.77.0.0/24.
+Everything hangs on one pipe: when the process that made the lab ends, however it ends, PID 1 of every host reads
+end-of-file and the kernel takes all processes, mounts and interfaces with it.
 
 What programs on a host see:
 
@@ -200,8 +200,8 @@ class Host:
         if self._unshare is None:
             return
         if self.is_on:
-            # First the cable: the kernel would otherwise say goodbye on each TCP connection of a killed process. Gone, not
-            # down: the network namespace can live on for as long as the kernel retries that, and hold the port's name.
+            # First the cable: the kernel would otherwise say goodbye on each connection of a killed process. Deleted, not
+            # down: the network namespace can live on for as long as the kernel retries, and hold the port's name.
             self.lab._on_switch(f"link delete {self.name}")
             os.kill(self._init, signal.SIGKILL)
         self._unshare.communicate()
@@ -222,7 +222,7 @@ class Host:
         cwd: str | Path | None = None,
         **popen: Any,
     ) -> Running:
-        """Start `argv` on the host; text mode, output to pipes. `env` is added to `host.env`; `cwd` is the home folder."""
+        """Start `argv` on the host: text mode, output to pipes, in the home folder. `env` is added to `host.env`."""
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         inside = ["setpriv", "--pdeathsig", "KILL", "env", "-C", str(cwd or self.home), *map(str, argv)]
         return Running(
@@ -258,8 +258,12 @@ class Host:
             raise LabError(_told(self.name, argv, f"ended with {process.returncode}", out, err))
         return subprocess.CompletedProcess([str(a) for a in argv], process.returncode, out, err)
 
+    def orch(self, *argv: str | Path, **run: Any) -> subprocess.CompletedProcess[str]:
+        """Run `orch ...`; keyword arguments as for `run`."""
+        return self.run(["orch", *argv], **run)
+
     def python(self, code: str, **run: Any) -> subprocess.CompletedProcess[str]:
-        """Run Python code with the tests' own interpreter; arguments as for `run`."""
+        """Run Python code with the tests' own interpreter; keyword arguments as for `run`."""
         return self.run([sys.executable, "-c", code], **run)
 
     def processes(self, command: str = "", environ: str = "") -> list[Process]:

@@ -9,6 +9,8 @@ import psutil
 import pytest
 from hosts import LabError, remove_leftovers, wait_until
 
+import orchestrator
+
 pytestmark = pytest.mark.lab
 
 LISTEN = """
@@ -76,6 +78,13 @@ def test_nothing_of_the_machine_but_the_lab_is_in_reach(lab):
     assert lab.hosts[0].run(["ls", "/sys/class/net"]).stdout.split() == ["eth0", "lo"]
     assert lab.hosts[0].run(["ls", "/tmp"]).stdout == ""
     assert lab.hosts[0].run(["ls", lab.folder / "disks"]).stdout == ""
+
+
+def test_a_command_sees_the_code_under_test_and_nothing_else_of_the_callers_environment(lab, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    code = "import os, orchestrator as o; print(o.__file__, os.environ.get('RAY_ADDRESS'), os.environ['ORCH_HOME'])"
+    done = lab.hosts[0].python(code, check=True)
+    assert done.stdout.split() == [orchestrator.__file__, "None", str(lab.hosts[0].home / ".orch")]
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm", "~"])
