@@ -100,6 +100,12 @@ class Running(subprocess.Popen[str]):
     """A command on a host. Signals go to the command itself, not to the nsenter that stands before it; when nsenter
     ends, so does the command."""
 
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        # A test that fails must not wait for a command that would have been stopped a line later.
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)
+
     def send_signal(self, sig: int) -> None:
         if self.poll() is None:
             for process in psutil.Process(self.pid).children() or [psutil.Process(self.pid)]:
@@ -200,8 +206,8 @@ class Host:
         if self._unshare is None:
             return
         if self.is_on:
-            # First the cable: the kernel would otherwise say goodbye on each connection of a killed process. Deleted, not
-            # down: the network namespace can live on for as long as the kernel retries, and hold the port's name.
+            # First the cable: the kernel would otherwise say goodbye on each connection of a killed process. Deleted,
+            # not down: the network namespace can live on while the kernel retries, and hold the port's name.
             self.lab._on_switch(f"link delete {self.name}")
             os.kill(self._init, signal.SIGKILL)
         self._unshare.communicate()

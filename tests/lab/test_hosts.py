@@ -105,7 +105,7 @@ def test_the_shared_folder_is_the_same_everywhere(lab):
 def test_processes_are_found_by_command_and_by_environment(lab):
     lab1, lab2, _ = lab.hosts
     with lab1.popen(["sleep", "1000"], env={"MARK": "a.1"}) as sleep:
-        (found,) = wait_until_found(lab1, command="sleep 1000", environ="MARK=a.1")
+        found = wait_for_process(lab1, "sleep 1000", environ="MARK=a.1")
         assert lab1.run(["cat", f"/proc/{found.inner_pid}/comm"]).stdout == "sleep\n"
         assert psutil.Process(found.pid).name() == "sleep"
         assert lab1.processes(environ="MARK=a.2") == []
@@ -115,9 +115,14 @@ def test_processes_are_found_by_command_and_by_environment(lab):
     assert lab1.processes() == []
 
 
-def wait_until_found(host, **what):
-    wait_until(lambda: host.processes(**what), 5, f"a process with {what} on {host.name}")
-    return host.processes(**what)
+def wait_for_process(host, command, environ=""):
+    """The process with exactly this command line: the programs that start it have it as their last words."""
+
+    def found():
+        return [process for process in host.processes(command, environ) if process.command == command]
+
+    wait_until(found, 5, f"{command} runs on {host.name}")
+    return found()[0]
 
 
 def test_an_orphan_is_reaped(lab):
@@ -144,7 +149,7 @@ def test_a_command_that_takes_too_long_is_killed_and_says_what_it_wrote(lab):
 def test_power_off_ends_every_process_and_tells_no_peer(lab):
     _, lab2, lab3 = lab.hosts
     lab2.run(["bash", "-c", "setsid nohup sleep 1000 >/dev/null 2>&1 &"], check=True)
-    (daemon,) = wait_until_found(lab2, command="sleep 1000")
+    daemon = wait_for_process(lab2, "sleep 1000")
     serve = "import socket; peer, _ = socket.create_server(('', 7001)).accept(); peer.send(b'x'); peer.recv(1)"
     connect = f"""
 import socket, time
