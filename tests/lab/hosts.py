@@ -33,13 +33,13 @@ from typing import IO, Any
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TOOLS = ("ip", "unshare", "nsenter", "mount", "setpriv")
+TOOLS = ("bash", "ip", "unshare", "nsenter", "mount", "setpriv")
 NAMESPACES = ("--net", "--mount", "--uts", "--pid", "--ipc")
 
 # PID 1 of a host. The loop at its end blocks on the pipe that the lab holds; bash reaps orphans meanwhile.
 BOOT = """
 set -e
-hostname "$NAME"
+echo "$NAME" > /proc/sys/kernel/hostname
 mount -t tmpfs -o mode=1777,size=2g tmpfs /dev/shm
 # A sysfs mounted here shows this namespace's interfaces; the machine's cgroup tree stays where programs look for it.
 mount -t sysfs sysfs "$LAB/staging"
