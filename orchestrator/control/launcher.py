@@ -574,7 +574,7 @@ class Launcher:
         try:
             with theirs:
                 pid = spawn(
-                    argv, env={"ORCH_PADDING": " " * ENV_PADDING, **env}, cwd="/", log=str(self.folder / "zygote.log"),
+                    argv, env={"ORCH_PADDING": " " * ENV_PADDING, **env}, cwd=str(self.folder), log=str(self.folder / "zygote.log"),
                     keep=(theirs.fileno(),),
                 )  # fmt: skip
         except OSError as error:
