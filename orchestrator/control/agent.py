@@ -23,7 +23,7 @@ from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleCont
 from orchestrator.control.gpus import memory_is_free, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
-from orchestrator.control.rank_env import base_env, interface_of, rank_env
+from orchestrator.control.rank_env import base_env, gpu_name, interface_of, rank_env
 
 log = logging.getLogger("orch.agent")
 
@@ -258,7 +258,8 @@ class NodeAgent:
     async def _await_gpu_memory(self, part: Part) -> None:
         """The next run may have these GPUs only once their memory is seen to be free."""
         deadline = time.monotonic() + GPU_FREE_S
-        while part.gpus and not memory_is_free([self._visible[i] for i in part.gpus]) and time.monotonic() < deadline:
+        names = [gpu_name(self._visible, i) for i in part.gpus]
+        while names and not memory_is_free(names) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         part.gpu_free = True
 
@@ -275,6 +276,8 @@ class NodeAgent:
         )
         known.ranks = {rank.rank: None for rank in part.ranks}
         known.warm = sum(state["warm"] for state in answer["ranks"].values())
+        for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
+            log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
         for rank, state in answer["ranks"].items():
             if state.get("exit") is not None:

@@ -61,6 +61,9 @@ def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str,
         # No worker is wanted but for the controller and the agent: Ray would start one per CPU ahead of need.
         env["RAY_prestart_worker_first_driver"] = "0"
         env["RAY_enable_worker_prestart"] = "0"
+        # Ray's own ports for metrics are the same on every cluster of a machine unless they are chosen.
+        env["DASHBOARD_METRIC_PORT"] = str(_free_port())
+        env["AUTOSCALER_METRIC_PORT"] = str(_free_port())
         # Loopback, whatever networks the machine is in: a laptop changes them (the name is Ray's, the switch works on Linux).
         env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     else:

@@ -64,7 +64,9 @@ READ_AT_IMPORT = re.compile(
     r"|LANG|LANGUAGE|HOME|USER|LOGNAME|LNAME|USERNAME|TMPDIR|TEMP|TMP"
 )
 # These match it, but are read when CUDA or a process group is made, or are applied after the fork.
-READ_LATER = re.compile(r"CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|TORCH_HOME|(TORCH_NCCL|TORCH_FR)_.*")
+READ_LATER = re.compile(
+    r"CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|TORCH_HOME|(TORCH_NCCL|TORCH_FR|TORCHELASTIC)_.*"
+)
 
 
 class RefusedError(Exception):
@@ -572,7 +574,7 @@ class Launcher:
         try:
             with theirs:
                 pid = spawn(
-                    argv, env={"ORCH_PADDING": " " * ENV_PADDING, **env}, cwd="/", log=str(self.folder / "zygote.log"),
+                    argv, env={"ORCH_PADDING": " " * ENV_PADDING, **env}, cwd=str(self.folder), log=str(self.folder / "zygote.log"),
                     keep=(theirs.fileno(),),
                 )  # fmt: skip
         except OSError as error:

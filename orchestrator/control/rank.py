@@ -27,6 +27,7 @@ import json  # noqa: E402
 import os  # noqa: E402
 import select  # noqa: E402
 import socket  # noqa: E402
+import threading  # noqa: E402
 import time  # noqa: E402
 from types import CodeType, ModuleType  # noqa: E402
 from typing import Any, Dict, Tuple  # noqa: E402
@@ -38,6 +39,9 @@ MOST_SPARES = 16
 """How many ranks wait, forked, for a script: as many as were ever asked for at once, within these bounds."""
 QUIET_S = 0.5
 """How long after a request spares are forked anew: not while the ranks that it started need the cores."""
+TORCH_FIXED_SEED = 67280421310721
+"""What some versions of torch start every process with; others draw a seed."""
+ZYGOTE_FOLDER = os.getcwd()
 Script = Tuple[CodeType, Dict[str, Any]]
 """The compiled script, and the namespace to run it in."""
 
@@ -122,9 +126,8 @@ def serve(control: socket.socket) -> Script:
                 count = 0
             else:
                 wanted = 0
-        for index in range(count):
-            assert line is not None
-            with spares.pop() as spare:
+        for index in range(count if line is not None else 0):
+            with spares.pop(0) as spare:
                 spare.sendmsg(
                     [str(index).encode()],
                     [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [request, line.fileno()]))],
@@ -163,7 +166,7 @@ def wait_for_script(post: socket.socket, libc: Any) -> Script:
     """The life of a rank until its script begins."""
     # A rank without its launcher has no lease, so the kernel ends it with the launcher.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
-    renew_randomness()
+    renew()
     word, ancillary, _, _ = post.recvmsg(16, socket.CMSG_SPACE(8))
     post.close()
     if not word:
@@ -197,8 +200,7 @@ def prepare(rank: dict[str, Any], libc: Any) -> None:
     take_environment(rank["env"], libc)
     show_in_proc(rank)
     loaded = sys.modules
-    if "multiprocessing.process" in loaded:
-        vars(loaded["multiprocessing.process"])["ORIGINAL_DIR"] = os.getcwd()
+    move_to(os.getcwd())
     if "logging" in loaded:
         logging = vars(loaded["logging"])
         logging["_startTime"] = time.time_ns() if isinstance(logging["_startTime"], int) else time.time()
@@ -208,14 +210,34 @@ def prepare(rank: dict[str, Any], libc: Any) -> None:
         loaded["torch"].set_num_threads(int(threads))
 
 
-def renew_randomness() -> None:
-    """Gives this fork its own numbers, and caches that are empty like a fresh interpreter's."""
+def move_to(folder: str) -> None:
+    """Replaces the folder that modules took for the current one when they were imported."""
+    loaded = sys.modules
+    if "multiprocessing.process" in loaded:
+        vars(loaded["multiprocessing.process"])["ORIGINAL_DIR"] = folder
+    for name in ("torch._dynamo.config", "torch._inductor.config"):
+        for entry in getattr(loaded.get(name), "_config", {}).values():
+            default = getattr(entry, "default", None)
+            if isinstance(default, str) and default.startswith(ZYGOTE_FOLDER):
+                entry.default = folder + default[len(ZYGOTE_FOLDER) :]
+
+
+def renew() -> None:
+    """Gives this fork its own numbers, its own identity, and import caches as empty as a fresh interpreter's."""
     loaded = sys.modules
     importlib.invalidate_caches()
     if "numpy.random" in loaded:
         loaded["numpy.random"].seed()
+    if "torch" in loaded:
+        generator = loaded["torch"].default_generator
+        if generator.initial_seed() != TORCH_FIXED_SEED:
+            generator.seed()
     if "multiprocessing.process" in loaded:
         loaded["multiprocessing.process"].current_process().authkey = os.urandom(32)
+    # Python 3.11 keeps the parent's.
+    set_native_id = getattr(threading.main_thread(), "_set_native_id", None)
+    if set_native_id is not None:
+        set_native_id()
 
 
 def take_environment(env: dict[str, str], libc: Any) -> None:
@@ -266,7 +288,10 @@ def script_of(rank: dict[str, Any]) -> Script:
     namespace = vars(module)
     namespace.clear()
     namespace.update((name, fresh.get(name)) for name in SCRIPT_NAMES)
-    sys.modules["__main__"] = module
+    # `__mp_main__` too, which multiprocessing adds.
+    for name, loaded in list(sys.modules.items()):
+        if getattr(loaded, "__file__", None) == THIS_FILE:
+            sys.modules[name] = module
     with open(path, "rb") as stream:
         source = stream.read()
     return compile(source, path, "exec", dont_inherit=True), namespace

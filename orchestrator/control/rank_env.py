@@ -11,7 +11,15 @@ from orchestrator.control.backend import RankStart, StartPart
 
 _NOT_FOR_RANKS = ("RAY_", "ORCH_", "__RAY", "GRPC_")
 _SET_BY_RAY = frozenset(
-    {"CUDA_VISIBLE_DEVICES", "PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "OMP_NUM_THREADS", "TF_WARNINGS", "LD_PRELOAD"}
+    {
+        "CUDA_VISIBLE_DEVICES",
+        "PYTHONBREAKPOINT",
+        "PYTHONUNBUFFERED",
+        "OMP_NUM_THREADS",
+        "TF_WARNINGS",
+        "LD_PRELOAD",
+        "SPT_NOENV",
+    }
     | {"_", "OLDPWD", "PWD", "SHLVL"}
 )
 
@@ -45,7 +53,7 @@ def rank_env(
         env["GLOO_SOCKET_IFNAME"] = interface
     env.update(part.env)
     env.update(part.secrets)
-    gpus = ",".join(visible[r.gpu] for r in part.ranks) if part.device == "cuda" else ""
+    gpus = ",".join(gpu_name(visible, r.gpu) for r in part.ranks) if part.device == "cuda" else ""
     env.update(
         RANK=str(rank.rank),
         WORLD_SIZE=str(part.world_size),
@@ -65,6 +73,11 @@ def rank_env(
         ORCH_MARK=mark,
     )
     return env
+
+
+def gpu_name(visible: tuple[str, ...], index: int) -> str:
+    """CUDA's name of the node's GPU; its index where Ray was told of GPUs that no driver shows."""
+    return visible[index] if index < len(visible) else str(index)
 
 
 def interface_of(address: str) -> str | None:

