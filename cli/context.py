@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.errors import NOT_FOUND, USAGE, Fail
+from cli.errors import NOT_FOUND, USAGE, Fail, Unreachable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from cli.api import Controller
     from orchestrator.config import Config
+
+RESTART = 5.0
+"""Seconds that a command which needs the controller waits for one that is being started again."""
 
 
 def config() -> Config:
@@ -35,6 +38,24 @@ def controller(settings: Config | None = None) -> Controller:
     from cli.api import Controller
 
     return Controller((settings or config()).home)
+
+
+def answering_controller() -> Controller:
+    """The controller once it answers: Ray starts one that was killed again, which takes a moment. Raises Unreachable."""
+    import time
+
+    settings = config()
+    deadline = time.monotonic() + RESTART
+    while True:
+        try:
+            api = controller(settings)
+            api.call("GET", "status")
+            return api
+        except Unreachable:
+            # Without this file nothing is on its way: `orch down` takes it away.
+            if time.monotonic() >= deadline or not (settings.home / "controller.json").exists():
+                raise
+        time.sleep(0.1)
 
 
 @contextmanager
