@@ -46,12 +46,7 @@ def down(force: bool) -> None:
     orch down
     orch down --force
     """
-    settings = context.config()
-    try:
-        api = context.controller(settings)
-        api.call("POST", "down", body={"force": force})
-    except Unreachable as error:
-        out.say(f"{error.message.partition(': `')[0]}; ending what is left of the cluster")
+    context.config()
     _cluster("down", *(["--force"] if force else []))
     out.say("down; the history stays")
 

@@ -99,9 +99,7 @@ def ps(everything: bool, output: str) -> None:
 @click.option("--name", help="Of this name.")
 @click.option("--user", help="Submitted by this user.")
 @click.option("--team", help="Of this team.")
-@click.option(
-    "--state", type=click.Choice(STATES), help="In this state."
-)
+@click.option("--state", type=click.Choice(STATES), help="In this state.")
 @click.option("--since", type=Ago(), help="Submitted within 12h, 7d ... or since a date.")
 @click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; all of them where there are several.")
 @click.option(

@@ -78,7 +78,16 @@ def test_the_shell_completes_runs_and_is_quiet_without_a_controller(orch, stub, 
     assert complete(orch, "orch show ") == []
 
 
-SPANS = {0: "0.0s", 9.94: "9.9s", 59.4: "59s", 59.6: "1m00s", 75: "1m15s", 3599.9: "1h00m", 10920: "3h02m", 187200: "2d04h"}
+SPANS = {
+    0: "0.0s",
+    9.94: "9.9s",
+    59.4: "59s",
+    59.6: "1m00s",
+    75: "1m15s",
+    3599.9: "1h00m",
+    10920: "3h02m",
+    187200: "2d04h",
+}
 
 
 @pytest.mark.parametrize("seconds", SPANS)
