@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ def down(force: bool) -> None:
     orch down
     orch down --force
     """
-    _cluster(context.config(), "down", force=force)
+    _cluster(context.config(), "down", *(["--force"] if force else []))
     out.say("down; the history stays")
 
 
@@ -162,25 +161,22 @@ def start_local(settings: Config) -> None:
     _cluster(settings, "up")
 
 
-def _cluster(settings: Config, verb: str, **more: Any) -> None:
+def _cluster(settings: Config, *arguments: str) -> None:
     """Runs the part that needs Ray in a process of its own, so that this one never imports it."""
-    given = {
-        "address": settings.address,
-        "database": settings.database,
-        "storage": str(settings.storage),
-        "lease_s": settings.lease,
-        "log_limit": settings.log_limit,
-        "code_limit": settings.code_limit,
-        "slots": settings.local_slots,
+    command = [sys.executable, "-m", "orchestrator.control.cluster", *arguments]
+    # It reads the configuration itself; what flags have overruled reaches it as variables.
+    environment = {
+        **os.environ,
+        "ORCH_HOME": str(settings.home),
+        "ORCH_ADDRESS": settings.address or "local",
+        "ORCH_DATABASE": settings.database,
     }
-    command = [sys.executable, "-m", "orchestrator.control.cluster", verb]
-    environment = {**os.environ, "ORCH_HOME": str(settings.home)}
     answer: dict[str, Any] = {}
     # Its complaints go to a file and not to the terminal: they are a library's, and needed only where it gives no answer.
     with tempfile.TemporaryFile("w+", errors="replace") as complaints:
         with subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=complaints,
             env=environment,
@@ -188,10 +184,6 @@ def _cluster(settings: Config, verb: str, **more: Any) -> None:
             # A cluster must not get the Ctrl-C that ends a follower, nor go with the terminal that started it.
             start_new_session=True,
         ) as process:
-            if process.stdin:
-                with suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps(given | more))
-                    process.stdin.close()
             for line in process.stdout or ():
                 answer = _progress(line) or answer
                 if answer.keys() & {"ok", "error"}:

@@ -1,7 +1,7 @@
 """Brings the cluster of one ORCH_HOME up and down: a private Ray head where none is configured, and the controller on it.
 
-Run as `python -m orchestrator.control.cluster up|down` with ORCH_HOME's settings on standard input (JSON, since the database's
-URL may hold a password), it says how far it is as JSON lines on standard output: {"step": ...}, at last {"ok": true} or {"error", "code"}.
+Run as `python -m orchestrator.control.cluster up|down`, it says how far it is as JSON lines on standard output: {"step": ...}, at
+last {"ok": true} or {"error": ..., "code": ...}.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from orchestrator.config import Config, load_config
 from orchestrator.control.home import ClusterNote, Home, InsecureHome
+from orchestrator.document import DocumentError
 
 Say = Callable[[str], None]
 
@@ -97,27 +98,27 @@ def controller_url(home: Home, timeout_s: float = 2.0) -> str | None:
     return None
 
 
-def up(home: Home, settings: Mapping[str, Any], environ: Mapping[str, str], say: Say) -> str:
+def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
     """Starts what is not running yet; the API's URL. Raises ClusterError, InsecureHome."""
     home.make()
     home.token()
     with one_at_a_time(home):
         if url := controller_url(home):
             return url
-        local = settings.get("address") is None
+        local = config.address is None
         if local:
-            address, dashboard = _local_head(home, settings, environ, say)
+            address, dashboard = _local_head(home, config, environ, say)
         else:
-            address, dashboard = settings["address"], None
+            address, dashboard = str(config.address), None
         home.write_cluster(
             ClusterNote(
                 namespace=home.namespace,
                 address=address,
-                database=settings["database"],
-                storage=settings["storage"],
-                lease_s=settings["lease_s"],
-                log_limit=settings["log_limit"],
-                code_limit=settings["code_limit"],
+                database=config.database,
+                storage=str(config.storage),
+                lease_s=config.lease,
+                log_limit=config.log_limit,
+                code_limit=config.code_limit,
                 dashboard_url=dashboard,
                 local=local,
             )
@@ -155,9 +156,7 @@ def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
     return url
 
 
-def _local_head(
-    home: Home, settings: Mapping[str, Any], environ: Mapping[str, str], say: Say
-) -> tuple[str, str | None]:
+def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> tuple[str, str | None]:
     """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
     previous = home.read_cluster()
     if previous is not None and previous.local and _ours(home):
@@ -169,7 +168,7 @@ def _local_head(
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={_free_port()}",
-        f"--temp-dir={folder}", f"--num-cpus={settings['slots']}", "--disable-usage-stats", "--include-dashboard=true",
+        f"--temp-dir={folder}", f"--num-cpus={config.local_slots}", "--disable-usage-stats", "--include-dashboard=true",
         f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
         "--object-store-memory=200000000",
     ]  # fmt: skip
@@ -292,20 +291,20 @@ def _end_actors(home: Home, note: ClusterNote) -> None:
 
 
 def main() -> None:
-    """`up` and `down` for the CLI, which imports neither Ray nor this."""
-    verb, home = sys.argv[1], Home(Path(os.environ["ORCH_HOME"]))
-    settings = json.loads(sys.stdin.read() or "{}")
+    """`up` and `down [--force]` for the CLI, which imports neither Ray nor this; the configuration is read as the CLI reads it."""
+    verb = sys.argv[1]
 
     def say(step: str) -> None:
         print(json.dumps({"step": step}), flush=True)
 
     began = time.monotonic()
     try:
+        config = load_config(os.environ, Path.cwd(), {})
         if verb == "up":
-            up(home, settings, dict(os.environ), say)
+            up(Home(config.home), config, dict(os.environ), say)
         else:
-            down(home, force=bool(settings.get("force")), say=say)
-    except (ClusterError, InsecureHome) as error:
+            down(Home(config.home), force="--force" in sys.argv, say=say)
+    except (ClusterError, InsecureHome, DocumentError) as error:
         print(json.dumps({"error": str(error), "code": getattr(error, "code", 4)}), flush=True)
         sys.exit(1)
     print(json.dumps({"ok": True, "seconds": round(time.monotonic() - began, 1)}), flush=True)

@@ -18,7 +18,7 @@ class InsecureHome(Exception):
 
 @dataclass(frozen=True)
 class ClusterNote:
-    """How this ORCH_HOME's cluster is to be run: written by `orch up`, read by the controller. The database's URL may hold a password."""
+    """How this home's cluster is run: written by `orch up`, read by the controller. The database's URL may hold a password."""
 
     namespace: str
     address: str

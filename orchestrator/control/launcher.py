@@ -673,7 +673,7 @@ class Launcher:
                 starting.why_cold[key] = reason
         for python, keys in groups.items():
             zygote = zygotes[python]
-            assert zygote is not None  # noqa: S101 - why_cold said so
+            assert zygote is not None
             line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             line.setblocking(False)
             starting.lines[line] = (zygote, set(keys))

@@ -55,12 +55,11 @@ def _why_not(request: Request, nodes: Sequence[NodeView], *, never: bool) -> str
     size = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
     if workers.nodes is None:
         have = f"{sum(room)} of {sum(n.total for n in nodes)} {unit} on {size} are free"
-        if never:
-            have = f"the cluster has {sum(room)} {unit} on {size}"
-        return f"needs {workers.total} {unit}; {have}"
-    need = workers.total // workers.nodes
-    fitting = sum(free >= need for free in room)
-    state = "are large enough" if never else "have that many free"
-    text = f"needs {workers.nodes} node{'s' if workers.nodes > 1 else ''} with {need} {unit} each; {fitting} of {size} {state}"
+        text = f"needs {workers.total} {unit}; " + (f"the cluster has {sum(room)} {unit} on {size}" if never else have)
+    else:
+        need = workers.total // workers.nodes
+        wanted = f"{workers.nodes} node{'s' if workers.nodes > 1 else ''} with {need} {unit} each"
+        fitting = sum(free >= need for free in room)
+        text = f"needs {wanted}; {fitting} of {size} {'are large enough' if never else 'have that many free'}"
     out = [f"{n.name}: {n.note}" for n in nodes if not n.usable and n.note]
     return text if never or not out else f"{text} ({'; '.join(out[:4])})"

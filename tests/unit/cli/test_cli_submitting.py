@@ -321,19 +321,18 @@ def test_down_is_the_clusters_affair_and_force_is_passed_on(orch, tmp_path):
         orch,
         tmp_path,
         """
-        asked = json.load(sys.stdin)
-        if not asked["force"]:
+        if "--force" not in sys.argv:
             print(json.dumps({"error": "1 run(s) live: 42 (resnet50)", "code": 7}))
             sys.exit(1)
-        print(json.dumps({"step": sys.argv[1] + "ing " + asked["database"]}))
+        print(json.dumps({"step": " ".join([sys.argv[1], os.environ["ORCH_HOME"], os.environ["ORCH_DATABASE"]])}))
         print(json.dumps({"ok": True}))
         """,
     )
     done = orch("down")
     assert (done.returncode, "resnet50" in done.stderr) == (7, True)
-    done = orch("down", "--force")
+    done = orch("--database", "sqlite:////elsewhere/x.db", "down", "--force")
     assert done.returncode == 0
-    assert f"downing sqlite:///{orch.home}/orch.db" in done.stderr
+    assert f"down {orch.home} sqlite:////elsewhere/x.db" in done.stderr
 
 
 def test_cancel_goes_on_after_a_run_that_is_not_there(orch, stub):
