@@ -27,7 +27,7 @@ $(READY): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) has no venv module with ensurepip. Debian, Ubuntu: apt-get install $(notdir $(PYTHON))-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $$("$(PYTHON)" --version): a few minutes the first time; torch is most of it."
-	@"$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -c 'import pip' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -38,7 +38,8 @@ def wanted() -> dict[str, str]:
         "orch": project["project"]["dependencies"],
         "orch[postgres]": project["project"]["optional-dependencies"]["postgres"],
         "dev": project["dependency-groups"]["dev"],
-        "build": project["build-system"]["requires"],
+        # hatchling wants editables for `pip install -e`, and asks for it only where pip builds in isolation.
+        "build": [*project["build-system"]["requires"], "editables"],
     }
     return {requirement: table for table, requirements in tables.items() for requirement in requirements}
 
