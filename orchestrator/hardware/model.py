@@ -37,6 +37,9 @@ FABRIC_LEVELS = ("core", "spine", "pod", "leaf", "nvlink")
 NEAR_WORDS = frozenset({"PIX", "PXB"})
 """The links that do not cross a CPU: what GPUDirect RDMA wants between a GPU and a NIC."""
 
+MOST_GPUS = 256
+"""A source that gives one machine more GPUs than that is mistaken."""
+
 _NVLINK = re.compile(r"NV([0-9]{1,3})")
 _PCIE_WORDS = frozenset({"PIX", "PXB", "PHB", "NODE", "SYS"})
 

@@ -27,7 +27,6 @@ _LISTED = re.compile(
     r"(?:\s+-\s+(CA|SW|RT)\s+([0-9]+)\s+([0-9]+)\s+0x([0-9a-fA-F]{1,16}))?\s*(.*)"
 )
 _QUOTED = re.compile(r'"([^"]*)"')
-_BETWEEN = re.compile(r"\(\s*'(.*)' - '(.*)'\s*\)")
 _RATE = re.compile(r"\b([0-9]{1,2})x\s?([A-Z]{3}(?:10)?)\b")
 _LANE_GBPS = {"SDR": 2.5, "DDR": 5, "QDR": 10, "FDR10": 10, "FDR": 14, "EDR": 25, "HDR": 50, "NDR": 100, "XDR": 200}
 
@@ -135,12 +134,12 @@ def _listed(number: int, line: str, fabric: _Fabric) -> None:
             fabric.switches.setdefault(_guid(match[4]), match[11].strip("'").strip())
             fabric.described.add(_guid(match[4]))
         return
-    names = _BETWEEN.search(match[11])
-    if names is None:
+    first, between, second = match[11][match[11].find("'") + 1 : match[11].rfind("'")].partition("' - '")
+    if not between or not match[11].startswith("(") or ")" not in match[11]:
         raise FormatError(number, f"the line is cut off: {line[:60]}")
     kinds = {"CA": "H", "SW": "S", "RT": "R"}
-    here = (kinds[match[1]], _guid(match[4]), int(match[3]), names[1].strip())
-    there = (kinds[match[7]], _guid(match[10]), int(match[9]), names[2].strip())
+    here = (kinds[match[1]], _guid(match[4]), int(match[3]), first.strip())
+    there = (kinds[match[7]], _guid(match[10]), int(match[9]), second.strip())
     fabric.connect(here, there, _rate(f"{match[5]}{match[6]}"))
     fabric.described |= {guid for kind, guid, _, _ in (here, there) if kind == "S"}
 

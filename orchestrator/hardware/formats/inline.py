@@ -20,12 +20,12 @@ from typing import Any
 from orchestrator.hardware.formats.errors import FormatError
 from orchestrator.hardware.formats.hostlist import expand
 from orchestrator.hardware.formats.yaml_text import line_of, load, mapping, strings
-from orchestrator.hardware.model import FABRIC_LEVELS, Cluster, Gpu, Nic, Node, Shape, triangle_position
+from orchestrator.hardware.model import FABRIC_LEVELS, MOST_GPUS, Cluster, Gpu, Nic, Node, Shape, triangle_position
 
 _LEVELS = tuple(level for level in FABRIC_LEVELS if level != "nvlink")
 _KEYS = ("gpus", "nvlink", "islands", "nics", "cpus", "memory_gib", "labels", "clique", *_LEVELS)
 _COUNTED = re.compile(r"([0-9]{1,4})\s*x\s*(\S.*)")
-_MOST_GPUS, _MOST_NICS, _MOST_NVLINKS = 1024, 256, 999
+_MOST_NICS, _MOST_NVLINKS = 256, 999
 
 
 def parse(text: str, name: str = "cluster.yaml") -> Cluster:
@@ -96,7 +96,7 @@ def _gpus(value: Any) -> tuple[Gpu, ...]:
     match = _COUNTED.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None and isinstance(value, str):
         raise ValueError("gpus: COUNTxMODEL is wanted, such as 8xH100")
-    count = _integer(int(match[1]) if match else value, "gpus", _MOST_GPUS)
+    count = _integer(int(match[1]) if match else value, "gpus", MOST_GPUS)
     return tuple(Gpu(index, match[2] if match else None) for index in range(count))
 
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from orchestrator.hardware.formats.errors import FormatError
 from orchestrator.hardware.formats.switches import level_of
-from orchestrator.hardware.model import FABRIC_LEVELS, Cluster, Domain, Gpu, Node, Shape
+from orchestrator.hardware.model import FABRIC_LEVELS, MOST_GPUS, Cluster, Domain, Gpu, Node, Shape
 
 _NAMES = (
     "node",
@@ -35,7 +35,6 @@ _NAMES = (
 _COUNTS = frozenset({"gpus", "gpu_count", "num_gpus", "gpu_num"})
 _MODELS = frozenset({"gpu", "model", "gpu_type", "gpu_model", "gpu_spec", "accelerator"})
 _OTHER = frozenset({"cpu", "cpus", "cpu_milli", "cores", "mem", "memory", "memory_mib", "memory_gib", "disk"})
-_MOST_GPUS = 1024
 
 _Rows = list[tuple[int, dict[str, str]]]
 
@@ -168,6 +167,6 @@ def _level(column: str, position: int, columns: list[str]) -> str:
 
 
 def _count(line: int, cell: str) -> int:
-    if not cell.isascii() or not cell.isdigit() or len(cell) > 6 or int(cell) > _MOST_GPUS:
+    if not cell.isascii() or not cell.isdigit() or len(cell) > 6 or int(cell) > MOST_GPUS:
         raise FormatError(line, f"{cell[:20]!r} is no number of GPUs")
     return int(cell)

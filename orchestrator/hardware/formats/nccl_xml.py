@@ -14,7 +14,7 @@ from typing import NoReturn
 from xml.parsers import expat
 
 from orchestrator.hardware.formats.errors import FormatError
-from orchestrator.hardware.model import Cluster, Domain, Gpu, Nic, Node, Shape
+from orchestrator.hardware.model import MOST_GPUS, Cluster, Domain, Gpu, Nic, Node, Shape
 
 _MODELS = {
     "0x1db1": "V100-SXM2-16GB",
@@ -165,8 +165,6 @@ def _collect(cpu: _Element, index: int, host: _Host) -> None:
     known = numa if numa >= 0 else None
     if known is not None:
         host.numas.add(known)
-    for nic in cpu.named("nic"):
-        _collect_nic(nic, nic, _Place(index, ()), known, host)
     for pci, switches in _devices(cpu, ()):
         place = _Place(index, switches)
         if _is_gpu(pci):
@@ -174,6 +172,8 @@ def _collect(cpu: _Element, index: int, host: _Host) -> None:
         elif _is_nic(pci):
             for nic in pci.named("nic") or [pci]:
                 _collect_nic(pci, nic, place, known, host)
+    for nic in cpu.named("nic"):
+        _collect_nic(nic, nic, _Place(index, ()), known, host)
 
 
 def _collect_nic(pci: _Element, nic: _Element, place: _Place, numa: int | None, host: _Host) -> None:
@@ -206,6 +206,10 @@ def _is_nic(pci: _Element) -> bool:
 
 
 def _shape(host: _Host, notes: list[str]) -> Shape:
+    if len(host.gpus) > MOST_GPUS:
+        raise FormatError(
+            host.gpus[0][0].line, f"one machine has {len(host.gpus)} GPUs; more than {MOST_GPUS} are not read"
+        )
     if host.gpus and all(gpu is None for _, gpu, _, _ in host.gpus):
         notes.append("The file says nothing of NVLink: NCCL looks for it by itself where such a file is used.")
     host.gpus.sort(key=lambda entry: _address(entry[0].get("busid")))

@@ -11,6 +11,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from orchestrator.hardware.formats.errors import FormatError
 
 _MOST_DEPTH = 100
+# A merge of a list of mappings that merge lists of mappings grows without bound; so does a tag that means the same.
+_MERGE = re.compile(r"<<[\"']?\s*:[ ]*(\*)?")
+_TAGS = re.compile(r"(?m)^%TAG|!!merge|:merge>")
 _INDENT = re.compile(r"[ -]*")
 
 
@@ -69,5 +72,6 @@ def _check_bounds(text: str) -> None:
             raise FormatError(number, f"it is nested deeper than {_MOST_DEPTH}")
         if len(line) - len(line.lstrip(" ")) > 10 * _MOST_DEPTH and line.strip():
             raise FormatError(number, "it is indented too deeply")
-    if text.count("<<") > 20:
-        raise FormatError(None, "it merges mappings (<<) more than 20 times")
+    merges = _MERGE.findall(text)
+    if any(not one_alias for one_alias in merges) or len(merges) > 20 or _TAGS.search(text):
+        raise FormatError(None, "it merges mappings (<<) other than one at a time, or more than 20 times")
