@@ -11,6 +11,8 @@ from orchestrator.hardware.formats import ibnetdiscover, inline, levels_csv, ncc
 from orchestrator.hardware.formats.errors import FormatError
 from orchestrator.hardware.model import Cluster, Domain, Gpu, Nic, Node, Shape
 
+__all__ = ["FORMATS", "FormatError", "detect", "merged", "parse", "read_hardware"]
+
 Parse = Callable[[str, str], Cluster]
 
 FORMATS: dict[str, Parse] = {
