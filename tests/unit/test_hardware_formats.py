@@ -185,7 +185,7 @@ BOMB = '<!DOCTYPE s [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>' +
     [
         (BOMB, 1, "DOCTYPE"),
         ('<system version="1">\n<cpu>\n</system>', 3, "broken XML: mismatched tag"),
-        ('<graphs version="1"/>', 1, "NCCL's graph"),
+        ('\n\n<?xml version="1.0"?>\n<graphs version="1"/>', 4, "NCCL's graph"),
         ("<html/>", 1, "<html> is not NCCL's topology"),
         (_xml("<cpu/>"), 1, "names no GPU and no NIC"),
         (_xml(f"\n<cpu>{_gpu_xml('0000:01:00.0', 0)}\n{_gpu_xml('0000:02:00.0', 0)}</cpu>"), 3, "dev=0"),
