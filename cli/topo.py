@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from orchestrator.hardware.as_json import to_json
+from orchestrator.hardware.as_json import node_to_json, to_json
 from orchestrator.hardware.draw import draw, draw_node
 from orchestrator.hardware.formats import FormatError, read_hardware
-from orchestrator.hardware.model import Cluster, Domain
+from orchestrator.hardware.model import Cluster, Domain, Node
 
 
 class _Refusal(click.ClickException):
@@ -31,7 +33,9 @@ class _Refusal(click.ClickException):
     "--from", "files", multiple=True, type=click.Path(path_type=Path), help="A file to read; may be repeated."
 )
 @click.option("--node", help="Only this node, drawn whole.")
-@click.option("-o", "--output", type=click.Choice(["table", "json", "name"]), default="table", show_default=True)
+@click.option(
+    "-o", "--output", type=click.Choice(["table", "json", "jsonl", "csv", "name"]), default="table", show_default=True
+)
 @click.option("--json", "output", flag_value="json", help="The same as -o json.")
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path))
 def topo(files: Sequence[Path], more: Sequence[Path], node: str | None, output: str) -> None:
@@ -60,9 +64,25 @@ def _lines(cluster: Cluster, name: str | None, output: str) -> list[str]:
             raise _Refusal(f"there is no node {name} among {len(cluster.nodes)}: {known}, ...", 3)
     if output == "name":
         return [node.name for node in chosen]
+    if output == "jsonl":
+        return [json.dumps(node_to_json(node)) for node in chosen]
+    if output == "csv":
+        return _csv(cluster, chosen)
     if output == "json":
         return [json.dumps(to_json(cluster if name is None else Cluster(chosen, _around(cluster, chosen[0].name))))]
     return draw(cluster) if name is None else draw_node(cluster, chosen[0])
+
+
+def _csv(cluster: Cluster, nodes: Sequence[Node]) -> list[str]:
+    """A row for each node: what it has and where it is, in the form that --from reads."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["node", "gpus", "model", *cluster.levels])
+    for node in nodes:
+        models = dict.fromkeys(gpu.model for gpu in node.gpus if gpu.model)
+        places = [cluster.place(node.name, level) or "" for level in cluster.levels]
+        rows.writerow([node.name, len(node.gpus), " + ".join(models), *places])
+    return text.getvalue().splitlines()
 
 
 def _around(cluster: Cluster, name: str) -> tuple[Domain, ...]:

@@ -70,8 +70,8 @@ def describe(shape: Shape) -> str:
 
 
 def _gpus(shape: Shape) -> str:
-    models = Counter(gpu.model or "GPU" for gpu in shape.gpus)
-    what = " + ".join(f"{count} x {model}" for model, count in models.items())
+    models = Counter(gpu.model for gpu in shape.gpus)
+    what = " + ".join(f"{count} x {model}" if model else _counted(count, "GPU") for model, count in models.items())
     bonds = sorted({link for _, _, link in shape.pairs() if nvlinks(link)}, key=nvlinks)
     others = sorted({link for _, _, link in shape.pairs() if not nvlinks(link)})
     islands = [len(island) for island in shape.islands]

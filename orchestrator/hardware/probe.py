@@ -13,7 +13,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ RECOVERY_ACTIONS = (
 """What NVML's recovery action stands for, by its number."""
 
 _ANCESTOR_WORDS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
-_REMOTE_GPU, _REMOTE_SWITCH = 0, 2
+_REMOTE_GPU = 0
 _FABRIC_COMPLETED = 3
 _RECOVERY_FIELD = 230
 # NVML's numbers by hand: pynvml's NVML_P2P_CAPS_INDEX_READ is a tuple by mistake, and old wheels lack others.
@@ -116,7 +116,8 @@ def _nvml(module: Any, notes: list[str]) -> Iterator[_Nvml | None]:
     try:
         yield _Nvml(module)
     finally:
-        module.nvmlShutdown()
+        with suppress(module.NVMLError):
+            module.nvmlShutdown()
 
 
 def probe(root: str | Path = "/", nvml: Any = None, name: str | None = None) -> Probe:
@@ -217,16 +218,10 @@ def _links(library: _Nvml, handles: Sequence[Any], gpus: Sequence[Gpu], files: P
         for b in range(a + 1, len(gpus)):
             direct = min(ends[a].get(b, 0), ends[b].get(a, 0))
             switched = min(ends[a].get(None, 0), ends[b].get(None, 0))
-            if (
-                not direct
-                and switched
-                and library.get("DeviceGetP2PStatus", handles[a], handles[b], _P2P_NVLINK)
-                not in (
-                    _P2P_OK,
-                    None,
-                )
-            ):
-                switched = 0
+            if not direct and switched:
+                # Where the driver denies peers over NVLink, the switch between them does not join them.
+                status = library.get("DeviceGetP2PStatus", handles[a], handles[b], _P2P_NVLINK)
+                switched = switched if status in (_P2P_OK, None) else 0
             if direct or switched:
                 links.append(f"NV{direct or switched}")
                 continue
@@ -247,7 +242,7 @@ def _nvlink_ends(library: _Nvml, handle: Any, gpus: Sequence[Gpu]) -> dict[int |
             peer = position.get(_bus_id(library.get("DeviceGetNvLinkRemotePciInfo", handle, link)))
             if peer is not None:
                 ends[peer] = ends.get(peer, 0) + 1
-            elif kind not in (_REMOTE_GPU,):
+            elif kind != _REMOTE_GPU:
                 # A virtual machine may hide what is at the other end; it is a switch where peers can be reached.
                 ends[None] = ends.get(None, 0) + 1
         link += 1

@@ -25,7 +25,7 @@ def _orch_topo(*arguments):
 def test_one_machine_is_drawn_with_every_gpu():
     assert _orch_topo("--from", FIXTURES / "pairs.topo.txt").stdout.splitlines() == [
         "1 node, 4 GPUs",
-        "└─ pairs.topo: 4 x GPU in NVLink islands of 2+2 (NV6; SYS between), 2 NICs",
+        "└─ pairs.topo: 4 GPUs in NVLink islands of 2+2 (NV6; SYS between), 2 NICs",
         "     island 0-1  NV6, direct",
         "       GPU 0  NUMA 0  near mlx5_2",
         "       GPU 1  NUMA 0  near mlx5_2",
@@ -89,6 +89,17 @@ def test_json_names_and_one_node_are_as_the_contract_says():
     one = json.loads(_orch_topo("--from", fabric, "-o", "json", "--node", "gpu-02").stdout)
     assert [found["name"] for found in one["nodes"]] == ["gpu-02"]
     assert [domain["name"] for domain in one["domains"]] == ["spine-1+1", "leaf-a1", "leaf-a2"]
+
+
+def test_csv_is_what_from_reads_back(tmp_path):
+    (tmp_path / "places.csv").write_text(_orch_topo("--from", FIXTURES / "cluster.yaml", "-o", "csv").stdout)
+    again = _orch_topo("--from", tmp_path / "places.csv", "-o", "jsonl").stdout.splitlines()
+    assert [(json.loads(line)["name"], len(json.loads(line)["gpus"])) for line in again] == [
+        ("gpu-01", 8),
+        ("gpu-02", 8),
+        ("old-1", 4),
+        ("login", 0),
+    ]
 
 
 def test_one_node_is_drawn_with_its_place():

@@ -445,6 +445,7 @@ def test_declared_hardware_is_a_cluster():
         ("nodes:\n  a: {gpus: H100}\n", 2, "COUNTxMODEL is wanted"),
         ("nodes:\n  a: {gpus: 1}\n  'a,b': {}\n", 3, "a is declared twice"),
         ("nodes: {}\nhardware: {}\n", None, "declares no nodes"),
+        ("cluster_name: a\nmetadata: {orch: {lease: 30s}}\n", None, "it declares no hardware"),
     ],
 )
 def test_a_declaration_that_makes_no_sense_is_refused(text, line, reason):

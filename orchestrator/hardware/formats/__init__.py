@@ -147,13 +147,13 @@ def _merged_shape(name: str, first: Shape, second: Shape, notes: list[str]) -> S
     known = {(nic.name, nic.port): nic for nic in second.nics}
     nics = [_merged_nic(nic, known.pop((nic.name, nic.port), nic)) for nic in first.nics]
     return Shape(
-        gpus,
-        links,
-        (*nics, *known.values()),
-        first.cpus if first.cpus is not None else second.cpus,
-        first.memory_mib if first.memory_mib is not None else second.memory_mib,
-        first.numas if first.numas is not None else second.numas,
-        first.peer_access or second.peer_access,
+        gpus=gpus,
+        links=links,
+        nics=(*nics, *known.values()),
+        cpus=first.cpus if first.cpus is not None else second.cpus,
+        memory_mib=first.memory_mib if first.memory_mib is not None else second.memory_mib,
+        numas=first.numas if first.numas is not None else second.numas,
+        peer_access=first.peer_access or second.peer_access,
     )
 
 

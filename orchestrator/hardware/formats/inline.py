@@ -30,12 +30,13 @@ _MOST_NICS, _MOST_NVLINKS = 256, 999
 
 def parse(text: str, name: str = "cluster.yaml") -> Cluster:
     """The nodes that the YAML declares. Raises FormatError where it declares none, or something that is not known."""
-    document = load(text)
-    if isinstance(document, dict):
-        for key in ("metadata", "orch", "hardware"):
-            if isinstance(document.get(key), dict):
-                document = document[key]
-    return from_mapping(document, text)
+    document = mapping(load(text), "nodes", text)
+    if "metadata" in document or "cluster_name" in document:
+        orch = mapping(mapping(document.get("metadata"), "metadata", text).get("orch"), "orch", text)
+        if "hardware" not in orch:
+            raise FormatError(None, "it declares no hardware: there is nothing under metadata: orch: hardware:")
+        document = orch
+    return from_mapping(document.get("hardware", document), text)
 
 
 def from_mapping(value: Any, text: str = "") -> Cluster:
