@@ -853,12 +853,16 @@ class Launcher:
         known = {pid for attempt in alive for pid in attempt.members}
         by_mark = {attempt.mark: attempt for attempt in alive}
         strangers = [one for one in table.values() if one.alive and one.pid not in known and one.parent != 2]
-        marked = {}
+        starting = {starting.attempt.mark for starting in self.starting.values()}
+        marked = set()
         for one in strangers:
-            owner = by_mark.get(mark_of(one.pid) or "")
-            if owner is not None:
+            mark = mark_of(one.pid)
+            owner = by_mark.get(mark or "")
+            if mark in starting:
+                marked.add(one.pid)
+            elif owner is not None:
                 owner.members[one.pid] = one.began
-                marked[one.pid] = owner
+                marked.add(one.pid)
         unproven = []
         for one in orphans:
             if one.pid in known or one.pid in marked:
