@@ -25,6 +25,7 @@ import gc  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import resource  # noqa: E402
 import select  # noqa: E402
 import socket  # noqa: E402
 import threading  # noqa: E402
@@ -34,6 +35,7 @@ from typing import Any, Dict, Tuple  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 SIGKILL = 9
+RLIMIT_LOCKS = 10
 SPARES = 2
 MOST_SPARES = 16
 """How many ranks wait, forked, for a script: as many as were ever asked for at once, within these bounds."""
@@ -183,6 +185,8 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Scri
     os.close(request)
     rank = asked["ranks"][int(word)]
     try:
+        # What every descendant inherits, whatever it does to its environment and session; the kernel has no other use for it.
+        resource.setrlimit(RLIMIT_LOCKS, (asked["tag"], resource.getrlimit(RLIMIT_LOCKS)[1]))
         prepare(rank, libc, openblas)
     except BaseException as error:
         line.send(json.dumps({"rank": rank["rank"], "error": f"{type(error).__name__}: {error}"}).encode())
@@ -197,6 +201,7 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Scri
 
 def prepare(rank: dict[str, Any], libc: Any, openblas: list[Any]) -> None:
     """Makes of this fork what `python -u script.py` finds itself in."""
+    os.setsid()
     log = os.open(rank["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -204,8 +209,6 @@ def prepare(rank: dict[str, Any], libc: Any, openblas: list[Any]) -> None:
     os.chdir(rank["cwd"])
     take_environment(rank["env"], libc)
     show_in_proc(rank)
-    # With its marker written: the launcher knows who a process is by the zygote's session or by its marker.
-    os.setsid()
     loaded = sys.modules
     move_to(os.getcwd())
     if "logging" in loaded:

@@ -368,21 +368,22 @@ def test_nothing_that_a_rank_has_left_behind_outlives_the_attempt(node: Node, wa
 
 
 def test_two_attempts_side_by_side_do_not_touch_each_other(node: Node, way: bool) -> None:
-    daemon = f": >pid0; (setsid env -i {SLEEP} </dev/null >/dev/null 2>&1 &) &"
-    other = f": >pid1; {SLEEP.replace('pid0', 'pid1')} &"
-    node.start("2.1", leave(other.replace("pid1", "pid0"), "print('up'); time.sleep(600)").replace("pid0", "pid1")
-               .replace("os.environ[\"RANK\"]", "'1'"), cold=way)  # fmt: skip
-    node.said("2.1", "up")
-    # Known by its first parent, which stays for some looks at the process table.
-    node.start("1.1", leave(daemon.replace("(setsid", "(sleep 1.5; setsid"), "time.sleep(3)"), cold=way)
-    ended = node.event("ended", attempt="1.1")
-    daemon_pid, child_pid = int((node.folder / "pid0").read_text()), int((node.folder / "pid1").read_text())
-    assert not alive(daemon_pid), ended
-    assert alive(child_pid)
-    assert node.call("hello")["attempts"]["2.1"]["ranks"]["0"]["exit"] is None
-    node.call("stop", attempt="2.1", grace_s=0)
-    node.event("ended", attempt="2.1")
-    assert not alive(child_pid)
+    """Not even where each has left a daemon without any tie: no environment, no session, no file in common."""
+    daemon = "(setsid env -i sh -c 'echo $$ >pid{0}; exec sleep 600' </dev/null >/dev/null 2>&1 &) &"
+    for number in (0, 1):
+        text = leave(f": >pid{number}; " + daemon.format(number), "print('up'); time.sleep(600)")
+        ranks = [node.rank(f"{number}.1", text, number, cold=way)]
+        node.call("start", attempt=f"{number}.1", lease_s=60, ranks=ranks)
+    node.said("0.1", "up", 0)
+    node.said("1.1", "up", 1)
+    daemons = [int((node.folder / f"pid{number}").read_text()) for number in (0, 1)]
+    node.call("stop", attempt="0.1", grace_s=0)
+    assert node.event("ended", attempt="0.1")["swept"] == 1
+    assert [alive(pid) for pid in daemons] == [False, True]
+    assert node.call("hello")["attempts"]["1.1"]["ranks"]["1"]["exit"] is None
+    node.call("stop", attempt="1.1", grace_s=0)
+    node.event("ended", attempt="1.1")
+    assert not alive(daemons[1])
 
 
 def test_what_a_killed_launcher_leaves_is_swept_by_the_next(node: Node, way: bool) -> None:
