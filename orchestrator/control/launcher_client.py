@@ -1,4 +1,4 @@
-"""The agent's end of the launcher's socket: starts the launcher where there is none, asks it, and hears what it tells."""
+"""How the agent reaches its node's launcher: starts one where there is none, asks it, hears what it tells."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ CONNECT_S = 10.0
 """How long a new launcher may take until it listens."""
 LINE_LIMIT = 64 << 20
 
-# A first process starts the launcher in a session of its own and ends, so that the launcher is no child of the agent: Ray kills those.
+# A first process starts the launcher in a session of its own and ends, so that the launcher is no child of the agent:
+# Ray kills those.
 DETACH = """
-import subprocess, sys
-subprocess.Popen(sys.argv[1:], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+from subprocess import DEVNULL, Popen
+import sys
+Popen(sys.argv[1:], start_new_session=True, stdin=DEVNULL, stdout=DEVNULL)
 """
 
 
@@ -36,10 +38,10 @@ class LauncherGoneError(Exception):
 
 
 def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of a Ray worker's environment is the node's rather than Ray's or orch's: where the ranks' environments start from.
+    """What of a Ray worker's environment is the node's, not Ray's or orch's: where those of the ranks start from.
 
-    A rank is started warm only where what torch reads at import has the value that it had in the zygote, so give the same
-    environment to `warm`.
+    A rank is started warm only where what torch reads at import has the value that it had in the zygote, so give the
+    same environment to `warm`.
     """
     ours = ("RAY_", "ORCH_", "PYTHON", "GRPC_")
     dropped = {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD", "_", "OLDPWD", "PWD", "SHLVL"}
@@ -49,12 +51,12 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
 class LauncherClient:
     """One connection to the launcher of a folder. Every event comes once, in order, from `events()`.
 
-    After `LauncherGoneError` call `connect()` again: it takes up the launcher that is there or starts another. Ask `hello` then: the
-    answer holds every attempt and every exit that was told to nobody.
+    After `LauncherGoneError` call `connect()` again: it takes up the launcher that is there or starts another. Ask
+    `hello` then: the answer holds every attempt and every exit that was told to nobody.
     """
 
     def __init__(self, folder: Path, *, env: Mapping[str, str] | None = None, options: tuple[str, ...] = ()) -> None:
-        """`env`: the launcher's environment, by default the node's part of this process's; `options`: further arguments for it."""
+        """`env`: the launcher's environment, by default the node's part of ours; `options`: its further arguments."""
         self.folder = folder
         self._env = dict(env) if env is not None else base_environment(os.environ)
         self._options = options
@@ -78,7 +80,7 @@ class LauncherClient:
         await self.close()
 
     async def connect(self) -> None:
-        """Connects to the folder's launcher, starting one where none listens. Raises LauncherGoneError where that fails."""
+        """Connects to the folder's launcher, starting one where none listens. LauncherGoneError where that fails."""
         await self.close()
         path = str(self.folder / "launcher.sock")
         try:
@@ -137,14 +139,14 @@ class LauncherClient:
         self._events.put_nowait(None)
 
     async def call(self, op: str, **fields: Any) -> Message:
-        """Asks the launcher. Raises LauncherRefusedError with its reason, LauncherGoneError where there is no connection."""
+        """Asks the launcher. Raises LauncherRefusedError with its reason, LauncherGoneError without a connection."""
         if self._writer is None:
             raise LauncherGoneError("not connected to a launcher")
         number = next(self._numbers)
         self._waiting[number] = waiting = asyncio.get_running_loop().create_future()
         self._writer.write(json.dumps({"id": number, "op": op, **fields}).encode() + b"\n")
         try:
-            answer = await waiting
+            answer: Message = await waiting
         finally:
             self._waiting.pop(number, None)
         if "error" in answer:
