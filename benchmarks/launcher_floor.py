@@ -1,4 +1,4 @@
-"""How long from the request to start until two Gloo ranks have made their first optimizer step: warm, and as plain processes.
+"""How long from the request to the first optimizer step of two Gloo ranks: warm ranks, and plain processes.
 
     PYTHONPATH=. python benchmarks/launcher_floor.py [ROUNDS]
 
