@@ -19,7 +19,6 @@ import argparse
 import array
 import contextlib
 import ctypes
-import errno
 import fcntl
 import hashlib
 import json
@@ -51,6 +50,8 @@ WARM_START_S = 5.0
 KEEP_ENDED_S = 3600.0
 """How long the ends of attempts are kept for an agent that does not come back."""
 SWEEP_S = 0.01
+LOCK_S = 1.0
+"""How long a new launcher waits for one that is just ending."""
 PRELOAD = "torch,torch.distributed,torch._dynamo"
 LIBC = ctypes.CDLL(None)
 
@@ -284,8 +285,9 @@ def spawn(
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != launcher:
             os._exit(1)
-        if tag is not None:
-            resource.setrlimit(RLIMIT_LOCKS, (tag, resource.getrlimit(RLIMIT_LOCKS)[1]))
+        hard = resource.getrlimit(RLIMIT_LOCKS)[1]
+        if tag is not None and hard == resource.RLIM_INFINITY:
+            resource.setrlimit(RLIMIT_LOCKS, (tag, hard))
 
     output = open_log(log)
     try:
@@ -867,12 +869,15 @@ class Launcher:
 def lock(folder: Path) -> int:
     """Makes this process the folder's only launcher; the lock goes with it."""
     descriptor = os.open(folder / "launcher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno != errno.EWOULDBLOCK:
-            raise
-        sys.exit(f"another launcher (process {os.pread(descriptor, 20, 0).decode().strip()}) serves {folder}")
+    deadline = now() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if now() >= deadline:
+                sys.exit(f"another launcher (process {os.pread(descriptor, 20, 0).decode().strip()}) serves {folder}")
+            time.sleep(0.02)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor

@@ -192,7 +192,9 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Scri
     try:
         # What every descendant inherits, whatever it does to its environment and session; the kernel has no other use
         # for it.
-        resource.setrlimit(RLIMIT_LOCKS, (asked["tag"], resource.getrlimit(RLIMIT_LOCKS)[1]))
+        hard = resource.getrlimit(RLIMIT_LOCKS)[1]
+        if hard == resource.RLIM_INFINITY:
+            resource.setrlimit(RLIMIT_LOCKS, (asked["tag"], hard))
         prepare(rank, libc, openblas)
     except BaseException as error:
         line.send(json.dumps({"rank": rank["rank"], "error": f"{type(error).__name__}: {error}"}).encode())

@@ -3,6 +3,7 @@
 Warm ranks come from a zygote that preloads only `json`, except where a test is marked `torch`.
 """
 
+import ast
 import asyncio
 import json
 import os
@@ -508,6 +509,14 @@ def test_a_folder_whose_socket_has_too_long_a_path_is_refused_with_its_length(tm
     assert "may have 107" in done.stderr
 
 
+def test_a_new_launcher_takes_over_from_one_that_is_ending(node: Node) -> None:
+    before = node.pid
+    for _ in range(3):
+        node.call("quit")
+        node.connect()
+    assert node.pid != before
+
+
 # Zygotes
 
 
@@ -578,6 +587,10 @@ def test_more_ranks_than_wait_ready_are_forked_at_once(node: Node) -> None:
         assert all(rank["warm"] for rank in ranks.values())
         node.event("ended", attempt=attempt)
         assert [node.log(attempt, rank) for rank in range(5)] == [f"{rank}\n" for rank in range(5)]
+
+
+def test_the_zygote_can_be_run_by_python_3_9() -> None:
+    ast.parse(LAUNCHER.with_name("rank.py").read_text(), feature_version=(3, 9))
 
 
 # A warm rank is what a cold one is
