@@ -41,7 +41,7 @@ RLIMIT_LOCKS = 10
 SPARES = 2
 MOST_SPARES = 16
 """How many ranks wait, forked, for a script: as many as were ever asked for at once, within these bounds."""
-QUIET_S = 0.5
+QUIET_S = 0.25
 """How long after a request spares are forked anew: not while the ranks that it started need the cores."""
 TORCH_FIXED_SEED = 67280421310721
 """What some versions of torch start every process with; others draw a seed."""
@@ -104,15 +104,16 @@ def serve(control: socket.socket) -> Script:
     openblas = openblas_setters()
     wanted = SPARES
     spares: list[socket.socket] = []
+    quiet = 0.0
     while True:
         missing = wanted - len(spares)
-        ready, _, _ = select.select([control], [], [], QUIET_S if missing > 0 else None)
+        ready, _, _ = select.select([control], [], [], quiet if missing > 0 else None)
         count, passed = 0, array.array("i")
         if ready:
             word, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(8))
             if not word:
                 os._exit(0)
-            count = int(word)
+            count, quiet = int(word), QUIET_S
             passed = array.array("i", ancillary[0][2])
             wanted, missing = max(wanted, min(count, MOST_SPARES)), count - len(spares)
         if missing > 0:
