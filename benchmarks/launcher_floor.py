@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.control.launcher_client import LauncherClient, base_environment
+from orchestrator.control.launcher_client import LauncherClient
+from orchestrator.control.rank_env import base_env
 
 SCRIPT = """
 import time
@@ -29,7 +30,7 @@ model(torch.ones(2, 8)).sum().backward()
 optimizer.step()
 print(first_line, time.time())
 """
-ENV = base_environment(os.environ)
+ENV = base_env(os.environ)
 
 
 def environment(rank: int, port: int, mark: str) -> dict[str, str]:
@@ -103,7 +104,7 @@ async def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "train.py").write_text(SCRIPT)
-        async with LauncherClient(folder / "l") as client:
+        async with LauncherClient(folder / "l", ENV) as client:
             await client.call("warm", python=sys.executable, env=ENV)
             async for event in client.events():
                 if event["event"] == "warm":

@@ -4,59 +4,361 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
+from orchestrator import checks
+from orchestrator.checks import LABEL, MAX_WORKERS, NAME, SET_BY_ORCH, VARIABLE
+from orchestrator.document import nearest, printable, shown
+from orchestrator.units import DURATION_PATTERN
 
 
 class Value(BaseModel):
     """A frozen value that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+_SHAPE = re.compile(r"([0-9]{1,7})x([0-9]{1,7})")
 
 
 class Workers(Value):
     """How many ranks, and in what shape: `2x8` is two nodes of eight, `16` a total whose shape orch picks."""
 
-    total: Annotated[int, Field(ge=1, le=100_000)]
+    total: int
     nodes: int | None = None
 
     @property
     def per_node(self) -> int | None:
         return None if self.nodes is None else self.total // self.nodes
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and (shape := _SHAPE.fullmatch(value)):
+            return {"total": int(shape[1]) * int(shape[2]), "nodes": int(shape[1])}
+        if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
+            return {"total": int(value)}
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"total": value}
+        if isinstance(value, dict) and isinstance(value.get("total"), int):
+            return value
+        raise ValueError(f"must be NODESxPER_NODE, such as 2x8, or a total, such as 16, not {shown(value)}")
+
     @model_validator(mode="after")
-    def _whole_nodes(self) -> Self:
+    def _possible(self) -> Self:
+        if not 1 <= self.total <= MAX_WORKERS:
+            raise ValueError(f"must be 1 to {MAX_WORKERS:,} in all, not {self.total:,}")
         if self.nodes is not None and (self.nodes < 1 or self.total % self.nodes):
             raise ValueError(f"{self.total} workers cannot be spread evenly over {self.nodes} nodes")
         return self
+
+    @model_serializer
+    def _as_written(self) -> int | str:
+        return self.total if self.nodes is None else str(self)
 
     def __str__(self) -> str:
         return str(self.total) if self.nodes is None else f"{self.nodes}x{self.per_node}"
 
 
+Device = Literal["auto", "cuda", "cpu"]
+Backend = Literal["auto", "nccl", "gloo"]
+SCALAR = {"type": ["string", "number", "boolean"]}
+"""In a file, a number or a boolean where text is meant is taken as it is written."""
+
+_VARIABLE = {"type": "string", "pattern": f"^(?!ORCH_|RAY_|({'|'.join(sorted(SET_BY_ORCH))})$){VARIABLE.pattern[1:]}"}
+
+Label = Annotated[str, AfterValidator(checks.label)]
+Variable = Annotated[str, AfterValidator(checks.variable), WithJsonSchema(_VARIABLE)]
+EnvValue = Annotated[str, BeforeValidator(checks.env_text), AfterValidator(checks.env_value)]
+TagValue = Annotated[str, BeforeValidator(checks.env_text), AfterValidator(checks.tag_value)]
+Env = Annotated[
+    dict[Variable, EnvValue],
+    WithJsonSchema({"type": "object", "propertyNames": _VARIABLE, "additionalProperties": SCALAR}),
+]
+Tags = Annotated[
+    dict[Label, TagValue],
+    Field(max_length=checks.MAX_TAGS),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": LABEL.pattern},
+            "additionalProperties": SCALAR,
+            "maxProperties": checks.MAX_TAGS,
+        }
+    ),
+]
+Name = Annotated[
+    str, AfterValidator(checks.check_name), WithJsonSchema({"type": ["string", "integer"], "pattern": NAME.pattern})
+]
+Team = Annotated[Label | None, WithJsonSchema({"type": ["string", "integer"], "pattern": LABEL.pattern})]
+Interpreter = Annotated[str, AfterValidator(checks.interpreter)]
+Python = Annotated[Interpreter | None, WithJsonSchema({"type": "string", "pattern": "^/"})]
+CheckpointFolder = Annotated[str, AfterValidator(checks.checkpoint)]
+Checkpoint = Annotated[CheckpointFolder | None, WithJsonSchema({"type": "string", "minLength": 1})]
+Grace = Annotated[
+    float,
+    BeforeValidator(checks.seconds),
+    AfterValidator(checks.grace),
+    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN, "default": "30s"}),
+]
+Priority = Annotated[
+    int,
+    BeforeValidator(checks.whole),
+    AfterValidator(checks.priority),
+    WithJsonSchema({"type": "integer", "minimum": -1000, "maximum": 1000}),
+]
+Shape = Annotated[
+    Workers,
+    WithJsonSchema(
+        {"type": ["string", "integer"], "pattern": "^[0-9]+(x[0-9]+)?$", "minimum": 1, "maximum": MAX_WORKERS}
+    ),
+]
+
+
 class JobSpec(Value):
     """One job as its file says it, defaults filled in."""
 
-    name: str
-    run: str
-    workers: Workers = Workers(total=1)
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    backend: Literal["auto", "nccl", "gloo"] = "auto"
-    workdir: str = "."
-    python: str | None = None
-    env: dict[str, str] = {}
-    secrets: tuple[str, ...] = ()
-    checkpoint: str | None = None
-    priority: int = 0
-    team: str | None = None
-    grace: float = 30.0
+    run: Annotated[str, AfterValidator(checks.command)] = Field(
+        description="The script and its arguments, split like a shell would and never given to one. "
+        "The script is a path inside workdir.",
+        examples=["train.py --epochs 90"],
+    )
+    name: Name = Field(
+        default_factory=lambda given: checks.default_name(given.get("run", "")),
+        description="What the run is called; may be used in commands where its id is. Default: the script's name.",
+        examples=["resnet50"],
+    )
+    workers: Shape = Field(
+        default=Workers(total=1),
+        description="How many ranks: NODESxPER_NODE, or a total whose shape orch picks. One GPU each.",
+        examples=["2x8", 16],
+    )
+    device: Device = Field(
+        default="auto",
+        description="What the ranks compute on; auto takes CUDA where the cluster has it, and says which it took.",
+        examples=["cuda"],
+    )
+    backend: Backend = Field(
+        default="auto",
+        description="What init_process_group should use, given to the script as ORCH_BACKEND. "
+        "auto: nccl on CUDA, else gloo.",
+        examples=["nccl"],
+    )
+    workdir: Annotated[str, AfterValidator(checks.folder)] = Field(
+        default=".",
+        description="The folder whose snapshot runs, taken at submission; relative to the job file. "
+        "What .gitignore and .orchignore name stays out.",
+        examples=["."],
+    )
+    python: Python = Field(
+        default=None,
+        description="The ranks' interpreter, an absolute path that is there on every node; it needs torch, "
+        "but neither orch nor Ray. Default: orch's own.",
+        examples=["/venv/bin/python"],
+    )
+    env: Env = Field(
+        default={},
+        description="Environment variables of every rank. Numbers and booleans are taken as they are written. "
+        "What orch sets itself (RANK, MASTER_ADDR, CUDA_VISIBLE_DEVICES, ORCH_*, RAY_*, ...) is refused.",
+        examples=[{"OMP_NUM_THREADS": "4"}],
+    )
+    secrets: tuple[Variable, ...] = Field(
+        default=(),
+        description="Names of variables whose values are taken from the submitter's environment and stored nowhere.",
+        examples=[["WANDB_API_KEY"]],
+    )
+    checkpoint: Checkpoint = Field(
+        default=None,
+        description="A folder for checkpoints, given to the script as ORCH_CHECKPOINT_DIR, the same on every attempt: "
+        "absolute, or inside the run's own folder of the cluster's storage.",
+        examples=["ckpt"],
+    )
+    priority: Priority = Field(
+        default=0, description="A run of higher priority is placed first; -1000 to 1000.", examples=[10]
+    )
+    team: Team = Field(default=None, description="Whom the run is for.", examples=["vision"])
+    grace: Grace = Field(
+        default=30.0,
+        description="How long a rank may take to end between SIGTERM and SIGKILL; at most 1h. Default: 30s.",
+        examples=["30s"],
+    )
     """Seconds between SIGTERM and SIGKILL."""
-    tags: dict[str, str] = {}
+    tags: Tags = Field(
+        default={},
+        description="Words of your own to find runs by: `orch runs --tag sweep=a`.",
+        examples=[{"sweep": "a"}],
+    )
 
     @property
     def argv(self) -> list[str]:
         """The script and its arguments, split like a shell would, never given to one."""
         return shlex.split(self.run)
+
+    @field_validator("backend")
+    @classmethod
+    def _backend_fits(cls, backend: Backend, info: ValidationInfo) -> Backend:
+        if backend == "nccl" and info.data.get("device") == "cpu":
+            raise ValueError("nccl needs GPUs, and device is cpu: choose gloo")
+        return backend
+
+    @field_validator("secrets")
+    @classmethod
+    def _secrets_apart(cls, secrets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if both := sorted(set(secrets) & set(info.data.get("env", {}))):
+            raise ValueError(f"{', '.join(both)} is in env too: its value would be stored; leave it out of one of them")
+        if twice := sorted({name for name in secrets if secrets.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named twice")
+        return secrets
+
+
+LATER: dict[str, dict[str, Any]] = {
+    "near": {
+        "description": "How close the ranks should be: nvlink, node, leaf, pod, any, or a label of the cluster. "
+        "leaf! is never looser; leaf~30m waits that long for it.",
+        "type": "string",
+        "examples": ["leaf", "leaf!", "leaf~30m"],
+    },
+    "gpu": {
+        "description": "Accelerator type, or a list of acceptable ones.",
+        "type": ["string", "array"],
+        "items": {"type": "string"},
+        "examples": ["H100", ["H100", "H200"]],
+    },
+    "cudnn": {
+        "description": "cuDNN's settings, applied in every rank before the script's first line.",
+        "type": "object",
+        "properties": {"benchmark": {"type": "boolean"}, "deterministic": {"type": "boolean"}},
+        "additionalProperties": False,
+        "examples": [{"benchmark": True, "deterministic": False}],
+    },
+    "requires": {
+        "description": "Versions that every node must have, checked first.",
+        "type": "object",
+        "properties": {what: {"type": "string"} for what in ("torch", "cuda", "cudnn", "nccl", "driver")},
+        "additionalProperties": False,
+        "examples": [{"torch": ">=2.8", "cuda": "12.8", "cudnn": ">=9", "nccl": ">=2.27", "driver": ">=570"}],
+    },
+    "time_limit": {
+        "description": "How long the run may take.",
+        "type": "string",
+        "pattern": DURATION_PATTERN,
+        "examples": ["12h"],
+    },
+    "retry": {
+        "description": "How often it is tried again, by cause; preemption and drain never count.",
+        "type": "object",
+        "properties": {cause: {"type": "integer", "minimum": 0} for cause in ("infra", "user")},
+        "additionalProperties": False,
+        "examples": [{"infra": 20, "user": 0}],
+    },
+    "after": {
+        "description": "Runs, by id or name, that must have succeeded before.",
+        "type": "array",
+        "items": {"type": ["integer", "string"]},
+        "examples": [[41, "pretrain"]],
+    },
+    "array": {
+        "description": "One run for each combination; {lr} and {seed} are replaced in run and env.",
+        "type": "object",
+        "examples": [{"lr": [0.1, 0.01], "seed": "0..9"}],
+    },
+    "on_degraded": {
+        "description": "What to do when NCCL's transport is worse than the placement promised.",
+        "enum": ["warn", "fail"],
+        "examples": ["warn"],
+    },
+    "throughput": {
+        "description": "How to read a script's throughput from its log, where orch cannot measure it.",
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "examples": [{"samples": "samples/s: ([0-9.]+)"}],
+    },
+}
+"""Keys whose behaviour comes with a later version, as fragments of JSON Schema: refused by name until then.
+A key becomes available when its row leaves this table for a field of JobSpec."""
+
+SYNONYMS = {
+    **dict.fromkeys(("command", "cmd", "script", "entrypoint", "args"), "run"),
+    **dict.fromkeys(("nodes", "gpus", "replicas", "nproc", "nproc_per_node", "world_size", "num_workers"), "workers"),
+    **dict.fromkeys(("environment", "envs", "env_vars"), "env"),
+    **dict.fromkeys(("timeout", "walltime", "max_runtime"), "time_limit"),
+    **dict.fromkeys(("interpreter", "venv"), "python"),
+    **dict.fromkeys(("labels", "metadata"), "tags"),
+}
+"""What other tools call our keys."""
+
+
+def unknown_key(key: str) -> tuple[str, str]:
+    """Why JobSpec does not take this key: a message, and a hint (which may be empty)."""
+    if key in LATER:
+        return "not available yet", "Leave it out; `orch schema` marks the keys that come later"
+    meant = SYNONYMS.get(key.lower())
+    return "unknown key", f"Did you mean '{meant}'?" if meant else nearest(key, [*JobSpec.model_fields, *LATER])
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with the values a JobSpec was to be made of."""
+
+    path: tuple[str | int, ...]
+    message: str
+    hint: str = ""
+    about_key: bool = False
+    """True where the key itself is wrong, not its value."""
+
+    def __str__(self) -> str:
+        path = ".".join(map(str, self.path))
+        return printable(f"{path}: {self.message}" + (f". {self.hint}" if self.hint else ""))
+
+
+def problems(error: ValidationError) -> list[Problem]:
+    """Everything that pydantic found, in our words."""
+    # Without a valid `run` there is no default name; the complaint about `run` says it all.
+    details = [detail for detail in error.errors(include_url=False) if detail["type"] != "default_factory_not_called"]
+    return [_problem(detail) for detail in details]
+
+
+def _problem(detail: Any) -> Problem:
+    path, given, kind, context = detail["loc"], detail["input"], detail["type"], detail.get("ctx", {})
+    about_key = kind == "extra_forbidden" or path[-1:] == ("[key]",)
+    if path[-1:] == ("[key]",):
+        path = path[:-1]
+    match kind:
+        case "extra_forbidden":
+            message, hint = unknown_key(str(path[-1])) if len(path) == 1 else ("unknown key", "")
+            return Problem(path, message, hint, about_key=True)
+        case "missing":
+            return Problem(path, "is missing: the script and its arguments, such as `run: train.py`")
+        case "value_error":
+            message = str(context["error"])
+        case "literal_error":
+            message = f"must be {context['expected']}, not {shown(given)}"
+        case "dict_type" | "model_type":
+            message = f"must be a mapping, such as {{NAME: value}}, not {shown(given)}"
+        case "tuple_type" | "list_type":
+            message = f"must be a list, such as [A, B], not {shown(given)}"
+        case "string_type":
+            message = f"must be text, not {shown(given)}"
+        case "too_long":
+            message = f"has {context['actual_length']} entries; at most {context['max_length']} are possible"
+        case _:
+            message = f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, not {shown(given)}"
+    return Problem(path, message, about_key=about_key)

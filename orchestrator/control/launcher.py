@@ -64,7 +64,9 @@ READ_AT_IMPORT = re.compile(
     r"|LANG|LANGUAGE|HOME|USER|LOGNAME|LNAME|USERNAME|TMPDIR|TEMP|TMP"
 )
 # These match it, but are read when CUDA or a process group is made, or are applied after the fork.
-READ_LATER = re.compile(r"CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|TORCH_HOME|(TORCH_NCCL|TORCH_FR)_.*")
+READ_LATER = re.compile(
+    r"CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|TORCH_HOME|(TORCH_NCCL|TORCH_FR|TORCHELASTIC)_.*"
+)
 
 
 class RefusedError(Exception):
@@ -658,7 +660,7 @@ class Launcher:
                 starting.why_cold[key] = reason
         for python, keys in groups.items():
             zygote = zygotes[python]
-            assert zygote is not None  # noqa: S101 - why_cold said so
+            assert zygote is not None
             line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             line.setblocking(False)
             starting.lines[line] = (zygote, set(keys))

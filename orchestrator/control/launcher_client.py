@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -37,17 +36,6 @@ class LauncherGoneError(Exception):
     """No launcher answers: it could not be started, or the connection to it is lost."""
 
 
-def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of a Ray worker's environment is the node's, not Ray's or orch's: where those of the ranks start from.
-
-    A rank is started warm only where what torch reads at import has the value that it had in the zygote, so give the
-    same environment to `warm`.
-    """
-    ours = ("RAY_", "ORCH_", "PYTHON", "GRPC_")
-    dropped = {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD", "_", "OLDPWD", "PWD", "SHLVL"}
-    return {name: value for name, value in environ.items() if not name.startswith(ours) and name not in dropped}
-
-
 class LauncherClient:
     """One connection to the launcher of a folder. Every event comes once, in order, from `events()`.
 
@@ -55,10 +43,10 @@ class LauncherClient:
     `hello` then: the answer holds every attempt and every exit that was told to nobody.
     """
 
-    def __init__(self, folder: Path, *, env: Mapping[str, str] | None = None, options: tuple[str, ...] = ()) -> None:
-        """`env`: the launcher's environment, by default the node's part of ours; `options`: its further arguments."""
+    def __init__(self, folder: Path, env: Mapping[str, str], options: tuple[str, ...] = ()) -> None:
+        """`env`: the launcher's environment; `options`: further arguments for it."""
         self.folder = folder
-        self._env = dict(env) if env is not None else base_environment(os.environ)
+        self._env = dict(env)
         self._options = options
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}

@@ -1,7 +1,7 @@
 """What may happen to a run: its states, the events that move it, and the one table that says how.
 
-The table is the whole truth (the form is h11's `_state.py`): every state has a row, an event that has no place in the row
-raises and changes nothing, and the diagram in docs/architecture.md is drawn from it.
+The table is the whole truth (the form is h11's `_state.py`): every state has a row, an event that has no place in the
+row raises and changes nothing, and the diagram in docs/architecture.md is drawn from it.
 """
 
 from __future__ import annotations

@@ -18,18 +18,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.control import launcher_client
 from orchestrator.control.launcher_client import (
     LAUNCHER,
     LauncherClient,
     LauncherGoneError,
     LauncherRefusedError,
-    base_environment,
 )
+from orchestrator.control.rank_env import base_env
 
 FINGERPRINT = Path(__file__).parents[1] / "fixtures" / "fingerprint.py"
 TORCH = "torch,torch.distributed,torch._dynamo"
-ENV = base_environment(os.environ)
+ENV = base_env(os.environ)
 
 
 class Node:
@@ -675,15 +674,3 @@ def test_warm_ddp_ranks_end_cleanly_again_and_again(torch_node: Node) -> None:
         assert torch_node.event("ended", attempt=attempt)["swept"] == 0
         seeds += [torch_node.log(attempt, rank).split()[-1] for rank in (0, 1)]
     assert len(set(seeds)) == 20
-
-
-def test_the_environment_of_a_node_is_without_what_ray_and_orch_put_there() -> None:
-    environ = {
-        "PATH": "/bin",
-        "RAY_JOB_ID": "1",
-        "PYTHONPATH": "/x",
-        "OMP_NUM_THREADS": "1",
-        "ORCH_HOME": "/o",
-        "HOME": "/h",
-    }
-    assert launcher_client.base_environment(environ) == {"PATH": "/bin", "HOME": "/h"}

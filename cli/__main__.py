@@ -1,0 +1,5 @@
+"""`python -m cli` is `orch`."""
+
+from cli.main import main
+
+main()

@@ -1,0 +1,112 @@
+"""What every command starts from: the configuration, the controller, and a run by id or name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.errors import NOT_FOUND, USAGE, Fail
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from cli.api import Controller
+    from orchestrator.config import Config
+
+
+def config() -> Config:
+    """The configuration: flags of `orch`, the environment, the files. A mistake in it ends the command with code 2."""
+    from orchestrator.config import ConfigError, load_config
+
+    try:
+        return load_config(os.environ, Path.cwd(), flags())
+    except ConfigError as error:
+        raise Fail(str(error), USAGE) from None
+
+
+def flags() -> dict[str, str]:
+    """The flags that `orch` itself was given, by the configuration's key."""
+    given = click.get_current_context().find_root().params
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def controller(settings: Config | None = None) -> Controller:
+    """The running controller. Raises Unreachable."""
+    from cli.api import Controller
+
+    return Controller((settings or config()).home)
+
+
+@contextmanager
+def naming(api: Controller, ref: str) -> Iterator[None]:
+    """Adds the names that come near to the refusal of a run that does not exist."""
+    try:
+        yield
+    except Fail as error:
+        if error.exit_code != NOT_FOUND or ref.isdigit():
+            raise
+        import difflib
+
+        try:
+            names = {run["name"] for run in api.call("GET", "runs", query={"limit": 200})}
+        except Fail:
+            raise error from None
+        near = difflib.get_close_matches(ref, names, 3)
+        raise Fail(error.message + (f". Did you mean {' or '.join(near)}?" if near else ""), NOT_FOUND) from None
+
+
+def get_run(api: Controller, ref: str) -> dict[str, Any]:
+    """A run whole. Raises Fail(3) with the names that come near."""
+    with naming(api, ref):
+        run: dict[str, Any] = api.call("GET", "runs", ref)
+        return run
+
+
+def secrets_of(names: list[str] | tuple[str, ...], what: str) -> dict[str, str]:
+    """The secrets' values from the environment. Raises Fail(2) that names all that are missing."""
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        them = "it" if len(missing) == 1 else "them"
+        raise Fail(
+            f"{what} names secrets that your environment does not have: {', '.join(missing)}. "
+            f"Set {them} (`export {missing[0]}=...`) and try again",
+            USAGE,
+        )
+    return {name: os.environ[name] for name in names}
+
+
+def user_name() -> str:
+    """Who asks, as the system knows the process and not as a variable says."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())  # a container's user without an entry
+
+
+def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The ids and names of the latest runs; nothing where the controller does not answer within half a second."""
+    from click.shell_completion import CompletionItem
+
+    from cli.api import Controller
+
+    try:
+        with ctx.scope(cleanup=False):
+            home = config().home
+        runs = Controller(home, timeout=0.5).call("GET", "runs", query={"limit": 50})
+    except Exception:
+        return []  # a shell that completes must show no error
+    items = {str(run["id"]): f"{run['name']}, {run['state']}" for run in runs}
+    items |= {run["name"]: f"{run['state']}, the latest of its name" for run in reversed(runs)}
+    return [CompletionItem(value, help=text) for value, text in items.items() if value.startswith(incomplete)]
+
+
+def run_argument(name: str = "run", **options: Any) -> Callable[[Any], Any]:
+    """The argument RUN: an id or a name (its latest run), completed by the shell."""
+    return click.argument(name, metavar=options.pop("metavar", "RUN"), shell_complete=complete_run, **options)

@@ -1,0 +1,83 @@
+"""The group `orch`: which commands there are, and where each is."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+import orchestrator
+
+COMMANDS = {
+    "submit": "submit",
+    "ps": "runs",
+    "show": "runs",
+    "runs": "runs",
+    "logs": "logs",
+    "cancel": "change",
+    "retry": "change",
+    "nodes": "cluster",
+    "up": "cluster",
+    "down": "cluster",
+    "status": "cluster",
+    "init": "files",
+    "schema": "files",
+    "config": "files",
+}
+"""The command and the module of `cli` that has a function of its name, imported only when it is needed."""
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"cli.{COMMANDS[cmd_name]}"), cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read our output has read enough. What is still buffered goes nowhere, quietly.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(PIPE_CLOSED)
+        return result
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--home", metavar="FOLDER", help="Where orch keeps its things (default: ~/.orch).")
+@click.option("--address", metavar="HOST:PORT", help="The Ray head of the cluster, or local.")
+@click.option("--database", metavar="URL", help="The history (default: a SQLite file in the home folder).")
+@click.version_option(orchestrator.__version__, prog_name="orch")
+def orch(**flags: str | None) -> None:
+    """Runs multi-node training jobs: the right GPUs, the right links, and the truth about both.
+
+    \b
+    orch init train.py           writes a job.yaml to start from
+    orch submit job.yaml -f      queues it and follows it to its end
+    orch ps                      what runs, and what waits for what
+    """
+
+
+def main() -> NoReturn:
+    """The entry point of the `orch` program."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is no reason to end with a traceback.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    orch(prog_name="orch")
+    raise AssertionError("click ends the process")

@@ -1,0 +1,191 @@
+"""How a list is printed: a table on a terminal, TSV into a pipe, JSON, CSV or bare ids where asked."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+FORMATS = ("table", "json", "jsonl", "csv", "name")
+Row = dict[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+SYMBOLS = {
+    "queued": ("○", "cyan"),
+    "starting": ("◔", "blue"),
+    "running": ("●", "blue"),
+    "stopping": ("◌", "yellow"),
+    "succeeded": ("✓", "green"),
+    "failed": ("✗", "red"),
+    "cancelled": ("–", "yellow"),
+    "up": ("●", "green"),
+    "down": ("✗", "red"),
+}
+"""Beside every word its sign and colour: neither says anything that the word does not."""
+
+# Escape sequences (CSI; OSC, DCS and the like up to their end; the short ones), then what is left of control characters
+# and the marks that turn the direction of text, with which a name could rewrite the line that shows it.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL)
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what it holds, and how it looks on a terminal where that differs."""
+
+    title: str
+    value: Callable[[Row], Any]
+    shown: Callable[[Row], str] | None = None
+    color: Callable[[Row], str | None] | None = None
+    right: bool = False
+
+
+def output_option(command: F) -> F:
+    """Adds `-o FORMAT` and `--json`; the command gets `output`."""
+
+    @click.option("-o", "--output", type=click.Choice(FORMATS), help="How to print (a pipe gets TSV as its table).")
+    @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
+    @functools.wraps(command)
+    def wrapper(*args: Any, output: str | None, as_json: bool, **kwargs: Any) -> Any:
+        if as_json and output not in (None, "json"):
+            raise click.UsageError(f"--json and -o {output} exclude each other")
+        return command(*args, output="json" if as_json else output or "table", **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str, key: str, empty: str) -> None:
+    """Prints a list. `key` is the field that `-o name` prints; `empty` is what a terminal hears of an empty list."""
+    if output == "json":
+        print_json(list(rows))
+    elif output == "jsonl":
+        for row in rows:
+            click.echo(json.dumps(row))
+    elif output == "name":
+        for row in rows:
+            click.echo(clean(str(row[key])))
+    elif output == "csv":
+        import csv
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow([column.title for column in columns])
+        writer.writerows([[plain(column.value(row)) for column in columns] for row in rows])
+    elif not on_terminal():
+        for row in rows:
+            click.echo("\t".join(clean(plain(column.value(row))).replace("\t", " ") for column in columns))
+    elif rows:
+        _print_table(rows, columns)
+    else:
+        click.echo(empty, err=True)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
+    cells = [[_cell(column, row) for column in columns] for row in rows]
+    used = [i for i, column in enumerate(columns) if i == 0 or any(line[i] for line in cells)]
+    widths = {i: max(len(columns[i].title), *(len(line[i]) for line in cells)) for i in used}
+    room = shutil.get_terminal_size().columns
+    last = used[-1]
+    # Only the last column, which is prose, may lose its end.
+    widths[last] = max(12, room - sum(widths[i] + 2 for i in used[:-1]))
+    click.echo(
+        paint(
+            "  ".join(_pad(columns[i].title.upper(), widths[i], columns[i].right, i == last) for i in used), bold=True
+        )
+    )
+    for row, line in zip(rows, cells, strict=True):
+        parts = []
+        for i in used:
+            color = columns[i].color
+            parts.append(paint(_pad(line[i], widths[i], columns[i].right, i == last), color(row) if color else None))
+        click.echo("  ".join(parts).rstrip())
+
+
+def _cell(column: Column, row: Row) -> str:
+    return clean(column.shown(row) if column.shown else plain(column.value(row))).replace("\t", " ")
+
+
+def _pad(text: str, width: int, right: bool, last: bool) -> str:
+    if last:
+        return text if len(text) <= width else text[: width - 1] + "…"
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def plain(value: Any) -> str:
+    """A value as a field of TSV or CSV."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, list | tuple):
+        return ",".join(plain(item) for item in value)
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def clean(text: str) -> str:
+    """Text that cannot move the cursor, change the colour or the title, or break the line; tabs stay."""
+    return _CONTROLS.sub(" ", _ESCAPES.sub("", text)) if not text.isprintable() else text
+
+
+def on_terminal(err: bool = False) -> bool:
+    return (sys.stderr if err else sys.stdout).isatty()
+
+
+def colored(err: bool = False) -> bool:
+    return on_terminal(err) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, color: str | None = None, *, bold: bool = False, dim: bool = False, err: bool = False) -> str:
+    """The text in colour where the stream is a terminal that wants any."""
+    if not colored(err) or not (color or bold or dim):
+        return text
+    return click.style(text, fg=color, bold=bold or None, dim=dim or None)
+
+
+def sign(state: str | None) -> str:
+    """A state's sign, where the terminal's encoding has it."""
+    found = SYMBOLS.get(state or "", ("·", ""))[0]
+    try:
+        found.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return ""
+    return found
+
+
+def word(state: str | None) -> str:
+    """A state with its sign: `✓ succeeded`."""
+    return f"{sign(state)} {state or 'unknown'}".lstrip()
+
+
+def state_color(state: str | None) -> str | None:
+    return SYMBOLS.get(state or "", ("", None))[1]
+
+
+def say(text: str) -> None:
+    """Talk: one line on stderr."""
+    click.echo(clean(text), err=True)
+
+
+def lines_of(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Prints fields, one a line: aligned on a terminal, `field TAB value` into a pipe."""
+    pairs = [(name, clean(plain(value))) for name, value in pairs if value not in (None, "", [], {})]
+    if not on_terminal():
+        for name, value in pairs:
+            click.echo(f"{name}\t{value.replace(chr(9), ' ')}")
+        return
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        click.echo(f"{paint(name.ljust(width), dim=True)}  {value}")

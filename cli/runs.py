@@ -1,0 +1,254 @@
+"""`orch ps`, `orch runs` and `orch show`: what runs and waits, what ran, and one run whole."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from cli import context, history
+from cli import output as out
+from cli.output import Column
+from cli.times import Ago, between, local, now, span
+
+STATES = ("queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled")
+SORTS = ("id", "name", "user", "team", "state", "priority", "submitted", "started", "finished")
+
+
+def _where(run: dict[str, Any]) -> str:
+    """The nodes of the last attempt and how many of their GPUs: `gpu-01:8,gpu-02:8`."""
+    attempts = run.get("attempts") or []
+    placement = attempts[-1].get("placement") if attempts else None
+    return ",".join(f"{part['node']}:{len(part['gpus'])}" for part in (placement or {}).get("nodes", []))
+
+
+def _place(run: dict[str, Any]) -> str:
+    """Where a run that holds a place is; nothing for one that waits."""
+    return "" if run["state"] == "queued" else _where(run)
+
+
+def _why(run: dict[str, Any]) -> str:
+    from cli.watch import failure_of
+
+    return failure_of(run) or run.get("reason") or ""
+
+
+def _since(run: dict[str, Any]) -> float | None:
+    """Seconds in the present state, near enough: waiting since it was submitted, running since it was started."""
+    return between(run["submitted_at"] if run["state"] == "queued" else run.get("started_at"), None)
+
+
+_ID = Column("id", lambda run: run["id"], right=True)
+_NAME = Column("name", lambda run: run["name"])
+_USER = Column("user", lambda run: run["user"])
+_STATE = Column(
+    "state", lambda run: run["state"], lambda run: out.word(run["state"]), lambda run: out.state_color(run["state"])
+)
+_REASON = Column("reason", _why)
+
+PS = (
+    _ID,
+    _NAME,
+    _USER,
+    _STATE,
+    Column("position", lambda run: run.get("position"), right=True),
+    Column("for_s", _since, lambda run: span(_since(run)), right=True),
+    Column("where", _place),
+    _REASON,
+)
+RUNS = (
+    _ID,
+    _NAME,
+    _USER,
+    Column("team", lambda run: run.get("team")),
+    _STATE,
+    Column("submitted", lambda run: run["submitted_at"], lambda run: local(run["submitted_at"])),
+    Column(
+        "took_s",
+        lambda run: between(run.get("started_at"), run.get("finished_at")) if run.get("finished_at") else None,
+        lambda run: span(between(run.get("started_at"), run.get("finished_at"))),
+        right=True,
+    ),
+    Column("attempts", lambda run: len(run.get("attempts") or []), right=True),
+    Column("where", _where),
+    _REASON,
+)
+
+
+@click.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="The runs that ended within the last day too.")
+@out.output_option
+def ps(everything: bool, output: str) -> None:
+    """What runs, and what waits for what.
+
+    \b
+    orch ps
+    orch ps -o name | xargs orch cancel
+    """
+    rows = history.many({"live": 1})
+    if everything:
+        day_ago = (now() - timedelta(days=1)).isoformat()
+        shown = {row["id"] for row in rows}
+        rows += [row for row in history.many({"since": day_ago, "limit": 1000}) if row["id"] not in shown]
+    out.print_rows(rows, PS, output, "id", "nothing runs and nothing waits")
+
+
+@click.command()
+@click.option("--name", help="Of this name.")
+@click.option("--user", help="Submitted by this user.")
+@click.option("--team", help="Of this team.")
+@click.option("--state", type=click.Choice(STATES), help="In this state.")
+@click.option("--since", type=Ago(), help="Submitted within 12h, 7d ... or since a date.")
+@click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; all of them where there are several.")
+@click.option(
+    "--sort",
+    type=click.Choice([*SORTS, *(f"-{name}" for name in SORTS)]),
+    default="-submitted",
+    show_default=True,
+    metavar="FIELD",
+    help=f"By {', '.join(SORTS)}; with - the largest first.",
+)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
+@out.output_option
+def runs(
+    name: str | None,
+    user: str | None,
+    team: str | None,
+    state: str | None,
+    since: float | None,
+    tags: tuple[str, ...],
+    sort: str,
+    limit: int,
+    output: str,
+) -> None:
+    """The history of runs, the latest first.
+
+    \b
+    orch runs --state failed --since 7d
+    orch runs --tag sweep=a --sort -finished --json
+    """
+    for tag in tags:
+        if "=" not in tag:
+            raise click.UsageError(f"--tag {tag}: write it as KEY=VALUE")
+    query = {
+        "name": name,
+        "user": user,
+        "team": team,
+        "state": state,
+        "since": None if since is None else (now() - timedelta(seconds=since)).isoformat(),
+        "tag": list(tags) or None,
+        "sort": sort,
+        "limit": limit,
+    }
+    out.print_rows(history.many(query), RUNS, output, "id", "no run is like that")
+
+
+@click.command()
+@context.run_argument()
+@out.output_option
+def show(run: str, output: str) -> None:
+    """One run whole.
+
+    What was asked, its attempts and where they were, why it failed, what happened when. RUN is an id, or a name
+    for its latest run.
+
+    \b
+    orch show 42
+    orch show resnet50 --json | jq .attempts
+    """
+    found = history.one(run)
+    if output == "json":
+        out.print_json(found)
+    elif output == "jsonl":
+        click.echo(json.dumps(found))
+    elif output in ("csv", "name"):
+        out.print_rows([found], RUNS, output, "id", "")
+    else:
+        _show(found)
+
+
+def _show(run: dict[str, Any]) -> None:
+    """Readable on a terminal; `field TAB value` lines into a pipe."""
+    code = run.get("code") or {}
+    commit = (code.get("git") or "")[:12] + (" with changes" if code.get("dirty") else "")
+    position = run.get("position")
+    out.lines_of(
+        [
+            ("run", f"{run['id']} ({run['name']})" if out.on_terminal() else run["id"]),
+            ("name", None if out.on_terminal() else run["name"]),
+            ("state", out.word(run["state"]) if out.on_terminal() else run["state"]),
+            ("position", position),
+            ("reason", run.get("reason")),
+            ("user", run["user"]),
+            ("team", run.get("team")),
+            ("submitted", _time(run["submitted_at"])),
+            ("started", _time(run.get("started_at"))),
+            ("finished", _time(run.get("finished_at"))),
+            ("took", _span(between(run.get("started_at"), run.get("finished_at")))),
+            ("priority", run.get("priority") or None),
+            ("code", code.get("sha256", "")[:12] + (f", git {commit}" if commit else "")),
+            *((key, _spec_value(value)) for key, value in (run.get("spec") or {}).items() if key != "name"),
+        ]
+    )
+    for attempt in run.get("attempts") or []:
+        _show_attempt(attempt)
+    if run.get("events") and out.on_terminal():
+        click.echo(out.paint("\nevents", bold=True))
+        for event in run["events"]:
+            reason = f"  {event['reason']}" if event.get("reason") else ""
+            click.echo(out.clean(f"  {local(event['at'])}  {event['state']:<9}{reason}"))
+
+
+def _show_attempt(attempt: dict[str, Any]) -> None:
+    prefix = f"attempt.{attempt['number']}."
+    failure, placement = attempt.get("failure"), attempt.get("placement") or {}
+    nodes = placement.get("nodes") or []
+    if not out.on_terminal():
+        fields = [(f"{prefix}outcome", attempt.get("outcome"))]
+        fields += [(f"{prefix}failure.{key}", value) for key, value in (failure or {}).items()]
+        fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
+        fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
+        out.lines_of(fields)
+        return
+    took = span(between(attempt.get("started_at"), attempt.get("ended_at")))
+    outcome = attempt.get("outcome")
+    color = {"succeeded": "green", None: "blue"}.get(outcome, "red")
+    title = out.paint(f"\nattempt {attempt['number']}", bold=True)
+    click.echo(f"{title}  {out.paint((outcome or 'lives').replace('_', ' '), color)}  {took}")
+    if failure:
+        who = f"rank {failure['rank']}" if failure.get("rank") is not None else ""
+        who = " on ".join(part for part in (who, failure.get("node")) if part)
+        click.echo(
+            out.paint("  " + out.clean(f"{failure['kind']}: {who + ': ' if who else ''}{failure['message']}"), "red")
+        )
+    kind = "slot" if placement.get("device") == "cpu" else "GPU"
+    if nodes:
+        click.echo(f"  {placement.get('level', 'cluster')}")
+    codes = attempt.get("exit_codes") or {}
+    for number, part in enumerate(nodes):
+        branch, trunk = ("└─", "   ") if number == len(nodes) - 1 else ("├─", "│  ")
+        click.echo(out.clean(f"  {branch} {part['node']}"))
+        gpus = part["gpus"]
+        ranks = part.get("ranks") or [None] * len(gpus)
+        for rank, gpu in zip(ranks, gpus, strict=True):
+            end = codes.get(str(rank))
+            ended = "" if end is None else f"  exit {end}" if end >= 0 else f"  killed by signal {-end}"
+            leaf = "└─" if gpu == gpus[-1] else "├─"
+            click.echo(f"  {trunk}{leaf} {kind} {gpu}: rank {rank}{ended}")
+
+
+def _time(text: str | None) -> str | None:
+    return local(text) if text and out.on_terminal() else text
+
+
+def _span(seconds: float | None) -> Any:
+    return span(seconds) if out.on_terminal() else seconds
+
+
+def _spec_value(value: Any) -> Any:
+    """A part of the spec as a job file would have it."""
+    if isinstance(value, dict) and out.on_terminal():
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    return value

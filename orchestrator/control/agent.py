@@ -1,0 +1,409 @@
+"""One node's agent: takes orders from the controller, has the launcher carry them out, ships logs, says what it sees.
+
+It holds nothing that the launcher and the node's disk do not: a new agent finds the ranks of the one before it and goes on.
+The Ray actor around it is in ray_backend.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.control import snapshot
+from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleController, StartFailed, StartPart
+from orchestrator.control.gpus import memory_is_free, visible_gpus
+from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
+from orchestrator.control.node_files import AttemptFolder, NodeFiles
+from orchestrator.control.rank_env import base_env, gpu_name, interface_of, rank_env
+
+log = logging.getLogger("orch.agent")
+
+LOOK_S = 0.1
+"""How often logs are looked at while ranks live."""
+REPORT_BYTES = 4 << 20
+GPU_FREE_S = 15.0
+"""How long ended ranks' GPU memory may take to be given back before the node is reported all the same."""
+
+
+@dataclass
+class Part:
+    """A gang's part on this node, while the agent knows of it."""
+
+    run: int
+    attempt: int
+    folder: AttemptFolder
+    log_limit: int
+    gpus: tuple[int, ...]
+    ranks: dict[int, int | None] = field(default_factory=dict)
+    swept: bool = False
+    gpu_free: bool = False
+    lease_expired: bool = False
+    first_failed: int | None = None
+    warm: int = 0
+    master_port: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.run}.{self.attempt}"
+
+    def logs_shipped(self) -> bool:
+        return not any(
+            log.pending(self.log_limit) or (log.over(self.log_limit) and not log.tail_taken)
+            for log in map(self.folder.log, self.ranks)
+        )
+
+    def status(self) -> PartStatus:
+        return PartStatus(
+            self.run,
+            self.attempt,
+            dict(self.ranks),
+            self.swept and self.gpu_free and self.logs_shipped(),
+            self.master_port,
+            self.lease_expired,
+            self.first_failed,
+            self.warm,
+        )
+
+
+class NodeAgent:
+    """The agent without Ray around it."""
+
+    def __init__(
+        self,
+        cluster: str,
+        address: str,
+        folder: Path,
+        fetch: Callable[[str], AsyncIterator[bytes]],
+        info: Callable[[], dict[str, Any]],
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        environ = dict(os.environ) if environ is None else environ
+        self._cluster = cluster
+        self._address = address
+        self._files = NodeFiles(folder)
+        self._fetch = fetch
+        self._info = info
+        self._info_sent = False
+        self._visible = visible_gpus(environ)
+        self._base = base_env(environ)
+        self._interface = interface_of(address)
+        self._cores = len(os.sched_getaffinity(0))
+        self._epoch = 0
+        self._parts: dict[str, Part] = {}
+        self._ports: dict[str, socket.socket] = {}
+        self._starting: dict[str, asyncio.Lock] = {}
+        self._changed = asyncio.Event()
+        self._sequence = 0
+        self._unacked: Report | None = None
+        self._answered: float | None = None
+        self._launcher = LauncherClient(folder / "launcher", self._base)
+        self._connecting = asyncio.Lock()
+        self._listening: asyncio.Task[None] | None = None
+
+    # -- the controller's calls ----------------------------------------------------------------------------------
+
+    async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
+        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`."""
+        await self._take_orders_from(epoch)
+        await self._connect()
+        await self._renew(lease_s)
+        if self._unacked is not None and ack < self._unacked.sequence:
+            return self._answer(self._unacked)
+        if self._unacked is not None:
+            self._acknowledged()
+        if ack == 0:
+            self._info_sent = False
+        else:
+            await self._wait_for_news(wait_s)
+        return self._answer(self._compose())
+
+    async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
+        await self._take_orders_from(epoch)
+        return self._reserve(f"{run}.{attempt}")
+
+    async def start(self, epoch: int, part: StartPart) -> PartStatus:
+        """Starts the part's ranks; a part that is known already is answered as it is. Raises StartFailed."""
+        await self._take_orders_from(epoch)
+        await self._connect()
+        async with self._starting.setdefault(part.key, asyncio.Lock()):
+            known = self._parts.get(part.key)
+            if known is None:
+                try:
+                    known = await self._start(part)
+                except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
+                    self._free_port(part.key)
+                    raise StartFailed(str(error)) from None
+                except LauncherGoneError as error:
+                    # The launcher that follows sweeps away what this one had started.
+                    self._free_port(part.key)
+                    await self._connect()
+                    raise StartFailed(str(error)) from None
+        return known.status()
+
+    async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
+        await self._take_orders_from(epoch)
+        await self._connect()
+        if f"{run}.{attempt}" in self._parts:
+            with suppress(LauncherRefusedError):
+                await self._launcher.call("stop", attempt=f"{run}.{attempt}", grace_s=grace_s)
+
+    async def forget(self, epoch: int, run: int, attempt: int) -> None:
+        """The controller has recorded the end of this part: nobody needs to hear of it again."""
+        await self._take_orders_from(epoch)
+        key = f"{run}.{attempt}"
+        self._parts.pop(key, None)
+        self._starting.pop(key, None)
+        self._free_port(key)
+        with suppress(LauncherRefusedError, LauncherGoneError):
+            await self._launcher.call("forget", attempt=key)
+        self._files.tidy(set(self._parts))
+
+    async def close(self, epoch: int) -> None:
+        """The cluster goes down: the launcher ends, once its attempts have."""
+        await self._take_orders_from(epoch)
+        with suppress(LauncherGoneError):
+            for key, part in self._parts.items():
+                if not part.swept:
+                    await self._launcher.call("stop", attempt=key, grace_s=0)
+            await self._quit()
+
+    async def _quit(self) -> None:
+        for _ in range(50):
+            try:
+                await self._launcher.call("quit")
+            except LauncherRefusedError:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+    # -- the launcher --------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Sees to it that a launcher runs and is listened to. Raises LauncherGoneError."""
+        async with self._connecting:
+            if self._launcher.connected:
+                return
+            await self._launcher.connect()
+            known = await self._launcher.call("hello")
+            for key, attempt in known["attempts"].items():
+                self._take_up(key, attempt)
+            for key in self._parts.keys() - known["attempts"].keys():
+                # A launcher that died took its ranks with it, by the sweep of the one that follows.
+                part = self._parts[key]
+                part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
+                part.swept = part.gpu_free = True
+            self._listening = asyncio.get_running_loop().create_task(self._listen())
+            await self._launcher.call("warm", python=sys.executable, env=self._base)
+            self._changed.set()
+
+    async def _listen(self) -> None:
+        async for event in self._launcher.events():
+            self._on_event(event)
+        # Whoever waits for news is woken, and connects again.
+        self._changed.set()
+
+    def _take_up(self, key: str, attempt: dict[str, Any]) -> None:
+        """A part that an agent before this one started, or that changed while the connection was lost."""
+        part = self._parts.get(key)
+        if part is None:
+            folder = self._files.attempt(key)
+            note = folder.read_note() or {}
+            run, number = map(int, key.split("."))
+            part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
+            part.master_port = note.get("master_port", 0)
+            for rank, shipped in note.get("shipped", {}).items():
+                file = folder.log(int(rank))
+                file.shipped = file.taken = shipped
+            self._parts[key] = part
+        for rank, state in attempt["ranks"].items():
+            self._rank_ended(part, int(rank), state["exit"])
+        if attempt["ended"]:
+            self._swept(part)
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        part = self._parts.get(event.get("attempt", ""))
+        if part is None:
+            if event.get("event") == "warm" and not event["ok"]:
+                log.warning("ranks of %s start cold: %s", event["python"], event["error"])
+            return
+        match event["event"]:
+            case "exit":
+                self._rank_ended(part, event["rank"], event["code"])
+            case "ended":
+                self._swept(part)
+            case "lease_expired":
+                part.lease_expired = True
+        self._changed.set()
+
+    def _rank_ended(self, part: Part, rank: int, code: int | None) -> None:
+        part.ranks[rank] = code
+        if code not in (None, 0) and part.first_failed is None:
+            part.first_failed = rank
+
+    def _swept(self, part: Part) -> None:
+        if not part.swept:
+            part.swept = True
+            task = asyncio.get_running_loop().create_task(self._await_gpu_memory(part))
+            task.add_done_callback(lambda _: self._changed.set())
+
+    async def _await_gpu_memory(self, part: Part) -> None:
+        """The next run may have these GPUs only once their memory is seen to be free."""
+        deadline = time.monotonic() + GPU_FREE_S
+        names = [gpu_name(self._visible, i) for i in part.gpus]
+        while names and not memory_is_free(names) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        part.gpu_free = True
+
+    async def _start(self, part: StartPart) -> Part:
+        folder = await self._files.lay_out(part.key, part.code, self._fetch)
+        if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
+            Path(checkpoint).mkdir(parents=True, exist_ok=True)
+        gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
+        known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
+        known.master_port = part.master_port or self._reserve(part.key)
+        folder.write_note({"log_limit": part.log_limit, "gpus": gpus, "master_port": known.master_port})
+        answer = await self._launcher.call(
+            "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
+        )
+        known.ranks = {rank.rank: None for rank in part.ranks}
+        known.warm = sum(state["warm"] for state in answer["ranks"].values())
+        for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
+            log.info("run %s starts cold: %s", part.key, why)
+        self._parts[part.key] = known
+        for rank, state in answer["ranks"].items():
+            if state.get("exit") is not None:
+                self._rank_ended(known, int(rank), state["exit"])
+        self._changed.set()
+        return known
+
+    def _ranks(self, part: StartPart, folder: AttemptFolder, master_port: int) -> list[dict[str, Any]]:
+        base = self._base
+        if part.python is not None:
+            # Our own PYTHONPATH holds packages for our own interpreter.
+            base = {k: v for k, v in base.items() if k != "PYTHONPATH"}
+        python = part.python or sys.executable
+        base = base | {"PATH": f"{Path(python).parent}:{base.get('PATH', os.defpath)}"}
+        if master_port != part.master_port:
+            part = StartPart(**{**part.__dict__, "master_port": master_port})
+        return [
+            {
+                "rank": rank.rank,
+                "python": python,
+                "argv": list(part.argv),
+                "cwd": str(folder.code),
+                "log": str(folder.log(rank.rank).path),
+                "env": rank_env(
+                    base,
+                    part,
+                    rank,
+                    interface=self._interface,
+                    visible=self._visible,
+                    cores=self._cores,
+                    mark=f"{self._cluster}.{part.key}",
+                ),
+            }
+            for rank in part.ranks
+        ]
+
+    # -- reports -------------------------------------------------------------------------------------------------
+
+    async def _take_orders_from(self, epoch: int) -> None:
+        if epoch < self._epoch:
+            raise StaleController(f"controller of epoch {epoch} was replaced by that of epoch {self._epoch}")
+        if epoch > self._epoch:
+            self._epoch, self._unacked, self._sequence = epoch, None, 0
+            for part in self._parts.values():
+                for file in part.folder.logs.values():
+                    file.taken, file.tail_taken = file.shipped, False
+
+    async def _renew(self, lease_s: float) -> None:
+        """The lease runs from our last answer: the controller was alive when it heard that, and knows when it asked next."""
+        living = [key for key, part in self._parts.items() if not part.swept]
+        if self._answered is not None and living:
+            left = self._answered + lease_s - time.monotonic()
+            with suppress(LauncherGoneError):
+                await self._launcher.call("lease", attempts=dict.fromkeys(living, max(0.0, left)))
+
+    async def _wait_for_news(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while not self._changed.is_set() and not self._logs_pending():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(left, LOOK_S if self._parts else left))
+
+    def _logs_pending(self) -> bool:
+        return any(not part.logs_shipped() for part in self._parts.values() if part.ranks)
+
+    def _compose(self) -> Report:
+        self._changed.clear()
+        chunks: list[LogChunk] = []
+        room = REPORT_BYTES
+        for part in self._parts.values():
+            for rank in part.ranks:
+                file = part.folder.log(rank)
+                while room > 0 and (taken := file.take(part.log_limit)) is not None:
+                    room -= len(taken[1])
+                    chunks.append(LogChunk(part.run, part.attempt, rank, *taken, time.time()))
+                if file.over(part.log_limit) and not file.tail_taken:
+                    file.trim(part.log_limit)
+                    if part.swept:
+                        chunks.append(LogChunk(part.run, part.attempt, rank, *file.take_tail(), time.time(), tail=True))
+        info = None if self._info_sent else self._info()
+        self._info_sent = True
+        self._sequence += 1
+        self._unacked = Report(self._sequence, tuple(p.status() for p in self._parts.values()), tuple(chunks), info)
+        return self._unacked
+
+    def _answer(self, report: Report) -> Report:
+        self._answered = time.monotonic()
+        return report
+
+    def _acknowledged(self) -> None:
+        assert self._unacked is not None
+        shipped = {(chunk.run, chunk.attempt) for chunk in self._unacked.logs}
+        for run, attempt in shipped:
+            part = self._parts.get(f"{run}.{attempt}")
+            if part is None:
+                continue
+            for file in part.folder.logs.values():
+                file.shipped = file.taken
+            part.folder.write_note(
+                {
+                    "log_limit": part.log_limit,
+                    "gpus": part.gpus,
+                    "master_port": part.master_port,
+                    "shipped": {rank: file.shipped for rank, file in part.folder.logs.items()},
+                }
+            )
+        self._unacked = None
+
+    # -- the rendezvous port -------------------------------------------------------------------------------------
+
+    def _reserve(self, key: str) -> int:
+        """A port that nobody else is given while the attempt lives.
+
+        The socket stays bound and never listens: with SO_REUSEADDR on both, rank 0's store may bind and listen on the port,
+        while the kernel gives it to no bind(0) and no outgoing connection.
+        """
+        if key not in self._ports:
+            held = socket.socket(socket.AF_INET6 if ":" in self._address else socket.AF_INET)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("", 0))
+            self._ports[key] = held
+        port: int = self._ports[key].getsockname()[1]
+        return port
+
+    def _free_port(self, key: str) -> None:
+        if held := self._ports.pop(key, None):
+            held.close()

@@ -1,0 +1,314 @@
+"""The controller's HTTP API: loopback, bearer token, JSON; docs/protocols.md lists the calls."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Annotated, Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.control.code_store import CodeStore, CodeTooLarge
+from orchestrator.control.controller import Controller, Refused
+from orchestrator.control.follow import Positions, follow, log_lines
+from orchestrator.history import render
+from orchestrator.history.errors import StoreError
+from orchestrator.history.queries import RunFilter
+from orchestrator.scheduling.lifecycle import IllegalTransition, State
+from orchestrator.scheduling.run import Code, NewRun
+from orchestrator.spec import JobSpec
+
+log = logging.getLogger("orch.api")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+HTTP_OF_CODE = {2: 400, 3: 404, 4: 401, 5: 422, 6: 503, 7: 409, 8: 500}
+BODY = 4 << 20
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CodeBody(_Body):
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    git: Annotated[str, Field(max_length=64)] | None = None
+    dirty: bool | None = None
+
+
+class SubmitBody(_Body):
+    spec: JobSpec
+    code: CodeBody | None = None
+    workdir: Annotated[str, Field(max_length=4096)] = ""
+    user: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    secrets: dict[str, str] = {}
+    key: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    dry_run: bool = False
+
+
+class RetryBody(_Body):
+    secrets: dict[str, str] = {}
+
+
+class DownBody(_Body):
+    force: bool = False
+
+
+class Api:
+    """The routes over one controller."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        code: CodeStore,
+        token: str,
+        status: Callable[[], dict[str, Any]],
+        down: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._controller, self._code, self._token, self._status, self._down = controller, code, token, status, down
+
+    def app(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard], client_max_size=BODY)
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/api/v1/status", self._get_status),
+                web.head("/api/v1/code/{sha}", self._has_code),
+                web.put("/api/v1/code/{sha}", self._put_code),
+                web.post("/api/v1/runs", self._submit),
+                web.get("/api/v1/runs", self._runs),
+                web.get("/api/v1/runs/{ref}", self._show),
+                web.post("/api/v1/runs/{ref}/cancel", self._cancel),
+                web.post("/api/v1/runs/{ref}/retry", self._retry),
+                web.get("/api/v1/runs/{ref}/logs", self._logs),
+                web.get("/api/v1/runs/{ref}/follow", self._follow),
+                web.get("/api/v1/nodes", self._nodes),
+                web.post("/api/v1/down", self._go_down),
+            ]
+        )
+        return app
+
+    # -- around every call ---------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Host and token are checked before anything is read; what goes wrong becomes a sentence and a code."""
+        # A page in a browser can make it send requests to loopback by a name of the page's own (DNS rebinding).
+        host = request.host.rsplit(":", 1)[0].strip("[]")
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            return _error(4, f"the Host header {host!r} is not this machine's loopback", 403)
+        if request.path != "/healthz" and not self._may(request):
+            return _error(4, "the token is missing or wrong: the controller's own is in ORCH_HOME/token")
+        try:
+            return await handler(request)
+        except Refused as refusal:
+            return _error(refusal.code, str(refusal))
+        except ValidationError as error:
+            return _error(2, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10]))
+        except IllegalTransition as error:
+            return _error(7, str(error))
+        except StoreError as error:
+            return _error(error.exit_code, str(error))
+        except CodeTooLarge as error:
+            return _error(2, str(error), 413)
+        except web.HTTPException as error:
+            return _error(2, f"{request.method} {request.path}: {error.reason}", error.status)
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            return _error(6, "the controller met an error of its own; its log says more", 500)
+
+    def _may(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "")
+        return hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode())
+
+    # -- the cluster ---------------------------------------------------------------------------------------------
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.json_response({"ok": True})
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        nodes = [node for node in self._controller.roster.nodes.values() if node.up]
+        busy = await self._controller.busy()
+        gpus = [node for node in nodes if node.facts.device == "cuda"]
+        counts = {
+            "nodes": len(nodes),
+            "gpus": {
+                "total": sum(node.facts.total for node in gpus),
+                "busy": sum(len(busy.get(node.facts.name, {})) for node in gpus),
+            },
+            "cpu_slots": {
+                "total": sum(n.facts.total for n in nodes if n.facts.device == "cpu"),
+                "busy": sum(len(busy.get(n.facts.name, {})) for n in nodes if n.facts.device == "cpu"),
+            },
+        }
+        return web.json_response(self._status() | counts)
+
+    async def _nodes(self, request: web.Request) -> web.Response:
+        busy = await self._controller.busy()
+        answer = []
+        for name, node in sorted(self._controller.roster.nodes.items()):
+            taken = busy.get(name, {})
+            answer.append(
+                {
+                    "node": name,
+                    "address": node.facts.address,
+                    "state": "up" if node.up else "down",
+                    "device": node.facts.device,
+                    "total": node.facts.total,
+                    "busy": len(taken),
+                    "runs": sorted(set(taken.values())),
+                    "gpus": node.info.get("hardware", {}).get("gpus", []),
+                    "versions": node.info.get("versions", {}),
+                    "note": node.note_now(taken),
+                }
+            )
+        return web.json_response(answer)
+
+    async def _go_down(self, request: web.Request) -> web.Response:
+        body = DownBody.model_validate(await _json(request))
+        live = await self._controller.live()
+        if live and not body.force:
+            names = ", ".join(f"{run.id} ({run.name})" for run in live[:5])
+            raise Refused(7, f"{len(live)} run(s) live: {names}; cancel them, or use --force")
+        for run in live:
+            await self._controller.cancel(str(run.id), by="down")
+        await self._down()
+        return web.json_response({"ok": True})
+
+    # -- code ----------------------------------------------------------------------------------------------------
+
+    async def _has_code(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self._code.has(request.match_info["sha"]) else 404)
+
+    async def _put_code(self, request: web.Request) -> web.Response:
+        chunks = request.content.iter_chunked(1 << 20)
+        await self._code.put(request.match_info["sha"], chunks)
+        return web.json_response({"ok": True}, status=201)
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    async def _submit(self, request: web.Request) -> web.Response:
+        body = SubmitBody.model_validate(await _json(request))
+        if body.dry_run:
+            return web.json_response(await self._controller.dry_run(body.spec))
+        if body.code is not None and not self._code.has(body.code.sha256):
+            raise Refused(2, f"the snapshot {body.code.sha256[:12]} was not sent")
+        code = Code(body.code.sha256, body.code.git, body.code.dirty) if body.code else None
+        new = NewRun(body.spec, body.user, code, body.workdir, body.key)
+        run, created = await self._controller.submit(new, body.secrets)
+        answer = {"id": run.id, "name": run.name, "state": run.state, "notices": []}
+        return web.json_response(answer, status=201 if created else 200)
+
+    async def _runs(self, request: web.Request) -> web.Response:
+        if request.query.get("live") == "1":
+            return web.json_response(await self._live())
+        runs = await self._controller.runs(_filter(request))
+        return web.json_response([render.list_json(run) for run in runs])
+
+    async def _live(self) -> list[dict[str, Any]]:
+        """What runs, then what waits in its order, as `orch ps` shows it."""
+        live, waiting = await self._controller.live(), await self._controller.waiting()
+        rows = [render.list_json(run) | {"position": None} for run in live]
+        return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting, 1)]
+
+    async def _show(self, request: web.Request) -> web.Response:
+        return web.json_response(render.show_json(await self._controller.find(request.match_info["ref"])))
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        run, already = await self._controller.cancel(request.match_info["ref"], by=request.query.get("by"))
+        answer = {"id": run.id, "name": run.name, "state": run.state}
+        return web.json_response(answer | ({"already": True} if already else {}))
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        body = RetryBody.model_validate(await _json(request))
+        run = await self._controller.retry(request.match_info["ref"], body.secrets, by=request.query.get("by"))
+        return web.json_response({"id": run.id, "name": run.name, "state": run.state})
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        run = await self._controller.find(request.match_info["ref"])
+        query = request.query
+        lines = log_lines(
+            self._controller,
+            run,
+            rank=_number(query.get("rank"), "rank"),
+            attempt=_number(query.get("attempt"), "attempt"),
+            since_s=_seconds(query.get("since")),
+            positions=Positions.parse(query.get("from", "")),
+            keep_on=query.get("follow") == "1",
+        )
+        return await _stream(request, lines)
+
+    async def _follow(self, request: web.Request) -> web.StreamResponse:
+        run = await self._controller.find(request.match_info["ref"])
+        return await _stream(request, follow(self._controller, run.id, Positions.parse(request.query.get("from", ""))))
+
+
+def _error(code: int, sentence: str, status: int | None = None) -> web.Response:
+    return web.json_response({"error": sentence, "code": code}, status=status or HTTP_OF_CODE.get(code, 500))
+
+
+async def _json(request: web.Request) -> Any:
+    raw = await request.read()
+    try:
+        return json.loads(raw) if raw else {}
+    except (ValueError, RecursionError):
+        raise Refused(2, "the body is not JSON") from None
+
+
+def _number(text: str | None, name: str) -> int | None:
+    if text is None or text in ("", "all"):
+        return None
+    if not text.isdigit() or len(text) > 9:
+        raise Refused(2, f"{name}: {text!r} is not a number")
+    return int(text)
+
+
+def _seconds(text: str | None) -> float | None:
+    if not text:
+        return None
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < 1e10:
+            return value
+    raise Refused(2, f"since: {text!r} is not a number of seconds")
+
+
+def _filter(request: web.Request) -> RunFilter:
+    query = request.query
+    since = None
+    if text := query.get("since"):
+        try:
+            since = datetime.fromisoformat(text)
+        except ValueError:
+            raise Refused(2, f"since: {text!r} is not a time") from None
+    state = query.get("state")
+    if state is not None and state not in list(State):
+        raise Refused(2, f"state: {state!r} is none of {', '.join(State)}")
+    tags = dict(tag.partition("=")[::2] for tag in query.getall("tag", []))
+    return RunFilter(
+        name=query.get("name"),
+        user=query.get("user"),
+        team=query.get("team"),
+        state=None if state is None else State(state),
+        since=since,
+        tags=tags,
+        sort=query.get("sort", "-submitted"),
+        limit=_number(query.get("limit"), "limit") or 50,
+    )
+
+
+async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | None]) -> web.StreamResponse:
+    """One JSON object a line as they come; None is a heartbeat, an empty line."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    await response.prepare(request)
+    with suppress(ConnectionResetError):
+        async for value in objects:
+            await response.write(b"\n" if value is None else json.dumps(value).encode() + b"\n")
+        await response.write_eof()
+    return response

@@ -1,0 +1,142 @@
+"""What the controller needs of a cluster, as protocols: nodes that come and go, holds, and an agent on each node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.placement.values import Device
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """A node as the cluster shows it."""
+
+    name: str
+    id: str
+    """Changes when the node joins anew; the name does not."""
+    address: str
+    device: Device
+    total: int
+    """GPUs, or CPU slots on a node without GPU."""
+    head: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
+    foreign: int = 0
+    """How many of `total` other work of the cluster holds at this moment."""
+
+
+@dataclass(frozen=True)
+class RankStart:
+    """One rank as an agent is told to start it. `env` holds what is the same for no two ranks."""
+
+    rank: int
+    local_rank: int
+    gpu: int
+
+
+@dataclass(frozen=True)
+class StartPart:
+    """A gang's part on one node: everything the agent needs to start it. Idempotent by (run, attempt)."""
+
+    run: int
+    attempt: int
+    argv: tuple[str, ...]
+    python: str | None
+    code: str | None
+    """sha256 of the snapshot."""
+    env: dict[str, str]
+    secrets: dict[str, str]
+    device: Device
+    ranks: tuple[RankStart, ...]
+    world_size: int
+    node_rank: int
+    master_addr: str
+    master_port: int
+    """0: the agent picks a free one and holds it; allowed where the gang is on one node."""
+    lease_s: float
+    log_limit: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.run}.{self.attempt}"
+
+
+@dataclass(frozen=True)
+class LogChunk:
+    """Bytes [offset, offset+len(data)) of one rank's log; `tail` once the log is over its limit and only its end is sent."""
+
+    run: int
+    attempt: int
+    rank: int
+    offset: int
+    data: bytes
+    at: float
+    """Unix seconds by the node's clock when the bytes were read."""
+    tail: bool = False
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """What an agent knows of its part of an attempt."""
+
+    run: int
+    attempt: int
+    ranks: dict[int, int | None]
+    """By rank: None while it lives, else its exit status, or minus the signal."""
+    ended: bool
+    """Every rank is reaped, nothing of the attempt is left on the node, and its log is shipped."""
+    master_port: int = 0
+    lease_expired: bool = False
+    first_failed: int | None = None
+    """The first rank of this node that ended badly."""
+    started_warm: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """An agent's answer to sync."""
+
+    sequence: int
+    parts: tuple[PartStatus, ...]
+    logs: tuple[LogChunk, ...] = ()
+    info: dict[str, Any] | None = None
+    """Hardware and versions; sent when they are new to the controller."""
+
+
+class StaleController(Exception):
+    """An agent has heard of a newer controller than the caller."""
+
+
+class HoldRefused(Exception):
+    """The cluster did not give the node's GPUs: other work holds some of them."""
+
+
+class AgentGone(Exception):
+    """The agent, or its whole node, could not be reached: not known yet which, nor whether its ranks live."""
+
+
+class Agent(Protocol):
+    """The calls that the controller makes to a node's agent. Any may raise AgentGone or StaleController."""
+
+    async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report: ...
+    async def reserve_port(self, epoch: int, run: int, attempt: int) -> int: ...
+    async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
+    async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
+    async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
+    async def close(self, epoch: int) -> None: ...
+
+
+class Backend(Protocol):
+    """The cluster."""
+
+    async def nodes(self) -> list[NodeFacts]: ...
+    async def agent(self, node: NodeFacts) -> Agent: ...
+    async def hold(self, node: NodeFacts) -> None:
+        """Takes all of the node's GPUs (or CPU slots) from the cluster; idempotent. Raises HoldRefused."""
+
+    async def release(self, node_name: str) -> None: ...
+    async def held(self) -> set[str]: ...
+
+
+class StartFailed(Exception):
+    """An agent could not start its part, says why, and has left nothing running."""

@@ -1,0 +1,314 @@
+"""Brings the cluster of one ORCH_HOME up and down: a private Ray head where none is configured, and the controller on it.
+
+Run as `python -m orchestrator.control.cluster up|down`, it says how far it is as JSON lines on standard output: {"step": ...}, at
+last {"ok": true} or {"error": ..., "code": ...}.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from orchestrator.config import Config, load_config
+from orchestrator.control.home import ClusterNote, Home, InsecureHome
+from orchestrator.document import DocumentError
+
+Say = Callable[[str], None]
+
+HEALTH = {
+    # Ray's defaults notice a dead node after more than a minute; these after about eight seconds.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+_KEPT = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH"}
+    | {"LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"}
+    | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
+    | {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
+)
+_KEPT_PREFIXES = ("LC_", "XDG_", "NCCL_", "NVIDIA_", "HF_HOME", "TORCH_HOME")
+
+
+class ClusterError(Exception):
+    """The cluster could not be brought up or down; `code` is the exit code."""
+
+    def __init__(self, sentence: str, code: int = 6) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str, str]:
+    """The environment for Ray's processes: what a machine's programs need, and none of the submitter's secrets."""
+    env = {k: v for k, v in environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+    env["RAY_USAGE_STATS_ENABLED"] = "0"
+    if local:
+        env |= HEALTH
+        env["RAY_AUTH_MODE"] = "token"
+        env["RAY_AUTH_TOKEN_PATH"] = str(home.ray_token_file())
+        # No worker is wanted but for the controller and the agent: Ray would start one per CPU ahead of need.
+        env["RAY_prestart_worker_first_driver"] = "0"
+        env["RAY_enable_worker_prestart"] = "0"
+        # Ray's own ports for metrics are the same on every cluster of a machine unless they are chosen.
+        env["DASHBOARD_METRIC_PORT"] = str(_free_port())
+        env["AUTOSCALER_METRIC_PORT"] = str(_free_port())
+        # Loopback, whatever networks the machine is in: a laptop changes them (the name is Ray's, the switch works on Linux).
+        env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    else:
+        env |= {k: v for k, v in environ.items() if k.startswith("RAY_")}
+        env.setdefault(
+            "RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in env or "RAY_AUTH_TOKEN_PATH" in env else "disabled"
+        )
+    return env
+
+
+def temp_dir(home: Home) -> Path:
+    """Where the private head keeps its session: short (Unix sockets), and below a folder that is this user's alone."""
+    return Path(tempfile.gettempdir()) / f"orch-{os.getuid()}" / home.namespace / "ray"
+
+
+@contextmanager
+def one_at_a_time(home: Home) -> Iterator[None]:
+    """Two submissions at once start one cluster, not two."""
+    with open(os.open(home.root / "cluster.lock", os.O_CREAT | os.O_RDWR, 0o600)) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def controller_url(home: Home, timeout_s: float = 2.0) -> str | None:
+    """Where the controller answers; None if it does not."""
+    note = home.read_controller()
+    if note is None:
+        return None
+    with suppress(OSError, ValueError), urllib.request.urlopen(f"{note['url']}/healthz", timeout=timeout_s) as answer:  # noqa: S310
+        return str(note["url"]) if answer.status == 200 else None
+    return None
+
+
+def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
+    """Starts what is not running yet; the API's URL. Raises ClusterError, InsecureHome."""
+    home.make()
+    home.token()
+    with one_at_a_time(home):
+        if url := controller_url(home):
+            return url
+        local = config.address is None
+        if local:
+            address, dashboard = _local_head(home, config, environ, say)
+        else:
+            address, dashboard = str(config.address), None
+        home.write_cluster(
+            ClusterNote(
+                namespace=home.namespace,
+                address=address,
+                database=config.database,
+                storage=str(config.storage),
+                lease_s=config.lease,
+                log_limit=config.log_limit,
+                code_limit=config.code_limit,
+                dashboard_url=dashboard,
+                local=local,
+            )
+        )
+        say("starting the controller")
+        return _controller(home, address, ray_env(home, environ, local=local))
+
+
+def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
+    os.environ.clear()
+    os.environ.update(env)
+    import ray
+    from ray.exceptions import RayError
+
+    from orchestrator.control.ray_backend import ensure_controller
+
+    try:
+        ray.init(address=address, namespace=home.namespace, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster at {address} lets us in: {str(error).splitlines()[0]}") from None
+    actor = ensure_controller(home, home.namespace)
+    try:
+        url: str = ray.get(actor.ready.remote(), timeout=60)
+    except RayError as error:
+        ray.kill(actor)
+        cause = getattr(error, "cause", None) or error
+        code = getattr(cause, "exit_code", 6)
+        raise ClusterError(f"the controller did not start: {str(cause).strip().splitlines()[-1]}", code) from None
+    finally:
+        ray.shutdown()
+    if controller_url(home) is None:
+        raise ClusterError(
+            f"the controller runs at {url} on the head node of {address}, which is not this machine: run orch there"
+        )
+    return url
+
+
+def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> tuple[str, str | None]:
+    """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
+    previous = home.read_cluster()
+    if previous is not None and previous.local and _ours(home):
+        return previous.address, previous.dashboard_url
+    say("starting a private Ray on this machine")
+    folder = temp_dir(home)
+    _private_parents(folder)
+    (folder / "ray_current_cluster").unlink(missing_ok=True)
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0",
+        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={_free_port()}",
+        f"--temp-dir={folder}", f"--num-cpus={config.local_slots}", "--disable-usage-stats", "--include-dashboard=true",
+        f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
+        "--object-store-memory=200000000",
+    ]  # fmt: skip
+    started = subprocess.run(
+        command,
+        env=ray_env(home, environ, local=True),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    current = folder / "ray_current_cluster"
+    if started.returncode or not current.exists():
+        tail = " ".join(started.stdout.strip().splitlines()[-3:])
+        raise ClusterError(f"Ray did not start: {tail}")
+    port = next(part for part in command if part.startswith("--dashboard-port=")).partition("=")[2]
+    return current.read_text().strip(), f"http://127.0.0.1:{port}"
+
+
+def _private_parents(folder: Path) -> None:
+    base = folder.parents[1]
+    base.mkdir(mode=0o700, exist_ok=True)
+    if base.stat().st_uid != os.getuid():
+        raise ClusterError(f"{base} belongs to another user")
+    base.chmod(0o700)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _ours(home: Home) -> list[psutil.Process]:
+    """The processes of this home's private Ray: those that name its session folder."""
+    mark = str(temp_dir(home))
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(mark in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def down(home: Home, *, force: bool, say: Say) -> None:
+    """Ends the controller, the agents' launchers and, where orch started it, Ray. Raises ClusterError(7) while runs live."""
+    if not home.root.exists():
+        return
+    with one_at_a_time(home):
+        note = home.read_cluster()
+        if controller_url(home):
+            say("ending runs and launchers")
+            _ask_down(home, force=force)
+        if note is not None and note.local:
+            say("ending Ray")
+            _end_local(home)
+        elif note is not None:
+            say("ending the controller and the agents")
+            _end_actors(home, note)
+        home.controller_file.unlink(missing_ok=True)
+
+
+def _ask_down(home: Home, *, force: bool) -> None:
+    note = home.read_controller()
+    assert note is not None
+    request = urllib.request.Request(  # noqa: S310
+        f"{note['url']}/api/v1/down",
+        data=json.dumps({"force": force}).encode(),
+        headers={"Authorization": f"Bearer {home.token()}"},
+        method="POST",
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60):  # noqa: S310
+            pass
+    except urllib.error.HTTPError as error:
+        answer = json.loads(error.read() or b"{}")
+        raise ClusterError(answer.get("error", str(error)), answer.get("code", 6)) from None
+    except OSError:
+        pass  # it ended while it answered, or hangs: what follows ends it all the same
+
+
+def _end_local(home: Home) -> None:
+    processes = _ours(home)
+    family = {child for process in processes for child in _children(process)} | set(processes)
+    for process in processes:
+        with suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return process.children(recursive=True)
+    return []
+
+
+def _end_actors(home: Home, note: ClusterNote) -> None:
+    import ray
+    from ray.util.state import list_actors
+
+    ray.init(address=note.address, namespace=home.namespace, log_to_driver=False, configure_logging=False)
+    try:
+        for actor in list_actors(
+            address=note.address, filters=[("ray_namespace", "=", home.namespace), ("state", "!=", "DEAD")]
+        ):
+            with suppress(ValueError):
+                ray.kill(ray.get_actor(actor.name, namespace=home.namespace))
+    finally:
+        ray.shutdown()
+
+
+def main() -> None:
+    """`up` and `down [--force]` for the CLI, which imports neither Ray nor this; the configuration is read as the CLI reads it."""
+    verb = sys.argv[1]
+
+    def say(step: str) -> None:
+        print(json.dumps({"step": step}), flush=True)
+
+    began = time.monotonic()
+    try:
+        config = load_config(os.environ, Path.cwd(), {})
+        if verb == "up":
+            up(Home(config.home), config, dict(os.environ), say)
+        else:
+            down(Home(config.home), force="--force" in sys.argv, say=say)
+    except (ClusterError, InsecureHome, DocumentError) as error:
+        print(json.dumps({"error": str(error), "code": getattr(error, "code", 4)}), flush=True)
+        sys.exit(1)
+    print(json.dumps({"ok": True, "seconds": round(time.monotonic() - began, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

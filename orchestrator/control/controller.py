@@ -1,0 +1,182 @@
+"""The controller: observe, decide, record, act.
+
+It holds nothing that the database does not, but for secrets: killed anywhere, the next one takes up the runs where they are. The
+nodes are roster.py's and the live attempts gangs.py's; the API (api.py) and the Ray actor (ray_backend.py) are around it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.control.backend import Backend
+from orchestrator.control.gangs import Gangs
+from orchestrator.control.logs import LogFolder
+from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.history.queries import RunFilter
+from orchestrator.history.store import Store
+from orchestrator.placement.values import Rejection
+from orchestrator.scheduling.lifecycle import Event, State
+from orchestrator.scheduling.plan import Snapshot, plan, try_place
+from orchestrator.scheduling.run import NewRun, Run
+from orchestrator.spec import JobSpec
+
+
+class Refused(Exception):
+    """A request that cannot be met; `code` is the exit code that the contract gives it."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class Controller:
+    """One per ORCH_HOME; a second one fences the first out by its epoch."""
+
+    def __init__(
+        self,
+        store: Store,
+        backend: Backend,
+        settings: Settings,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        superseded: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
+        self.logs = LogFolder(settings.home / "logs")
+        self.gangs = Gangs(self.runtime, backend, self.logs)
+        self.roster = self.gangs.roster
+        self._store = store
+        self._reasons: dict[int, str] = {}
+        """Why each waiting run waits, as the last plan said."""
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Takes over: fences out whoever ran before, takes up the live runs, finds the nodes."""
+        runtime = self.runtime
+        runtime.epoch = await runtime.db(self._store.claim_epoch, f"controller {time.time():.0f}", runtime.now())
+        for run in await runtime.db(self._store.live):
+            self.gangs.adopt(run)
+        await self.roster.start()
+        await self.gangs.give_up_missing()
+        runtime.forever("scheduling", self._schedule_when_woken, 0.0)
+        runtime.wake.set()
+
+    async def close(self) -> None:
+        await self.runtime.close()
+
+    # -- what users ask for --------------------------------------------------------------------------------------
+
+    async def submit(self, new: NewRun, secrets: Mapping[str, str]) -> tuple[Run, bool]:
+        """Records a run; it is on disk when this returns. Raises Refused(5) where the cluster could never hold it."""
+        values = _values(new.spec, secrets)
+        self._check_fits(new.spec)
+        run, created = await self.runtime.db(self._store.submit, new, self.runtime.now())
+        if created:
+            self.gangs.secrets[run.id] = values
+            self.runtime.wake.set()
+        return run, created
+
+    async def dry_run(self, spec: JobSpec) -> dict[str, Any]:
+        """Where the job would go now, or why it would wait. Raises Refused(5) where it never fits."""
+        self._check_fits(spec)
+        answer = try_place(spec, self.roster.views(await self.busy()))
+        if isinstance(answer, Rejection):
+            return {"fits_now": False, "reason": answer.reason, "placement": None}
+        return {"fits_now": True, "reason": None, "placement": asdict(answer)}
+
+    def _check_fits(self, spec: JobSpec) -> None:
+        answer = try_place(spec, self.roster.views({}))
+        if isinstance(answer, Rejection) and answer.never:
+            raise Refused(5, f"can never fit this cluster: {answer.reason}")
+
+    async def cancel(self, ref: str, by: str | None = None) -> tuple[Run, bool]:
+        """Asks for the run's end; answers (run, whether it had ended already)."""
+        run = await self.find(ref)
+        if run.ended:
+            return run, True
+        run = await self.runtime.db(self._store.record, run.id, Event.CANCEL_ASKED, self.runtime.now(), by=by)
+        if (gang := self.gangs.of(run)) is not None:
+            self.gangs.cancel(gang)
+        self.runtime.tell(run.id)
+        self.runtime.wake.set()
+        return run, False
+
+    async def retry(self, ref: str, secrets: Mapping[str, str], by: str | None = None) -> Run:
+        """Another attempt of a run that failed or was cancelled. Raises Refused."""
+        run = await self.find(ref)
+        if not run.ended or run.state is State.SUCCEEDED:
+            raise Refused(7, f"run {run.id} is {run.state}: only one that failed or was cancelled is tried again")
+        values = _values(run.spec, secrets)
+        self._check_fits(run.spec)
+        self.gangs.secrets[run.id] = values
+        run = await self.runtime.db(self._store.record, run.id, Event.RETRY_ASKED, self.runtime.now(), by=by)
+        self.runtime.tell(run.id)
+        self.runtime.wake.set()
+        return run
+
+    async def find(self, ref: str) -> Run:
+        """One run whole. Raises Refused(3)."""
+        run = await self.runtime.db(self._store.get, int(ref) if ref.isdigit() else ref)
+        if run is None:
+            raise Refused(3, f"no such run: {ref!r}")
+        return self._with_reason(run)
+
+    async def runs(self, wanted: RunFilter) -> list[Run]:
+        return [self._with_reason(run) for run in await self.runtime.db(self._store.runs, wanted)]
+
+    async def live(self) -> list[Run]:
+        """What holds a place."""
+        return await self.runtime.db(self._store.live)
+
+    async def waiting(self) -> list[Run]:
+        """What waits, in its order."""
+        return [self._with_reason(run) for run in await self.runtime.db(self._store.waiting)]
+
+    async def busy(self) -> dict[str, dict[int, int]]:
+        """By node and GPU (or CPU slot), the run that holds it."""
+        return await self.runtime.db(self._store.busy)
+
+    def _with_reason(self, run: Run) -> Run:
+        return replace(run, reason=self._reasons.get(run.id, run.reason)) if run.state is State.QUEUED else run
+
+    # -- deciding ------------------------------------------------------------------------------------------------
+
+    async def _schedule_when_woken(self) -> None:
+        await self.runtime.wake.wait()
+        self.runtime.wake.clear()
+        runtime, store = self.runtime, self._store
+        await runtime.db(store.release_fenced, runtime.now())
+        busy = await runtime.db(store.busy)
+        waiting = [run for run in await runtime.db(store.waiting) if not await self._lost_its_secrets(run)]
+        fenced = {run for gpus in busy.values() for run in gpus.values()}
+        blocked = {r.id: "waits until the lease of its last attempt has run out" for r in waiting if r.id in fenced}
+        decided = plan(Snapshot(tuple(waiting), self.roster.views(busy), blocked))
+        self._reasons = {run.id: reason for run, reason in decided.waits}
+        for run, placement in decided.starts:
+            self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
+        for run in waiting:
+            runtime.tell(run.id)
+
+    async def _lost_its_secrets(self, run: Run) -> bool:
+        if not run.spec.secrets or run.id in self.gangs.secrets:
+            return False
+        reason = (
+            f"its secrets ({', '.join(run.spec.secrets)}) are kept in the controller's memory alone and went when it was "
+            f"restarted; `orch retry {run.id}` from a shell that has them goes on"
+        )
+        await self.runtime.db(self._store.record, run.id, Event.FAILED, self.runtime.now(), reason=reason)
+        self.runtime.tell(run.id)
+        return True
+
+
+def _values(spec: JobSpec, given: Mapping[str, str]) -> dict[str, str]:
+    """The values of the secrets that the spec names. Raises Refused(2) where some were not sent."""
+    if missing := sorted(set(spec.secrets) - given.keys()):
+        raise Refused(2, f"secrets: {', '.join(missing)}: no value was sent")
+    return {name: given[name] for name in spec.secrets}

@@ -1,0 +1,125 @@
+"""One live attempt as the controller sees it: what its parts on the nodes report, and what follows from that. Pure."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orchestrator.control.backend import PartStatus
+from orchestrator.placement.values import Placement
+from orchestrator.scheduling.lifecycle import Event, Outcome
+from orchestrator.scheduling.run import Failure
+from orchestrator.spec import JobSpec
+
+INFRA = frozenset({"node_lost", "lease_expired", "ranks_gone", "start_failed", "controller", "code_missing"})
+REQUEUE = frozenset({"hold_refused", "controller"})
+"""Failures that say nothing of the run: it goes back to its place in the queue."""
+
+
+class PartState(StrEnum):
+    STARTING = "starting"
+    UP = "up"
+    ENDED = "ended"
+    LOST = "lost"  # nobody can say; its GPUs stay taken until the lease has run out
+
+
+@dataclass
+class PartView:
+    """A gang's part on one node."""
+
+    state: PartState = PartState.STARTING
+    exits: dict[int, int] = field(default_factory=dict)
+    started: int = 0
+    fenced: bool = False
+
+
+@dataclass
+class Gang:
+    """An attempt that holds a place."""
+
+    run: int
+    attempt: int
+    spec: JobSpec
+    placement: Placement
+    parts: dict[str, PartView] = field(default_factory=dict)
+    failure: Failure | None = None
+    cancelled: bool = False
+    stop_sent: bool = False
+    up: bool = False
+    """Every rank has been seen started."""
+
+    def __post_init__(self) -> None:
+        self.parts = self.parts or {part.node: PartView() for part in self.placement.nodes}
+
+    @property
+    def world_size(self) -> int:
+        return self.placement.world_size
+
+    @property
+    def started(self) -> int:
+        return sum(part.started for part in self.parts.values())
+
+    @property
+    def exit_codes(self) -> dict[int, int]:
+        return {rank: code for part in self.parts.values() for rank, code in sorted(part.exits.items())}
+
+    @property
+    def over(self) -> bool:
+        return all(part.state in (PartState.ENDED, PartState.LOST) for part in self.parts.values())
+
+    @property
+    def must_stop(self) -> bool:
+        return (self.cancelled or self.failure is not None) and not self.stop_sent
+
+    @property
+    def fenced_nodes(self) -> list[str]:
+        return [name for name, part in self.parts.items() if part.fenced]
+
+    def observe(self, node: str, status: PartStatus) -> None:
+        """Takes in what the node's agent says; saying it again changes nothing."""
+        part = self.parts[node]
+        if part.state is PartState.LOST:
+            # It was given up, and is heard of after all: what it says now is certain.
+            part.fenced = part.fenced and not status.ended
+            return
+        part.started = len(status.ranks)
+        part.exits = {rank: code for rank, code in status.ranks.items() if code is not None}
+        if part.state is PartState.STARTING and status.ranks:
+            part.state = PartState.UP
+        if self.failure is None:
+            self.failure = self._failure_of(node, status)
+        if status.ended:
+            part.state = PartState.ENDED
+
+    def lose(self, node: str, failure: Failure, *, fenced: bool) -> None:
+        """The part is given up; `fenced` where its ranks may live until their lease ends."""
+        part = self.parts[node]
+        if part.state in (PartState.ENDED, PartState.LOST):
+            return
+        part.state, part.fenced = PartState.LOST, fenced
+        self.failure = self.failure or failure
+
+    def _failure_of(self, node: str, status: PartStatus) -> Failure | None:
+        if status.lease_expired:
+            text = f"{node} was cut off from the controller until its lease ran out; its ranks were ended there"
+            return Failure("lease_expired", text, node=node)
+        rank = status.first_failed
+        if rank is None or self.cancelled:
+            return None
+        code = status.ranks[rank]
+        assert code is not None
+        if code < 0:
+            name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
+            return Failure("signal", f"rank {rank} on {node} was ended by {name}", rank, node)
+        return Failure("exit", f"rank {rank} on {node} ended with exit code {code}", rank, node)
+
+    def verdict(self) -> tuple[Event, Outcome]:
+        """What the end of the attempt is to the run."""
+        if self.cancelled:
+            return Event.STOPPED, Outcome.CANCELLED
+        if self.failure is None:
+            return Event.SUCCEEDED, Outcome.SUCCEEDED
+        if self.failure.kind in REQUEUE:
+            return Event.REQUEUED, Outcome.INFRA_ERROR
+        return Event.FAILED, Outcome.INFRA_ERROR if self.failure.kind in INFRA else Outcome.USER_ERROR

@@ -1,0 +1,266 @@
+"""The live attempts: started whole or not at all, followed to their end, ended whole, and taken up from a controller before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import replace
+
+from orchestrator.control.backend import (
+    AgentGone,
+    Backend,
+    HoldRefused,
+    PartStatus,
+    RankStart,
+    Report,
+    StartFailed,
+    StartPart,
+)
+from orchestrator.control.gang import Gang, PartState
+from orchestrator.control.logs import LogFolder
+from orchestrator.control.roster import Roster
+from orchestrator.control.runtime import Runtime
+from orchestrator.placement.values import NodePlacement
+from orchestrator.scheduling.lifecycle import Event, Outcome, State
+from orchestrator.scheduling.run import Failure, Run
+from orchestrator.spec import JobSpec
+
+log = logging.getLogger("orch.gangs")
+
+
+class Gangs:
+    """Every attempt that holds a place."""
+
+    def __init__(self, runtime: Runtime, backend: Backend, logs: LogFolder) -> None:
+        self._runtime, self._logs = runtime, logs
+        self.roster = Roster(runtime, backend, self._take_in, self._lost)
+        self.secrets: dict[int, dict[str, str]] = {}
+        """By run: in memory alone."""
+        self._gangs: dict[tuple[int, int], Gang] = {}
+
+    def of(self, run: Run) -> Gang | None:
+        """The run's live attempt."""
+        return None if run.attempt is None else self._gangs.get((run.id, run.attempt.number))
+
+    def any_left(self) -> bool:
+        return bool(self._gangs)
+
+    def _on(self, node: str) -> list[Gang]:
+        return [gang for gang in self._gangs.values() if node in gang.parts]
+
+    # -- beginnings ----------------------------------------------------------------------------------------------
+
+    def begin(self, run: Run) -> None:
+        """Starts the attempt that was just recorded."""
+        gang = self._add(run)
+        self._runtime.spawn(self._launch(gang, run))
+
+    def adopt(self, run: Run) -> None:
+        """Takes up a live run of the controller before this one: its parts are as good as their agents will say."""
+        gang = self._add(run)
+        assert run.attempt is not None
+        gang.cancelled = run.state is State.STOPPING
+        gang.up = run.attempt.ranks_started_at is not None
+        for part in gang.parts.values():
+            part.state = PartState.UP
+        if not gang.up and not gang.cancelled:
+            # Killed while starting it: nobody knows which parts were told. It goes back to its place in the queue.
+            gang.failure = Failure("controller", "the controller was restarted while it started this attempt")
+
+    async def give_up_missing(self) -> None:
+        """After a start: the parts of adopted attempts on nodes that the cluster does not list."""
+        missing = {node for gang in self._gangs.values() for node in gang.parts} - self.roster.nodes.keys()
+        for node in missing:
+            await self._lost(node, "left the cluster")
+
+    def _add(self, run: Run) -> Gang:
+        assert run.attempt is not None
+        gang = Gang(run.id, run.attempt.number, run.spec, run.attempt.placement)
+        self._gangs[gang.run, gang.attempt] = gang
+        return gang
+
+    async def _launch(self, gang: Gang, run: Run) -> None:
+        """Starts every part of the gang, or none."""
+        parts = gang.placement.nodes
+        first = parts[0].node
+        try:
+            await asyncio.gather(*(self.roster.hold(part.node) for part in parts))
+            port = 0
+            if len(parts) > 1:
+                port = await self.roster.agent(first).reserve_port(self._runtime.epoch, gang.run, gang.attempt)
+        except HoldRefused as refusal:
+            gang.failure = Failure("hold_refused", str(refusal))
+        except (AgentGone, StartFailed) as error:
+            gang.failure = Failure("start_failed", f"{first}: {error}", node=first)
+        if gang.failure is not None or gang.cancelled:
+            for part in gang.parts.values():
+                part.state = PartState.ENDED
+        else:
+            address = self.roster.nodes[first].facts.address
+            orders = [self._order(gang, run, rank, address, port) for rank in range(len(parts))]
+            await asyncio.gather(*(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True)))
+        await self._take_stock(gang)
+
+    async def _start_part(self, gang: Gang, part: NodePlacement, order: StartPart) -> None:
+        try:
+            status = await self.roster.agent(part.node).start(self._runtime.epoch, order)
+        except StartFailed as error:
+            gang.lose(part.node, Failure("start_failed", f"{part.node}: {error}", node=part.node), fenced=False)
+        except AgentGone as error:
+            # Not known whether it started: the agent's next report says so, as of a part that we took over.
+            log.warning("starting run %s on %s: %s", gang.run, part.node, error)
+            gang.parts[part.node].state = PartState.UP
+        else:
+            gang.observe(part.node, status)
+
+    def _order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
+        settings, spec = self._runtime.settings, gang.spec
+        part = gang.placement.nodes[node_rank]
+        env = {"ORCH_BACKEND": _backend_of(spec, gang.placement.device)} | spec.env
+        if spec.checkpoint is not None:
+            # The same on every attempt, and no other run's. An absolute path is the user's own choice.
+            env["ORCH_CHECKPOINT_DIR"] = str(settings.storage / "checkpoints" / str(run.id) / spec.checkpoint)
+        return StartPart(
+            run=gang.run,
+            attempt=gang.attempt,
+            argv=tuple(spec.argv),
+            python=spec.python,
+            code=run.code.sha256 if run.code else None,
+            env=env,
+            secrets=self.secrets.get(run.id, {}),
+            device=gang.placement.device,
+            ranks=tuple(RankStart(r, i, g) for i, (r, g) in enumerate(zip(part.ranks, part.gpus, strict=True))),
+            world_size=gang.world_size,
+            node_rank=node_rank,
+            master_addr=address,
+            master_port=port,
+            lease_s=settings.lease_s,
+            log_limit=settings.log_limit,
+        )
+
+    # -- what is reported ----------------------------------------------------------------------------------------
+
+    async def _take_in(self, node: str, report: Report, fresh: bool) -> None:
+        for chunk in report.logs:
+            try:
+                self._logs.write(chunk)
+            except OSError as error:
+                log.error("the log of run %s is incomplete: %s", chunk.run, error)
+            self._runtime.tell(chunk.run)
+        for status in report.parts:
+            gang = self._gangs.get((status.run, status.attempt))
+            if gang is None or node not in gang.parts:
+                self._runtime.spawn(self._clear_away(node, status))
+                continue
+            gang.observe(node, status)
+            await self._take_stock(gang)
+        if fresh:
+            await self._miss(node, {(status.run, status.attempt) for status in report.parts})
+
+    async def _miss(self, node: str, reported: set[tuple[int, int]]) -> None:
+        """Parts that an agent which is heard for the first time, or again, has no trace of."""
+        for gang in self._on(node):
+            if (gang.run, gang.attempt) not in reported and gang.parts[node].state is PartState.UP:
+                text = f"{node} has no trace of the run's ranks any more"
+                gang.lose(node, Failure("ranks_gone", text, node=node), fenced=False)
+                await self._take_stock(gang)
+
+    async def _lost(self, node: str, how: str) -> None:
+        for gang in self._on(node):
+            text = f"node {node} {how} while the run was on it"
+            gang.lose(node, Failure("node_lost", text, node=node), fenced=True)
+            await self._take_stock(gang)
+
+    async def _clear_away(self, node: str, status: PartStatus) -> None:
+        """A part of an attempt that has ended for us: it is stopped if it lives, forgotten if it is over."""
+        runtime = self._runtime
+        # Said again with its next report if the agent is not reached now.
+        with suppress(AgentGone):
+            if status.ended:
+                await runtime.db(runtime.store.release, status.run, status.attempt, node, runtime.now())
+                await self._leave(node, status.run, status.attempt)
+                runtime.wake.set()
+            else:
+                await self.roster.agent(node).stop(runtime.epoch, status.run, status.attempt, 0.0)
+
+    # -- what follows --------------------------------------------------------------------------------------------
+
+    async def _take_stock(self, gang: Gang) -> None:
+        """Follows from what the parts report: all up, something broke, all over."""
+        if (gang.run, gang.attempt) not in self._gangs:
+            return
+        if gang.started == gang.world_size and not gang.up:
+            gang.up = True
+            if not gang.cancelled:
+                await self._runtime.db(self._runtime.store.record, gang.run, Event.STARTED, self._runtime.now())
+        self._follow_up(gang)
+        if gang.over and self._gangs.pop((gang.run, gang.attempt), None) is not None:
+            await self._finish(gang)
+        self._runtime.tell(gang.run)
+
+    def cancel(self, gang: Gang) -> None:
+        """Somebody asked for the run's end."""
+        gang.cancelled = True
+        self._follow_up(gang)
+
+    def _follow_up(self, gang: Gang) -> None:
+        if gang.must_stop and any(part.state is PartState.UP for part in gang.parts.values()):
+            gang.stop_sent = True
+            for node, part in gang.parts.items():
+                if part.state in (PartState.UP, PartState.STARTING):
+                    self._runtime.spawn(self._stop_part(gang, node))
+
+    async def _stop_part(self, gang: Gang, node: str) -> None:
+        try:
+            await self.roster.agent(node).stop(self._runtime.epoch, gang.run, gang.attempt, gang.spec.grace)
+        except AgentGone:
+            gang.stop_sent = False  # said again with its next report
+
+    async def _finish(self, gang: Gang) -> None:
+        runtime = self._runtime
+        event, outcome = gang.verdict()
+        failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
+        until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
+        run = await runtime.db(
+            runtime.store.finish,
+            gang.run,
+            event,
+            outcome,
+            runtime.now(),
+            reason=failure.message if failure else None,
+            failure=failure,
+            exit_codes=gang.exit_codes,
+            fenced=until,
+        )
+        if run.ended:
+            self.secrets.pop(run.id, None)
+        for end in until.values():
+            runtime.wake_in((end - runtime.now()).total_seconds() + 0.1)
+        for node, part in gang.parts.items():
+            if not part.fenced:
+                runtime.spawn(self._leave(node, gang.run, gang.attempt))
+        if failure is not None and failure.kind == "hold_refused":
+            runtime.wake_in(2.0)
+        else:
+            runtime.wake.set()
+
+    def _with_excerpt(self, gang: Gang) -> Failure | None:
+        """The failure with the last line of the first failing rank's log: what the script itself said."""
+        failure = gang.failure
+        if failure is None or failure.rank is None:
+            return failure
+        last = self._logs.last_line(gang.run, gang.attempt, failure.rank)
+        return replace(failure, message=f"{failure.message}: {last[:300]}") if last else failure
+
+    async def _leave(self, node: str, run: int, attempt: int) -> None:
+        """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""
+        with suppress(AgentGone):
+            await self.roster.agent(node).forget(self._runtime.epoch, run, attempt)
+        await self.roster.release(node, lambda name: bool(self._on(name)))
+
+
+def _backend_of(spec: JobSpec, device: str) -> str:
+    if spec.backend != "auto":
+        return spec.backend
+    return "nccl" if device == "cuda" else "gloo"

@@ -1,0 +1,108 @@
+"""ORCH_HOME: the folder, the token, and the notes by which the CLI, the cluster and the controller find each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+class InsecureHome(Exception):
+    """The folder or the token can be read by others."""
+
+
+@dataclass(frozen=True)
+class ClusterNote:
+    """How this home's cluster is run: written by `orch up`, read by the controller. The database's URL may hold a password."""
+
+    namespace: str
+    address: str
+    database: str
+    storage: str
+    lease_s: float
+    log_limit: int
+    code_limit: int
+    dashboard_url: str | None = None
+    local: bool = True
+
+
+class Home:
+    """One ORCH_HOME."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def namespace(self) -> str:
+        """Two homes never meet: their actors, holds and folders on the nodes are named by this."""
+        return "orch-" + hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:8]
+
+    @property
+    def cluster_file(self) -> Path:
+        return self.root / "cluster.json"
+
+    @property
+    def controller_file(self) -> Path:
+        return self.root / "controller.json"
+
+    def make(self) -> None:
+        """The folder, for this user alone. Raises InsecureHome, OSError."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = self.root.stat()
+        if info.st_uid != os.getuid():
+            raise InsecureHome(f"{self.root} belongs to another user")
+        if info.st_mode & 0o077:
+            self.root.chmod(0o700)
+
+    def token(self) -> str:
+        """The API's token, made at first. Raises InsecureHome where others may read it."""
+        return self._secret(self.root / "token")
+
+    def ray_token_file(self) -> Path:
+        """Ray's own token for clusters that orch starts (Ray itself would write one that everybody can read)."""
+        self._secret(self.root / "ray_token")
+        return self.root / "ray_token"
+
+    def _secret(self, path: Path) -> str:
+        with suppress(FileExistsError):
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_urlsafe(32))
+        mode = path.stat().st_mode & 0o777
+        if mode & 0o077:
+            raise InsecureHome(
+                f"{path} can be read by others (mode {mode:04o}); `chmod 600 {path}`, or remove it for a new one"
+            )
+        return path.read_text().strip()
+
+    def read_cluster(self) -> ClusterNote | None:
+        note = _read(self.cluster_file)
+        return ClusterNote(**note) if note else None
+
+    def write_cluster(self, note: ClusterNote) -> None:
+        _write(self.cluster_file, asdict(note))
+
+    def read_controller(self) -> dict[str, Any] | None:
+        return _read(self.controller_file)
+
+    def write_controller(self, url: str, version: str) -> None:
+        _write(self.controller_file, {"url": url, "pid": os.getpid(), "version": version})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        value = json.loads(path.read_text())
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(value, file)
+    temporary.replace(path)

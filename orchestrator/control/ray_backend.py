@@ -1,0 +1,347 @@
+"""The cluster through Ray: nodes, holds as placement groups, one detached agent actor a node, and the controller's own actor.
+
+The only module, with cluster.py, that imports Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+from aiohttp import web
+from ray.exceptions import RayActorError, RayError, RaySystemError
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+
+import orchestrator
+from orchestrator.control import gpus
+from orchestrator.control.agent import NodeAgent
+from orchestrator.control.api import Api
+from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
+from orchestrator.control.code_store import CodeStore
+from orchestrator.control.controller import Controller
+from orchestrator.control.home import Home
+from orchestrator.control.runtime import Settings
+from orchestrator.history.store import Store
+
+log = logging.getLogger("orch")
+
+CONTROLLER = "orch-controller"
+HOLD = "orch-hold-"
+CALL_S = 60.0
+"""No call to an agent takes longer, a first start with its download aside."""
+START_S = 600.0
+NODE_ID = "ray.io/node-id"
+
+
+# -- on every node -------------------------------------------------------------------------------------------------
+
+
+def node_info() -> dict[str, Any]:
+    """What this node is and which versions it has: for `orch nodes` and the history."""
+    versions: dict[str, Any] = {"python": platform.python_version(), "kernel": platform.release()}
+    for package in ("torch", "ray"):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    if library := gpus.nvml():
+        with suppress(library.NVMLError):
+            versions["driver"] = library.nvmlSystemGetDriverVersion()
+    hardware = {
+        "gpus": gpus.describe(gpus.visible_gpus(os.environ)),
+        "cpus": os.cpu_count(),
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+    }
+    return {"versions": versions, "hardware": hardware}
+
+
+def node_folder(cluster: str, node: str) -> Path:
+    """The agent's folder on its node: short, since a Unix socket's path has 108 bytes."""
+    return Path(tempfile.gettempdir()) / f"orch-{os.getuid()}" / cluster / f"node-{node}"
+
+
+class AgentActor:
+    """The node's agent as the Ray dashboard shows it."""
+
+    def __init__(self, namespace: str, node: str, address: str) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
+        self._namespace, self._node = namespace, node
+        self._agent = NodeAgent(namespace, address, node_folder(namespace, node), self._fetch, node_info)
+
+    def __repr__(self) -> str:
+        return f"orch agent on {self._node}"
+
+    async def _fetch(self, sha256: str) -> AsyncIterator[bytes]:
+        controller = ray.get_actor(CONTROLLER, namespace=self._namespace)
+        offset = 0
+        while chunk := await controller.read_code.remote(sha256, offset):
+            yield chunk
+            offset += len(chunk)
+
+    async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
+        return await self._agent.sync(epoch, ack, lease_s, wait_s)
+
+    async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
+        return await self._agent.reserve_port(epoch, run, attempt)
+
+    async def start(self, epoch: int, part: StartPart) -> PartStatus:
+        return await self._agent.start(epoch, part)
+
+    async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
+        await self._agent.stop(epoch, run, attempt, grace_s)
+
+    async def forget(self, epoch: int, run: int, attempt: int) -> None:
+        await self._agent.forget(epoch, run, attempt)
+
+    async def close(self, epoch: int) -> None:
+        await self._agent.close(epoch)
+
+
+class RemoteAgent:
+    """The controller's side of one agent actor: Ray's ways of failing become AgentGone."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    async def _call(self, method: str, *arguments: Any, timeout_s: float = CALL_S) -> Any:
+        try:
+            return await asyncio.wait_for(getattr(self.handle, method).remote(*arguments), timeout_s)
+        except (RayActorError, RaySystemError) as error:
+            raise AgentGone(str(error).splitlines()[0]) from None
+        except TimeoutError:
+            raise AgentGone(f"no answer to {method} within {timeout_s:.0f} s") from None
+
+    async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
+        report: Report = await self._call("sync", epoch, ack, lease_s, wait_s, timeout_s=wait_s + 20)
+        return report
+
+    async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
+        port: int = await self._call("reserve_port", epoch, run, attempt)
+        return port
+
+    async def start(self, epoch: int, part: StartPart) -> PartStatus:
+        status: PartStatus = await self._call("start", epoch, part, timeout_s=START_S)
+        return status
+
+    async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
+        await self._call("stop", epoch, run, attempt, grace_s)
+
+    async def forget(self, epoch: int, run: int, attempt: int) -> None:
+        await self._call("forget", epoch, run, attempt)
+
+    async def close(self, epoch: int) -> None:
+        await self._call("close", epoch, timeout_s=10)
+
+
+# -- on the head ---------------------------------------------------------------------------------------------------
+
+
+class RayBackend:
+    """The Backend protocol over one Ray cluster. Ray's own calls block, so they run in a thread."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._holds: dict[str, PlacementGroup] = {}
+
+    async def nodes(self) -> list[NodeFacts]:
+        return await asyncio.to_thread(self._nodes)
+
+    def _nodes(self) -> list[NodeFacts]:
+        from ray._private.state import available_resources_per_node
+
+        alive = [row for row in ray.nodes() if row["Alive"]]
+        available = available_resources_per_node()
+        names = _names(alive)
+        return [self._facts(row, names[row["NodeID"]], available.get(row["NodeID"], {})) for row in alive]
+
+    def _facts(self, row: dict[str, Any], name: str, available: dict[str, float]) -> NodeFacts:
+        resources = row["Resources"]
+        kind = "GPU" if resources.get("GPU") else "CPU"
+        total = int(resources.get(kind, 0))
+        foreign = 0 if name in self._holds else total - int(available.get(kind, total))
+        return NodeFacts(
+            name=name,
+            id=row["NodeID"],
+            address=row["NodeManagerAddress"],
+            device="cuda" if kind == "GPU" else "cpu",
+            total=total,
+            head="node:__internal_head__" in resources,
+            labels=dict(row.get("Labels") or {}),
+            foreign=max(0, foreign),
+        )
+
+    async def agent(self, node: NodeFacts) -> Agent:
+        return await asyncio.to_thread(self._agent, node)
+
+    def _agent(self, node: NodeFacts) -> RemoteAgent:
+        actor = ray.remote(AgentActor).options(
+            name=f"orch-agent-{node.name}-{node.id[:8]}",
+            namespace=self._namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=100,
+            label_selector={NODE_ID: node.id},
+        )
+        try:
+            return RemoteAgent(actor.remote(self._namespace, node.name, node.address))
+        except RayError as error:
+            raise AgentGone(str(error).splitlines()[0]) from None
+
+    async def hold(self, node: NodeFacts) -> None:
+        if node.name not in self._holds:
+            self._holds[node.name] = await asyncio.to_thread(self._hold, node)
+
+    def _hold(self, node: NodeFacts) -> PlacementGroup:
+        bundle = {"GPU" if node.device == "cuda" else "CPU": float(node.total)}
+        group = placement_group(
+            [bundle],
+            strategy="STRICT_PACK",
+            lifetime="detached",
+            name=f"{HOLD}{self._namespace}-{node.name}",
+            bundle_label_selector=[{NODE_ID: node.id}],
+        )
+        if group.wait(2):
+            return group
+        remove_placement_group(group)
+        kind = next(iter(bundle))
+        raise HoldRefused(f"Ray did not give the {node.total} {kind}s of {node.name}: other work holds some of them")
+
+    async def release(self, node_name: str) -> None:
+        if group := self._holds.pop(node_name, None):
+            await asyncio.to_thread(remove_placement_group, group)
+
+    async def held(self) -> set[str]:
+        return set(self._holds)
+
+    def take_up_holds(self) -> None:
+        """The holds that a controller before this one made: kept by name; the controller gives back what it does not need."""
+        start = f"{HOLD}{self._namespace}-"
+        for row in placement_group_table().values():
+            if row["name"].startswith(start) and row["state"] != "REMOVED":
+                group = ray.util.get_placement_group(row["name"])
+                if row["state"] == "CREATED":
+                    self._holds[row["name"].removeprefix(start)] = group
+                else:
+                    remove_placement_group(group)
+
+
+def _names(alive: list[dict[str, Any]]) -> dict[str, str]:
+    """By node id: the name the operator gave (`--node-name`), else the host's; a second raylet of one host gets a suffix."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for row in sorted(alive, key=lambda r: (r["NodeManagerAddress"], r["NodeManagerPort"])):
+        given = row.get("NodeName") or ""
+        name = given if given and given != row["NodeManagerAddress"] else row["NodeManagerHostname"]
+        name = name if name not in taken else f"{name}-{row['NodeID'][:6]}"
+        taken.add(name)
+        names[row["NodeID"]] = name
+    return names
+
+
+class ControllerActor:
+    """The controller as a detached Ray actor on the head: Ray restarts it when it dies, and it goes on from the database."""
+
+    def __init__(self, home: str, namespace: str) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
+        os.umask(0o077)
+        self._home, self._namespace = Home(Path(home)), namespace
+        self._code: CodeStore | None = None
+        self._main = asyncio.get_event_loop().create_task(self._serve())
+
+    def __repr__(self) -> str:
+        return f"orch controller ({self._home.root})"
+
+    async def ready(self) -> str:
+        """Waits until the API answers; its URL. Raises what kept it from starting."""
+        return await asyncio.shield(self._main)
+
+    async def read_code(self, sha256: str, offset: int) -> bytes:
+        await asyncio.shield(self._main)
+        assert self._code is not None
+        return self._code.read(sha256, offset)
+
+    async def _serve(self) -> str:
+        note = self._home.read_cluster()
+        if note is None:
+            raise FileNotFoundError(f"{self._home.cluster_file} is missing: `orch up` writes it")
+        self._note = note
+        store = Store.open(note.database)
+        backend = RayBackend(self._namespace)
+        await asyncio.to_thread(backend.take_up_holds)
+        settings = Settings(
+            home=self._home.root, storage=Path(note.storage), lease_s=note.lease_s, log_limit=note.log_limit
+        )
+        self._controller = Controller(store, backend, settings, superseded=lambda: os._exit(1))
+        await self._controller.start()
+        self._code = CodeStore(self._home.root / "code", note.code_limit)
+        api = Api(self._controller, self._code, self._home.token(), self._status, self._down)
+        runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        port = await self._listen(runner)
+        self._url = f"http://127.0.0.1:{port}"
+        self._home.write_controller(self._url, orchestrator.__version__)
+        return self._url
+
+    async def _listen(self, runner: web.AppRunner) -> int:
+        """The port of the controller before this one where it is free, so that clients find us; else any."""
+        previous = self._home.read_controller()
+        ports = ([int(previous["url"].rsplit(":", 1)[1])] if previous else []) + [0]
+        for port in ports:
+            site = web.TCPSite(runner, "127.0.0.1", port)
+            try:
+                await site.start()
+            except OSError:
+                await site.stop()
+                continue
+            bound: int = runner.addresses[-1][1]
+            return bound
+        raise OSError("no port of the loopback interface could be bound")
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "controller": "up",
+            "address": self._note.address,
+            "api_url": self._url,
+            "dashboard_url": self._note.dashboard_url,
+            "version": orchestrator.__version__,
+        }
+
+    async def _down(self) -> None:
+        """Ends what orch has on the nodes; who asked ends Ray, or this actor, afterwards."""
+        controller = self._controller
+        for _ in range(100):
+            if not controller.gangs.any_left():
+                break
+            await asyncio.sleep(0.1)
+        for node in controller.roster.nodes.values():
+            if node.agent is not None:
+                with suppress(AgentGone):
+                    await node.agent.close(controller.runtime.epoch)
+
+
+def ensure_controller(home: Home, namespace: str) -> Any:
+    """The controller's actor of this ORCH_HOME on the connected cluster, made if there is none, pinned to the head."""
+    head = next(row["NodeID"] for row in ray.nodes() if row["Alive"] and "node:__internal_head__" in row["Resources"])
+    return (
+        ray.remote(ControllerActor)
+        .options(
+            name=CONTROLLER,
+            namespace=namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=1000,
+            label_selector={NODE_ID: head},
+        )
+        .remote(str(home.root), namespace)
+    )

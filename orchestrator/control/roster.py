@@ -1,0 +1,195 @@
+"""The nodes: which there are, whether their agents answer, what they report, and until when a lease may hold on them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
+from orchestrator.control.runtime import Runtime
+from orchestrator.history.errors import StaleEpoch
+from orchestrator.placement.values import NodeView
+from orchestrator.scheduling.run import NodeRecord
+
+log = logging.getLogger("orch.nodes")
+
+
+@dataclass
+class Node:
+    """A node that is, or was, in the cluster."""
+
+    facts: NodeFacts
+    agent: Agent | None = None
+    task: asyncio.Task[None] | None = None
+    up: bool = False
+    """Its agent answers."""
+    note: str | None = "its agent is starting"
+    sync_sent: float = 0.0
+    """Monotonic time of the newest sync that was sent: no lease on the node ends later than this plus its length."""
+    missing_since: float | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    hold: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def note_now(self, taken: Mapping[int, int]) -> str | None:
+        """Why the node takes no run now, given who holds which of its GPUs; None where it does."""
+        if self.note is None and self.facts.foreign and not taken:
+            return f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
+        return self.note
+
+    def view(self, taken: Mapping[int, int]) -> NodeView:
+        """The node as the placer sees it."""
+        facts, note = self.facts, self.note_now(taken)
+        free = tuple(i for i in range(facts.total) if i not in taken)
+        return NodeView(facts.name, facts.device, facts.total, free, self.up and note is None, note)
+
+
+class Roster:
+    """Watches the cluster's nodes and keeps up a heartbeat with the agent of each."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        backend: Backend,
+        on_report: Callable[[str, Report, bool], Awaitable[None]],
+        on_lost: Callable[[str, str], Awaitable[None]],
+    ) -> None:
+        """`on_report(node, report, fresh)`: `fresh` where the agent is heard for the first time, or again.
+
+        `on_lost(node, how)`: the node is given up; a lease may hold on it until `lease_end`.
+        """
+        self._runtime, self._backend = runtime, backend
+        self._on_report, self._on_lost = on_report, on_lost
+        self.nodes: dict[str, Node] = {}
+
+    async def start(self) -> None:
+        await self._look()
+        self._runtime.forever("watching nodes", self._look, self._runtime.settings.watch_s)
+
+    def agent(self, node: str) -> Agent:
+        """The node's agent. Raises AgentGone where it has none."""
+        known = self.nodes.get(node)
+        if known is None or known.agent is None:
+            raise AgentGone(f"{node} has no agent")
+        return known.agent
+
+    def views(self, busy: Mapping[str, Mapping[int, int]]) -> tuple[NodeView, ...]:
+        """The nodes as the placer sees them, given who holds which GPU (or CPU slot)."""
+        return tuple(node.view(busy.get(name, {})) for name, node in sorted(self.nodes.items()))
+
+    def lease_end(self, node: str) -> datetime:
+        """The time after which no lease can hold on the node: it stops its ranks by then, whether it hears of us or not."""
+        runtime = self._runtime
+        known = self.nodes.get(node)
+        sent = runtime.monotonic() if known is None else known.sync_sent
+        left = sent + runtime.settings.lease_s - runtime.monotonic()
+        return runtime.now() + timedelta(seconds=max(0.0, left))
+
+    # -- holds ---------------------------------------------------------------------------------------------------
+
+    async def hold(self, name: str) -> None:
+        """Takes the node's GPUs from the cluster. Raises HoldRefused, AgentGone."""
+        if (node := self.nodes.get(name)) is None:
+            raise AgentGone(f"{name} left the cluster")
+        async with node.hold:
+            await self._backend.hold(node.facts)
+
+    async def release(self, name: str, needed: Callable[[str], bool]) -> None:
+        """Gives the node back to the cluster unless it is needed, which is asked when nobody is taking it."""
+        if (node := self.nodes.get(name)) is not None:
+            async with node.hold:
+                if not needed(name):
+                    await self._backend.release(name)
+
+    # -- the cluster's list --------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        runtime = self._runtime
+        found = {facts.name: facts for facts in await asyncio.wait_for(self._backend.nodes(), 10)}
+        for name, facts in found.items():
+            node = self.nodes.get(name)
+            if node is None or node.facts.id != facts.id:
+                if node is not None and node.task is not None:
+                    await self._lose(node, "joined the cluster anew")
+                self._meet(facts)
+            else:
+                if node.facts != facts:
+                    runtime.wake.set()
+                node.facts, node.missing_since = facts, None
+        for name, node in self.nodes.items():
+            if name in found or node.task is None:
+                continue
+            node.missing_since = node.missing_since or runtime.monotonic()
+            if runtime.monotonic() - node.missing_since >= runtime.settings.lost_after_s:
+                await self._lose(node, "left the cluster")
+
+    def _meet(self, facts: NodeFacts) -> None:
+        previous = self.nodes.get(facts.name)
+        node = Node(facts, sync_sent=previous.sync_sent if previous else 0.0)
+        self.nodes[facts.name] = node
+        node.task = self._runtime.spawn(self._follow(node))
+
+    async def _lose(self, node: Node, how: str) -> None:
+        log.warning("node %s %s", node.facts.name, how)
+        if node.task is not None:
+            node.task.cancel()
+        node.task, node.agent, node.up, node.note = None, None, False, how
+        await self._record(node, "down")
+        await self._on_lost(node.facts.name, how)
+
+    async def _record(self, node: Node, state: str) -> None:
+        facts, info, now = node.facts, node.info, self._runtime.now()
+        hardware = {"device": facts.device, "total": facts.total, "labels": facts.labels} | info.get("hardware", {})
+        record = NodeRecord(facts.name, facts.address, state, now, now, hardware, info.get("versions", {}))
+        await self._runtime.db(self._runtime.store.upsert_node, record)
+
+    # -- the heartbeat -------------------------------------------------------------------------------------------
+
+    async def _follow(self, node: Node) -> None:
+        """Calls the agent, long poll after long poll, as long as the node is in the cluster."""
+        ack, pause = 0, 0.1
+        while True:
+            try:
+                report = await self._sync(node, ack)
+            except StaleController as error:
+                log.error("%s", error)
+                self._runtime.superseded()
+                return
+            except Exception as error:
+                if not isinstance(error, AgentGone):
+                    log.exception("agent of %s failed", node.facts.name)
+                elif node.up:
+                    log.warning("agent of %s: %s", node.facts.name, error)
+                node.up, node.note, ack = False, f"its agent does not answer: {error}", 0
+                await asyncio.sleep(pause)
+                pause = min(2.0, pause * 2)
+                continue
+            fresh, ack, pause = ack == 0, report.sequence, 0.1
+            try:
+                await self._take_in(node, report, fresh)
+            except StaleEpoch:
+                return
+            except Exception:
+                # What is in the report will be said again, or shows in the next one.
+                log.exception("the report of %s could not be taken in", node.facts.name)
+                ack = 0
+                await asyncio.sleep(1)
+
+    async def _sync(self, node: Node, ack: int) -> Report:
+        runtime = self._runtime
+        if node.agent is None:
+            node.agent = await self._backend.agent(node.facts)
+        node.sync_sent = max(node.sync_sent, runtime.monotonic())
+        return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
+
+    async def _take_in(self, node: Node, report: Report, fresh: bool) -> None:
+        if report.info is not None:
+            node.info = report.info
+            await self._record(node, "up")
+        if not node.up:
+            node.up, node.note = True, None
+            self._runtime.wake.set()
+        await self._on_report(node.facts.name, report, fresh)

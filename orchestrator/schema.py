@@ -1,0 +1,58 @@
+"""What a job file may say, for editors and for beginners: its JSON Schema, and a file to start from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from orchestrator.checks import default_name
+from orchestrator.spec import LATER, JobSpec
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of a job file, with every key, its meaning and examples; keys that come later say so.
+
+    Only words that draft-07 and 2020-12 share are in it, as editors know one or the other.
+    """
+    made = JobSpec.model_json_schema()
+    keys = {key: _for_a_file(schema) for key, schema in made["properties"].items()}
+    for key, schema in LATER.items():
+        keys[key] = schema | {"description": f"Not available yet. {schema['description']}"}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "orch job",
+        "description": "A training job for `orch submit`.",
+        "type": "object",
+        "properties": keys,
+        "required": made["required"],
+        "additionalProperties": False,
+    }
+
+
+def _for_a_file(schema: dict[str, Any]) -> dict[str, Any]:
+    # pydantic's title is the key again; a default of null or of nothing means that the key is absent.
+    return {word: value for word, value in schema.items() if word != "title" and (word != "default" or value)}
+
+
+def starter_job(script: str) -> str:
+    """A commented job.yaml that runs `script`, for `orch init`."""
+    return f"""\
+# A job for orch. Submit it with: orch submit job.yaml
+# Every key is explained by: orch schema
+
+run: {json.dumps(script, ensure_ascii=False)}   # a script inside workdir and its arguments, as for torchrun
+name: {json.dumps(default_name(script))}
+workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NODE such as 2x8
+
+# device: auto            # cuda, cpu, or auto: cuda where the cluster has it
+# backend: auto           # nccl, gloo, or auto: what init_process_group should use, in ORCH_BACKEND
+# workdir: .              # its snapshot runs; what .gitignore and .orchignore name stays out
+# python: /venv/bin/python   # the interpreter of the ranks; default: orch's own
+# env: {{OMP_NUM_THREADS: "4"}}
+# secrets: [WANDB_API_KEY]   # names only; the values are taken from your environment and stored nowhere
+# checkpoint: ckpt        # a folder that is the same on every attempt, in ORCH_CHECKPOINT_DIR
+# priority: 0             # higher goes first
+# team: vision
+# grace: 30s              # between SIGTERM and SIGKILL
+# tags: {{sweep: a}}        # words of your own to find runs by
+"""

@@ -1,0 +1,157 @@
+"""A cluster without machines: a Backend whose nodes and ranks the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+from orchestrator.control.backend import (
+    Agent,
+    AgentGone,
+    HoldRefused,
+    NodeFacts,
+    PartStatus,
+    Report,
+    StaleController,
+    StartFailed,
+    StartPart,
+)
+from orchestrator.placement.values import Device
+
+
+@dataclass
+class FakePart:
+    """A gang's part on a fake node, moved by the test."""
+
+    order: StartPart
+    ranks: dict[int, int | None]
+    ended: bool = False
+    first_failed: int | None = None
+    stopped_with: float | None = None
+    lease_expired: bool = False
+
+
+class FakeAgent:
+    """One node's agent: ranks live until the test ends them."""
+
+    def __init__(self) -> None:
+        self.parts: dict[tuple[int, int], FakePart] = {}
+        self.gone = False
+        self.refuses: str | None = None
+        self.obeys_stop = True
+        self.epoch = 0
+        self._sequence = 0
+        self._news = asyncio.Event()
+
+    def _take_orders_from(self, epoch: int) -> None:
+        if self.gone:
+            raise AgentGone("the fake agent is gone")
+        if epoch < self.epoch:
+            raise StaleController(f"epoch {epoch} is behind {self.epoch}")
+        self.epoch = epoch
+
+    # === the protocol ===
+
+    async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
+        self._take_orders_from(epoch)
+        if ack and not self._news.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), wait_s)
+        self._take_orders_from(epoch)
+        self._news.clear()
+        self._sequence += 1
+        return Report(self._sequence, tuple(map(self._status, self.parts.values())), info={} if not ack else None)
+
+    async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
+        self._take_orders_from(epoch)
+        return 29500
+
+    async def start(self, epoch: int, part: StartPart) -> PartStatus:
+        self._take_orders_from(epoch)
+        if self.refuses is not None:
+            raise StartFailed(self.refuses)
+        known = self.parts.setdefault((part.run, part.attempt), FakePart(part, {r.rank: None for r in part.ranks}))
+        return self._status(known)
+
+    async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
+        self._take_orders_from(epoch)
+        if (part := self.parts.get((run, attempt))) is not None:
+            part.stopped_with = grace_s
+            if self.obeys_stop:
+                self.end(run, attempt, -15)
+
+    async def forget(self, epoch: int, run: int, attempt: int) -> None:
+        self._take_orders_from(epoch)
+        self.parts.pop((run, attempt), None)
+
+    async def close(self, epoch: int) -> None:
+        self._take_orders_from(epoch)
+
+    def _status(self, part: FakePart) -> PartStatus:
+        order = part.order
+        return PartStatus(
+            order.run,
+            order.attempt,
+            dict(part.ranks),
+            part.ended,
+            lease_expired=part.lease_expired,
+            first_failed=part.first_failed,
+        )
+
+    # === for tests ===
+
+    def end_rank(self, run: int, attempt: int, rank: int, code: int) -> None:
+        """The rank ends; the part is over once it was the last."""
+        part = self.parts[run, attempt]
+        if part.ranks[rank] is None:
+            part.ranks[rank] = code
+            if code and part.first_failed is None:
+                part.first_failed = rank
+        part.ended = all(code is not None for code in part.ranks.values())
+        self._news.set()
+
+    def end(self, run: int, attempt: int, code: int = 0) -> None:
+        for rank in self.parts[run, attempt].ranks:
+            self.end_rank(run, attempt, rank, code)
+
+
+class FakeCluster:
+    """A Backend of nodes that the test adds, loses and brings back."""
+
+    def __init__(self, **nodes: int) -> None:
+        self.facts: dict[str, NodeFacts] = {}
+        self.agents: dict[str, FakeAgent] = {}
+        self.holds: set[str] = set()
+        self.foreign: set[str] = set()
+        for name, gpus in nodes.items():
+            self.add(name, gpus)
+
+    # === the protocol ===
+
+    async def nodes(self) -> list[NodeFacts]:
+        return list(self.facts.values())
+
+    async def agent(self, node: NodeFacts) -> Agent:
+        return self.agents[node.name]
+
+    async def hold(self, node: NodeFacts) -> None:
+        if node.name in self.foreign:
+            raise HoldRefused(f"{node.name} is held by other work")
+        self.holds.add(node.name)
+
+    async def release(self, node_name: str) -> None:
+        self.holds.discard(node_name)
+
+    # === for tests ===
+
+    def add(self, name: str, gpus: int, device: Device = "cuda") -> None:
+        """A node joins, or joins anew: with a new id and an agent that knows nothing."""
+        number = len(self.agents) + sum(1 for _ in self.facts)
+        self.facts[name] = NodeFacts(name, f"{name}-{number}", "10.0.0.1", device, gpus)
+        self.agents[name] = FakeAgent()
+
+    def lose(self, name: str) -> None:
+        """The node leaves the cluster's list, and its agent answers no more."""
+        del self.facts[name]
+        self.agents[name].gone = True

@@ -1,0 +1,308 @@
+"""The controller over a real database and a fake cluster."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.control.controller import Controller, Refused
+from orchestrator.control.runtime import Settings
+from orchestrator.history.queries import RunFilter
+from orchestrator.history.store import Store
+from orchestrator.scheduling.lifecycle import Event, Outcome, State
+from orchestrator.scheduling.run import NewRun, Run
+from orchestrator.spec import JobSpec, Workers
+from orchestrator.testing.cluster import FakeCluster
+
+
+def job(workers: str = "1", name: str = "job", **more: object) -> NewRun:
+    nodes, _, each = workers.rpartition("x")
+    size = Workers(total=int(nodes) * int(each), nodes=int(nodes)) if nodes else Workers(total=int(each))
+    return NewRun(JobSpec(name=name, run="train.py", workers=size, **more), "ana", None, "/w")  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def controlling(home: Path, cluster: FakeCluster, lease_s: float = 30.0) -> AsyncIterator[Controller]:
+    store = Store.open(f"sqlite:///{home}/orch.db")
+    settings = Settings(home, home / "storage", lease_s, sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05)
+    controller = Controller(store, cluster, settings)
+    await controller.start()
+    try:
+        yield controller
+    finally:
+        await controller.close()
+        store.close()
+
+
+async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10.0) -> None:
+    """Waits until the condition holds; fails the test with what it last was."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not (value := await condition()):
+        assert asyncio.get_running_loop().time() < deadline, f"still {value!r}"
+        await asyncio.sleep(0.005)
+
+
+async def reaches(controller: Controller, run: Run, state: State) -> Run:
+    async def there() -> bool:
+        return (await controller.find(str(run.id))).state is state
+
+    await until(there)
+    return await controller.find(str(run.id))
+
+
+def test_a_run_goes_from_submission_to_success(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2, b=2)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2x2"), {})
+            run = await reaches(controller, run, State.RUNNING)
+            assert cluster.holds == {"a", "b"}
+            cluster.agents["a"].end(run.id, 1)
+            cluster.agents["b"].end(run.id, 1)
+            run = await reaches(controller, run, State.SUCCEEDED)
+            assert [e.event for e in run.events] == [Event.SUBMITTED, Event.PLACED, Event.STARTED, Event.SUCCEEDED]
+            assert run.attempts[0].exit_codes == {0: 0, 1: 0, 2: 0, 3: 0}
+            assert await controller.busy() == {}
+            await until(lambda: _is(lambda: not cluster.holds))
+            await until(lambda: _is(lambda: not cluster.agents["a"].parts))
+
+    asyncio.run(story())
+
+
+async def _is(condition: Callable[[], bool]) -> bool:
+    return condition()
+
+
+def test_ranks_get_coordinates_that_agree_over_the_gang(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2, b=2)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2x2", checkpoint="ckpt"), {})
+            await reaches(controller, run, State.RUNNING)
+            a, b = (cluster.agents[n].parts[run.id, 1].order for n in "ab")
+            assert [(r.rank, r.local_rank, r.gpu) for r in a.ranks + b.ranks] == [
+                (0, 0, 0),
+                (1, 1, 1),
+                (2, 0, 0),
+                (3, 1, 1),
+            ]
+            assert (a.world_size, a.node_rank, b.node_rank) == (4, 0, 1)
+            assert (a.master_addr, a.master_port) == (b.master_addr, b.master_port)
+            assert a.env["ORCH_CHECKPOINT_DIR"] == f"{tmp_path}/storage/checkpoints/{run.id}/ckpt"
+
+    asyncio.run(story())
+
+
+def test_a_failing_rank_stops_the_others_and_is_named(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2x1", grace=7.0), {})
+            await reaches(controller, run, State.RUNNING)
+            order = cluster.agents["a"].parts[run.id, 1]
+            cluster.agents["b"].end(run.id, 1, 3)
+            run = await reaches(controller, run, State.FAILED)
+            assert order.stopped_with == 7.0
+            attempt = run.attempts[0]
+            assert attempt.outcome is Outcome.USER_ERROR
+            assert attempt.failure is not None
+            assert (attempt.failure.rank, attempt.failure.node) == (1, "b")
+            assert run.reason == "rank 1 on b ended with exit code 3"
+
+    asyncio.run(story())
+
+
+def test_runs_wait_in_order_and_say_why(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2)
+        async with controlling(tmp_path, cluster) as controller:
+            first, _ = await controller.submit(job("2"), {})
+            await reaches(controller, first, State.RUNNING)
+            second, _ = await controller.submit(job("2"), {})
+            third, _ = await controller.submit(job("1"), {})
+            urgent, _ = await controller.submit(job("1", priority=5), {})
+
+            async def reason(run: Run) -> str | None:
+                return (await controller.find(str(run.id))).reason
+
+            await until(lambda: reason(third))
+            assert await reason(urgent) == "needs 1 GPUs; 0 of 2 GPUs on 1 node are free"
+            assert (await reason(second) or "").startswith(f"behind run {urgent.id}")
+            cluster.agents["a"].end(first.id, 1)
+            await reaches(controller, urgent, State.RUNNING)
+            assert (await controller.find(str(second.id))).state is State.QUEUED
+
+    asyncio.run(story())
+
+
+def test_a_run_that_never_fits_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controlling(tmp_path, FakeCluster(a=2)) as controller:
+            with pytest.raises(Refused, match="needs 3 GPUs; the cluster has 2") as refusal:
+                await controller.submit(job("3"), {})
+            assert refusal.value.code == 5
+            assert await controller.runs(RunFilter()) == []
+
+    asyncio.run(story())
+
+
+def test_a_waiting_run_is_cancelled_at_once_and_a_running_one_is_stopped_with_its_grace(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        async with controlling(tmp_path, cluster) as controller:
+            running, _ = await controller.submit(job(grace=3.0), {})
+            waiting, _ = await controller.submit(job(), {})
+            await reaches(controller, running, State.RUNNING)
+            cluster.agents["a"].obeys_stop = False
+            assert (await controller.cancel(str(waiting.id)))[0].state is State.CANCELLED
+            assert (await controller.cancel(str(running.id)))[0].state is State.STOPPING
+            part = cluster.agents["a"].parts[running.id, 1]
+            await until(lambda: _is(lambda: part.stopped_with == 3.0))
+            assert (await controller.cancel(str(running.id)))[0].state is State.STOPPING
+            cluster.agents["a"].end(running.id, 1, -9)
+            run = await reaches(controller, running, State.CANCELLED)
+            assert run.attempts[0].outcome is Outcome.CANCELLED
+            assert await controller.cancel(str(running.id)) == (run, True)
+
+    asyncio.run(story())
+
+
+def test_a_lost_node_fails_the_run_with_its_name_and_keeps_its_gpus_until_the_lease_is_over(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        async with controlling(tmp_path, cluster, lease_s=1.0) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            await reaches(controller, run, State.RUNNING)
+            cluster.lose("b")
+            run = await reaches(controller, run, State.FAILED)
+            assert run.attempts[0].failure is not None
+            assert (run.attempts[0].failure.kind, run.attempts[0].failure.node) == ("node_lost", "b")
+            assert await controller.busy() == {"b": {0: run.id}}
+            cluster.add("b", 1)
+            again = await controller.retry(str(run.id), {})
+            await until(lambda: _says(controller, again, "lease"))
+            await reaches(controller, again, State.RUNNING)
+
+    asyncio.run(story())
+
+
+async def _says(controller: Controller, run: Run, word: str) -> bool:
+    return word in ((await controller.find(str(run.id))).reason or "")
+
+
+def test_a_part_that_cannot_start_ends_the_gang_and_names_the_node(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        cluster.agents["b"].refuses = "no interpreter at /venv/bin/python"
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            run = await reaches(controller, run, State.FAILED)
+            assert run.reason == "b: no interpreter at /venv/bin/python"
+            assert run.attempts[0].outcome is Outcome.INFRA_ERROR
+            assert await controller.busy() == {}
+
+    asyncio.run(story())
+
+
+def test_a_node_that_other_work_holds_sends_the_run_back_to_wait(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        cluster.foreign.add("a")
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job(), {})
+
+            async def went_back() -> bool:
+                return any(e.event is Event.REQUEUED for e in (await controller.find(str(run.id))).events)
+
+            await until(went_back)
+            cluster.foreign.clear()
+            await reaches(controller, run, State.RUNNING)
+
+    asyncio.run(story())
+
+
+def test_the_next_controller_takes_up_running_ranks_without_touching_them(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job(), {})
+            await reaches(controller, run, State.RUNNING)
+        async with controlling(tmp_path, cluster) as controller:
+            part = cluster.agents["a"].parts[run.id, 1]
+            await until(lambda: _is(lambda: cluster.agents["a"].epoch == 2))
+            assert part.stopped_with is None
+            cluster.agents["a"].end(run.id, 1)
+            run = await reaches(controller, run, State.SUCCEEDED)
+            assert len(run.attempts) == 1
+
+    asyncio.run(story())
+
+
+def test_ranks_that_ended_while_no_controller_ran_are_accounted_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job(), {})
+            await reaches(controller, run, State.RUNNING)
+        cluster.agents["a"].end(run.id, 1, 4)
+        async with controlling(tmp_path, cluster) as controller:
+            run = await reaches(controller, run, State.FAILED)
+            assert run.attempts[0].exit_codes == {0: 4}
+
+    asyncio.run(story())
+
+
+def test_an_agent_with_no_trace_of_a_running_part_ends_the_attempt(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job(), {})
+            await reaches(controller, run, State.RUNNING)
+        cluster.agents["a"].parts.clear()
+        async with controlling(tmp_path, cluster) as controller:
+            run = await reaches(controller, run, State.FAILED)
+            assert run.attempts[0].failure is not None
+            assert run.attempts[0].failure.kind == "ranks_gone"
+
+    asyncio.run(story())
+
+
+def test_the_older_of_two_controllers_is_told_to_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        ended: list[bool] = []
+        async with controlling(tmp_path, cluster) as old:
+            old.runtime.superseded = lambda: ended.append(True)
+            async with controlling(tmp_path, cluster):
+                await until(lambda: _is(lambda: bool(ended)))
+
+    asyncio.run(story())
+
+
+def test_secrets_reach_the_ranks_and_no_row_of_the_database(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job(secrets=("WANDB_API_KEY",)), {"WANDB_API_KEY": "canary-7f3a"})
+            await reaches(controller, run, State.RUNNING)
+            assert cluster.agents["a"].parts[run.id, 1].order.secrets == {"WANDB_API_KEY": "canary-7f3a"}
+        for file in tmp_path.rglob("orch.db*"):
+            assert b"canary-7f3a" not in file.read_bytes()
+
+    asyncio.run(story())
+
+
+def test_a_waiting_run_whose_secrets_went_with_the_controller_fails_and_says_what_to_do(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        async with controlling(tmp_path, cluster) as controller:
+            first, _ = await controller.submit(job(), {})
+            await reaches(controller, first, State.RUNNING)
+            run, _ = await controller.submit(job(secrets=("KEY",)), {"KEY": "x"})
+        async with controlling(tmp_path, cluster) as controller:
+            run = await reaches(controller, run, State.FAILED)
+            assert f"orch retry {run.id}" in (run.reason or "")
+
+    asyncio.run(story())

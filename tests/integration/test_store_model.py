@@ -1,0 +1,181 @@
+"""The store against a model in plain dicts: whatever is done to it, the two agree after every step."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from orchestrator.history.errors import DoubleBooked
+from orchestrator.history.store import Store
+from orchestrator.scheduling.lifecycle import LIVE, TRANSITIONS, Event, IllegalTransition, Outcome, State
+from orchestrator.testing import START, a_new_run, a_placement
+
+NODES = {"a": 2, "b": 2}
+ENDS = (Event.SUCCEEDED, Event.FAILED, Event.REQUEUED, Event.STOPPED)
+some_gpus = st.fixed_dictionaries(
+    {node: st.sets(st.integers(0, gpus - 1)).map(sorted).map(tuple) for node, gpus in NODES.items()}
+).filter(lambda nodes: any(nodes.values()))
+
+
+@dataclass
+class ModelRun:
+    priority: int
+    queued_at: datetime
+    events: list[Event] = field(default_factory=lambda: [Event.SUBMITTED])
+    state: State = State.QUEUED
+    outcomes: list[Outcome | None] = field(default_factory=list)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Rules are what a controller does, legal or not; ids are drawn as positions among the runs so far."""
+
+    def __init__(self, url):
+        super().__init__()
+        self.url = url
+        self.now = START
+        self.runs = {}
+        self.keys = {}
+        self.held = {}  # (node, gpu) -> (run, when the fence ends, or None)
+        self.store = Store.open(url)
+        self.epoch = self.store.claim_epoch("machine", self.now)
+
+    def teardown(self):
+        self.store.close()
+
+    def pick(self, position):
+        return sorted(self.runs)[position % len(self.runs)]
+
+    def expect(self, run, event):
+        """The model's state after `event`, or None where the table refuses it."""
+        return TRANSITIONS[self.runs[run].state].get(event)
+
+    def moved(self, run, event):
+        model = self.runs[run]
+        model.state = TRANSITIONS[model.state][event]
+        model.events.append(event)
+        if model.state is State.QUEUED:
+            model.queued_at = self.now
+
+    @rule(seconds=st.integers(0, 40))
+    def time_passes(self, seconds):
+        self.now += timedelta(seconds=seconds)
+
+    @rule(key=st.sampled_from([None, "k1", "k2"]), user=st.sampled_from("ab"), priority=st.integers(-1, 1))
+    def submit(self, key, user, priority):
+        run, created = self.store.submit(a_new_run(user=user, key=key, priority=priority), self.now)
+        known = self.keys.get((user, key))
+        assert created == (known is None)
+        if created:
+            assert run.id not in self.runs
+            self.runs[run.id] = ModelRun(priority, self.now)
+            if key is not None:
+                self.keys[user, key] = run.id
+        else:
+            assert run.id == known
+
+    @precondition(lambda self: self.runs)
+    @rule(position=st.integers(0, 50), nodes=some_gpus)
+    def place(self, position, nodes):
+        run = self.pick(position)
+        wanted = {(node, gpu) for node, gpus in nodes.items() for gpu in gpus}
+        placement = a_placement(**{node: gpus for node, gpus in nodes.items() if gpus})
+        if self.expect(run, Event.PLACED) is None:
+            with pytest.raises(IllegalTransition):
+                self.store.place(run, placement, self.now)
+        elif taken := wanted & self.held.keys():
+            with pytest.raises(DoubleBooked) as refused:
+                self.store.place(run, placement, self.now)
+            assert set(refused.value.taken) == {(node, gpu, self.held[node, gpu][0]) for node, gpu in taken}
+        else:
+            assert self.store.place(run, placement, self.now).attempts[-1].placement == placement
+            self.moved(run, Event.PLACED)
+            self.runs[run].outcomes.append(None)
+            self.held |= dict.fromkeys(wanted, (run, None))
+
+    @precondition(lambda self: self.runs)
+    @rule(position=st.integers(0, 50), event=st.sampled_from(Event))
+    def record(self, position, event):
+        run = self.pick(position)
+        ends = event in ENDS and self.runs[run].state in LIVE
+        if self.expect(run, event) is None or ends or event is Event.PLACED:
+            with pytest.raises(IllegalTransition):
+                self.store.record(run, event, self.now)
+        else:
+            self.moved(run, event)
+            assert self.store.record(run, event, self.now).state is self.runs[run].state
+
+    @precondition(lambda self: self.runs)
+    @rule(
+        position=st.integers(0, 50),
+        event=st.sampled_from([*ENDS, Event.STARTED]),
+        outcome=st.sampled_from(Outcome),
+        fenced=st.sets(st.sampled_from(sorted(NODES))),
+    )
+    def finish(self, position, event, outcome, fenced):
+        run = self.pick(position)
+        until = self.now + timedelta(seconds=30)
+        ends = {"outcome": outcome, "now": self.now, "fenced": dict.fromkeys(fenced, until)}
+        if self.expect(run, event) is None or event not in ENDS or self.runs[run].state not in LIVE:
+            with pytest.raises(IllegalTransition):
+                self.store.finish(run, event, **ends)
+            return
+        self.moved(run, event)
+        self.runs[run].outcomes[-1] = outcome
+        assert self.store.finish(run, event, **ends).state is self.runs[run].state
+        for (node, gpu), (holder, fence) in list(self.held.items()):
+            if holder == run and fence is None:
+                if node in fenced:
+                    self.held[node, gpu] = (run, until)
+                else:
+                    del self.held[node, gpu]
+
+    @rule()
+    def release_fenced(self):
+        over = [place for place, (_, until) in self.held.items() if until is not None and until <= self.now]
+        assert self.store.release_fenced(self.now) == len(over)
+        for place in over:
+            del self.held[place]
+
+    @rule()
+    def another_controller_takes_over(self):
+        self.store.close()
+        self.store = Store.open(self.url)
+        self.epoch += 1
+        assert self.store.claim_epoch("machine", self.now) == self.epoch
+
+    @invariant()
+    def runs_are_as_in_the_model(self):
+        for run, model in self.runs.items():
+            whole = self.store.get(run)
+            assert (whole.state, whole.queued_at) == (model.state, model.queued_at)
+            assert [one.event for one in whole.events] == model.events
+            assert [one.outcome for one in whole.attempts] == model.outcomes
+            assert (whole.finished_at is not None) == whole.ended
+            assert self.store.verify(run)
+
+    @invariant()
+    def gpus_are_held_as_in_the_model(self):
+        held = {(node, gpu): run for node, gpus in self.store.busy().items() for gpu, run in gpus.items()}
+        assert held == {place: run for place, (run, _) in self.held.items()}
+
+    @invariant()
+    def the_lists_are_as_in_the_model(self):
+        queue = [(-m.priority, m.queued_at, run) for run, m in self.runs.items() if m.state is State.QUEUED]
+        assert [run.id for run in self.store.waiting()] == [run for _, _, run in sorted(queue)]
+        assert [run.id for run in self.store.live()] == sorted(r for r, m in self.runs.items() if m.state in LIVE)
+        assert len(self.store.runs()) == len(self.runs)
+
+
+def test_the_store_does_what_the_model_does(new_database):
+    run_state_machine_as_test(
+        lambda: StoreMachine(new_database()),
+        settings=settings(
+            max_examples=12,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )

@@ -1,0 +1,245 @@
+"""ps, show, runs, nodes, status, config and what they print where."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import socket
+import subprocess
+import time
+
+import pytest
+
+from cli.output import clean
+
+WAITING = {
+    "id": 43,
+    "name": "bert",
+    "user": "bo",
+    "team": None,
+    "state": "queued",
+    "position": 1,
+    "reason": "needs 8 GPUs of one node;\n\x1b[31mfree are 6\x1b[0m",
+    "submitted_at": "2026-11-23T10:00:00Z",
+    "started_at": None,
+    "finished_at": None,
+    "priority": 0,
+    "attempts": [],
+}
+
+
+@pytest.fixture
+def rows(stub, a_run):
+    running = a_run(state="running", finished_at=None)
+    for name in ("spec", "events"):
+        del running[name]
+    rows = [running, WAITING]
+    stub.answers["GET /runs"] = (200, rows)
+    stub.answers["GET /runs/42"] = (200, a_run())
+    return rows
+
+
+def test_json_is_what_the_controller_said(orch, rows):
+    for arguments in (["ps", "--json"], ["ps", "-o", "json"], ["runs", "--json"]):
+        assert json.loads(orch(*arguments).stdout) == rows
+    lines = orch("ps", "-o", "jsonl").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    assert orch("ps", "-o", "name").stdout == "42\n43\n"
+
+
+def test_a_pipe_gets_one_line_a_run_with_tabs_and_without_a_title(orch, rows):
+    first, second = orch("ps").stdout.splitlines()
+    assert first.split("\t")[:4] == ["42", "resnet50", "ana", "running"]
+    fields = second.split("\t")
+    assert fields[:5] == ["43", "bert", "bo", "queued", "1"]
+    assert fields[-1] == "needs 8 GPUs of one node; free are 6"
+
+
+def test_csv_has_titles_and_survives_line_ends_in_fields(orch, rows):
+    found = list(csv.DictReader(io.StringIO(orch("ps", "-o", "csv").stdout)))
+    assert [row["id"] for row in found] == ["42", "43"]
+    assert found[0]["where"] == "gpu-01:2"
+
+
+def test_ps_all_adds_what_ended_and_repeats_nothing(orch, stub, rows, a_run):
+    ended = a_run(id=41)
+
+    def answer(handler):
+        handler.answer(200, rows if "live=1" in handler.path else [*rows, ended])
+
+    stub.answers["GET /runs"] = answer
+    assert orch("ps", "--all", "-o", "name").stdout.split() == ["42", "43", "41"]
+
+
+def test_every_filter_of_runs_reaches_the_controller(orch, stub):
+    stub.answers["GET /runs"] = (200, [])
+    done = orch(
+        "runs", "--name", "n", "--user", "u", "--team", "t", "--state", "failed",
+        "--since", "7d", "--tag", "a=1", "--tag", "b=2", "--sort", "-finished", "--limit", "3",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+    query = stub.asked[-1][1]
+    since = query.pop("since")[0]
+    assert since.endswith("+00:00")
+    assert query == {
+        "name": ["n"], "user": ["u"], "team": ["t"], "state": ["failed"], "tag": ["a=1", "b=2"],
+        "sort": ["-finished"], "limit": ["3"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["runs", "--state", "lost"], ["runs", "--since", "soon"], ["runs", "--tag", "a"], ["runs", "--sort", "color"],
+     ["ps", "--json", "-o", "csv"], ["logs", "42", "-f", "--json"], ["submit"], ["nothing"], ["cancel"]],
+)  # fmt: skip
+def test_a_call_that_makes_no_sense_is_exit_2_and_changes_nothing(orch, stub, arguments):
+    done = orch(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert stub.asked == []
+
+
+def test_show_prints_fields_into_a_pipe(orch, rows):
+    fields = dict(line.split("\t") for line in orch("show", "42").stdout.splitlines())
+    assert fields["state"] == "succeeded"
+    assert fields["workers"] == "1x2"
+    assert fields["attempt.1.gpu-01"] == "0,1"
+    assert json.loads(orch("show", "42", "--json").stdout)["id"] == 42
+
+
+def test_an_unknown_run_is_exit_3_with_the_names_that_come_near(orch, rows):
+    done = orch("show", "resnet5")
+    assert done.returncode == 3
+    assert "no such run" in done.stderr
+    assert "Did you mean resnet50?" in done.stderr
+    assert orch("show", "99").returncode == 3
+
+
+def test_nodes_say_what_is_on_them(orch, stub):
+    stub.answers["GET /nodes"] = (200, [
+        {"node": "gpu-01", "address": "10.0.0.1", "state": "up", "device": "cuda", "total": 8, "busy": 2, "runs": [42],
+         "gpus": [], "versions": {}, "note": None},
+    ])  # fmt: skip
+    assert orch("nodes").stdout == "gpu-01\tup\t10.0.0.1\tcuda\t2\t8\t42\t\n"
+    assert orch("nodes", "-o", "name").stdout == "gpu-01\n"
+
+
+def test_status_is_what_the_controller_says(orch, stub):
+    done = orch("status", "--json")
+    assert json.loads(done.stdout)["gpus"] == {"total": 16, "busy": 4}
+    assert "gpus.busy\t4" in orch("status").stdout.splitlines()
+
+
+def test_status_without_a_controller_says_so_and_is_exit_6(orch):
+    done = orch("status", "--json")
+    assert done.returncode == 6
+    assert json.loads(done.stdout) == {
+        "controller": "down", "address": None, "api_url": None, "dashboard_url": None, "nodes": 0,
+        "gpus": {"total": 0, "busy": 0},
+    }  # fmt: skip
+    assert "orch up" in done.stderr
+
+
+def test_a_controller_that_hangs_is_exit_6_within_its_time(orch, stub, monkeypatch):
+    """It takes the connection and never answers; the limit is 10 s."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        (stub.home / "controller.json").write_text(json.dumps({"url": url, "pid": os.getpid(), "version": "0"}))
+        began = time.monotonic()
+        done = orch("nodes", timeout=20)
+        assert 9 < time.monotonic() - began < 15
+    assert done.returncode == 6
+    assert "did not answer within 10 s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "written", ["", "{}", "[]", '{"url": "nowhere"}', '{"url": "http://127.0.0.1:99999999"}', '{"url": 3}', "\0"]
+)
+def test_a_damaged_controller_file_is_a_sentence(orch, stub, written):
+    (stub.home / "controller.json").write_text(written)
+    done = orch("nodes")
+    assert done.returncode == 6
+    assert "controller.json" in done.stderr
+
+
+def test_the_token_is_not_shown_to_whoever_has_the_port_of_a_dead_controller(orch, stub):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (stub.home / "controller.json").write_text(json.dumps({"url": stub.url, "pid": dead.pid, "version": "0"}))
+    done = orch("nodes")
+    assert done.returncode == 6
+    assert stub.asked == []
+
+
+def test_something_else_at_the_port_is_not_taken_for_a_controller(orch, stub):
+    def answer(handler):
+        data = b"<html>hello</html>"
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    stub.answers["GET /nodes"] = answer
+    assert orch("nodes").returncode == 6
+
+
+def test_a_wrong_token_is_exit_4(orch, stub):
+    (stub.home / "token").write_text("another")
+    done = orch("nodes")
+    assert (done.returncode, "token" in done.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 7])
+def test_the_code_of_a_refusal_is_the_exit_code(orch, stub, code):
+    stub.answers["GET /nodes"] = (
+        {2: 400, 3: 404, 4: 403, 5: 422, 6: 503, 7: 409}[code],
+        {"error": "so it is", "code": code},
+    )
+    done = orch("nodes")
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (code, "Error: so it is", "")
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly(orch, stub, a_run):
+    stub.answers["GET /runs"] = (200, [a_run(id=n) for n in range(5000)])
+    process = subprocess.Popen(
+        [*orch.command, "runs"],
+        env=orch.env,
+        cwd=stub.home.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline().startswith("0\t")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_config_says_where_each_value_comes_from(orch, tmp_path):
+    rows = {key: origin for key, _, origin in (line.split("\t") for line in orch("config").stdout.splitlines())}
+    assert rows["home"] == "ORCH_HOME"
+    assert rows["lease"] == "default"
+    flagged = {row["key"]: row for row in json.loads(orch("--home", tmp_path / "x", "config", "--json").stdout)}
+    assert flagged["home"] == {"key": "home", "value": str(tmp_path / "x"), "origin": "--home"}
+    wrong = orch("config", ORCH_LEASE="soon")
+    assert (wrong.returncode, "ORCH_LEASE" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07x", "x"),
+        ("\x1b]8;;http://a\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1bPqq\x1b\\x", "x"),
+        ("\x1b(Bx\x1b7", "x"),
+        ("a\rb\x08\x00\x7f\x9b", "a b    "),
+        ("\x1b]unfinished", ""),
+        ("evil\u202egnp.exe", "evil gnp.exe"),
+        ("tab\tstays, é and 字 too", "tab\tstays, é and 字 too"),
+    ],
+)
+def test_no_text_can_steer_the_terminal(text, shown):
+    assert clean(text) == shown

@@ -1,0 +1,369 @@
+"""submit, cancel, retry, init, schema: what is sent, what is printed, and what is refused before anything happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pwd
+import sys
+import tarfile
+
+import pytest
+
+QUEUED = {"state": "queued", "position": 1, "reason": "waits for 2 GPUs"}
+
+
+def last_run(stub):
+    return next(body for call, _, body in reversed(stub.asked) if call == "POST /runs")
+
+
+def test_submit_prints_the_id_and_sends_spec_code_and_user(orch, stub, job):
+    done = orch("submit", job)
+    assert (done.returncode, done.stdout) == (0, "42\n")
+    body = last_run(stub)
+    assert body["spec"]["workers"] == 2
+    assert body["user"] == pwd.getpwuid(os.getuid()).pw_name
+    assert body["workdir"] == str(job.parent)
+    assert body["dry_run"] is False
+    archive = stub.code[body["code"]["sha256"]]
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert tar.getnames() == ["job.yaml", "train.py"]
+
+
+def test_code_that_is_there_is_not_sent_again(orch, stub, job):
+    orch("submit", job)
+    orch("submit", job)
+    assert stub.calls().count("PUT /code") == 1
+    assert stub.calls().count("POST /runs") == 2
+
+
+def test_a_key_is_passed_on_and_two_submissions_without_one_are_two(orch, stub, job):
+    orch("submit", job, "--key", "mine")
+    assert last_run(stub)["key"] == "mine"
+    orch("submit", job)
+    first = last_run(stub)["key"]
+    orch("submit", job)
+    assert last_run(stub)["key"] != first
+
+
+def test_an_answer_that_gets_lost_does_not_make_two_runs(orch, stub, job):
+    """The controller takes the run and dies before it answers; the same key is sent again."""
+    keys = []
+
+    def answer(handler):
+        keys.append(stub.asked[-1][2]["key"])
+        if len(keys) == 1:
+            handler.close_connection = True
+        else:
+            handler.answer(200, {"id": 42, "name": "train", "state": "queued", "notices": []})
+
+    stub.answers["POST /runs"] = answer
+    done = orch("submit", job)
+    assert (done.returncode, done.stdout) == (0, "42\n")
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+
+
+def test_set_overrides_the_file(orch, stub, job):
+    orch("submit", job, "--set", "workers=1x4", "--set", "env.LR=0.1")
+    spec = last_run(stub)["spec"]
+    assert spec["workers"] == "1x4"
+    assert spec["env"] == {"LR": "0.1"}
+
+
+def test_json_of_submit_is_what_the_contract_says(orch, stub, job):
+    assert json.loads(orch("submit", job, "--json").stdout) == {"id": 42, "name": "train", "state": "queued"}
+    assert orch("submit", job, "-o", "name").stdout == "42\n"
+
+
+def test_a_bad_file_is_refused_with_all_its_mistakes_before_anything_is_asked(orch, stub, job):
+    job.write_text("run: train.py\nworkres: 2\ngrace: soon\n")
+    done = orch("submit", job)
+    assert (done.returncode, done.stdout, stub.asked) == (2, "", [])
+    assert "job.yaml:2:1" in done.stderr
+    assert "job.yaml:3:8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("run: gone.py\n", "gone.py"),
+        ("run: train.py\nworkdir: gone\n", "there is no folder"),
+        ("run: hidden.py\n", ".orchignore"),
+    ],
+)
+def test_a_script_that_would_not_be_there_is_refused(orch, stub, job, text, named):
+    (job.parent / "hidden.py").write_text("")
+    (job.parent / ".gitignore").write_text("hidden.py\n")
+    job.write_text(text)
+    done = orch("submit", job)
+    assert (done.returncode, stub.asked) == (2, [])
+    assert named in done.stderr
+
+
+def test_a_link_out_of_the_folder_is_refused(orch, stub, job):
+    (job.parent / "data").symlink_to("/etc")
+    done = orch("submit", job)
+    assert (done.returncode, stub.asked) == (2, [])
+    assert "data is a link to /etc" in done.stderr
+
+
+def test_secrets_come_from_the_environment_and_all_that_are_missing_are_named(orch, stub, job):
+    job.write_text("run: train.py\nsecrets: [KEY_ONE, KEY_TWO, KEY_THREE]\n")
+    done = orch("submit", job, KEY_TWO="2")
+    assert (done.returncode, stub.asked) == (2, [])
+    assert "KEY_ONE, KEY_THREE" in done.stderr
+    done = orch("submit", job, KEY_ONE="1", KEY_TWO="2", KEY_THREE="3")
+    assert done.returncode == 0
+    assert last_run(stub)["secrets"] == {"KEY_ONE": "1", "KEY_TWO": "2", "KEY_THREE": "3"}
+    assert "KEY_ONE" not in json.dumps(last_run(stub)["spec"]["env"])
+
+
+def test_a_dry_run_sends_no_code_and_says_where_it_would_go(orch, stub, job):
+    placement = {"level": "node", "nodes": [{"node": "gpu-01", "gpus": [0, 1], "ranks": [0, 1]}]}
+    stub.answers["POST /runs"] = (200, {"fits_now": True, "reason": None, "placement": placement})
+    done = orch("submit", job, "--dry-run", "--json")
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert (answer["id"], answer["state"], answer["placement"]) == (None, "valid", placement)
+    assert "gpu-01 (2)" in done.stderr
+    assert "PUT /code" not in stub.calls()
+    assert last_run(stub)["dry_run"] is True
+
+
+def test_a_dry_run_without_a_cluster_starts_none(orch, job):
+    done = orch("submit", job, "--dry-run")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no cluster is up" in done.stderr
+    assert not orch.home.exists()
+
+
+def test_a_job_that_never_fits_is_exit_5(orch, stub, job):
+    stub.answers["POST /runs"] = (422, {"error": "can never fit this cluster: 2 of 1", "code": 5})
+    done = orch("submit", job)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "can never fit this cluster: 2 of 1" in done.stderr
+
+
+def test_a_configured_cluster_that_is_out_of_reach_is_exit_6_and_no_local_one_is_started(orch, job):
+    done = orch("submit", job, ORCH_ADDRESS="10.255.0.1:6379")
+    assert done.returncode == 6
+    assert not orch.home.exists()
+
+
+@pytest.mark.parametrize(("state", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])
+def test_wait_is_silent_and_ends_by_the_runs_end(orch, stub, job, a_run, stream, state, code):
+    lines = [{"rank": 0, "attempt": 1, "offset": 6, "line": "hello"}]
+    stub.answers["GET /runs/42/follow"] = stream(QUEUED, None, *lines, {"end": a_run(state=state)})
+    done = orch("submit", job, "--wait")
+    assert (done.returncode, done.stdout) == (code, "42\n")
+    assert "hello" not in done.stderr
+    again = orch("submit", job, "--wait", "--json")
+    assert (again.returncode, json.loads(again.stdout)["state"]) == (code, state)
+
+
+def test_follow_shows_the_queue_then_the_logs_then_the_end(orch, stub, job, a_run, stream):
+    failure = {"kind": "exit", "rank": 1, "node": "gpu-01", "message": "exit code 3"}
+    attempt = a_run()["attempts"][0] | {"failure": failure, "outcome": "user_error"}
+    stub.answers["GET /runs/42/follow"] = stream(
+        QUEUED,
+        QUEUED,
+        {"progress": "1 of 2 ranks started"},
+        {"rank": 0, "attempt": 1, "offset": 6, "line": "hello"},
+        {"rank": 1, "attempt": 1, "offset": 6, "line": "\x1b[32mhello\x1b[0m"},
+        {"notice": "NET/Socket, not NET/IB"},
+        {"end": a_run(state="failed", attempts=[attempt])},
+    )
+    done = orch("submit", job, "--follow")
+    assert done.returncode == 1
+    assert done.stdout == "42\n[rank 0] hello\n[rank 1] \x1b[32mhello\x1b[0m\n", "a pipe gets what the script printed"
+    said = done.stderr.splitlines()
+    assert said.count("queued, position 1: waits for 2 GPUs") == 1
+    assert "1 of 2 ranks started" in said
+    assert "NET/Socket, not NET/IB" in said
+    assert said[-1].endswith("run 42 (resnet50) failed after 3m00s: rank 1 on gpu-01: exit code 3")
+
+
+def test_a_single_rank_has_no_prefix(orch, stub, job, a_run, stream):
+    job.write_text("run: train.py\n")
+    line = {"rank": 0, "attempt": 1, "offset": 6, "line": "hello"}
+    stub.answers["GET /runs/42/follow"] = stream(line, {"end": a_run()})
+    assert orch("submit", job, "--follow").stdout == "42\nhello\n"
+
+
+def test_follow_with_json_keeps_stdout_one_object(orch, stub, job, a_run, stream):
+    line = {"rank": 0, "attempt": 1, "offset": 6, "line": "hello"}
+    stub.answers["GET /runs/42/follow"] = stream(line, {"end": a_run()})
+    done = orch("submit", job, "--follow", "--json")
+    assert json.loads(done.stdout)["state"] == "succeeded"
+    assert "[rank 0] hello" in done.stderr
+
+
+def test_a_follower_outlives_the_controller_and_repeats_nothing(orch, stub, job, a_run, stream):
+    """The stream breaks after two lines; the next one is asked for what comes after them, at another port."""
+    lines = [{"rank": rank, "attempt": 1, "offset": 6 * n, "line": f"line {n}"} for n in (1, 2, 3) for rank in (0, 1)]
+    asked = []
+
+    def answer(handler):
+        asked.append(stub.asked[-1][1])
+        if len(asked) == 1:
+            stream(*lines[:3], broken=True)(handler)
+            (stub.home / "controller.json").unlink()
+        else:
+            stream(*lines[3:], {"end": a_run()})(handler)
+
+    stub.answers["GET /runs/42/follow"] = answer
+    import threading
+
+    stop = threading.Event()
+
+    def restart():
+        while not stop.is_set():
+            if asked and not (stub.home / "controller.json").exists():
+                stub.stop()
+                stub.start()
+                return
+            stop.wait(0.05)
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    try:
+        done = orch("submit", job, "--follow")
+    finally:
+        stop.set()
+        thread.join()
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == [f"[rank {r}] line {n}" for n in (1, 2, 3) for r in (0, 1)]
+    assert asked == [{}, {"from": ["1:0:12,1:1:6"]}]
+    assert "looking for the controller again" in done.stderr
+
+
+def test_waiting_has_an_end_where_one_is_asked_for(orch, stub, job):
+    def answer(handler):
+        handler.begin()
+        handler.tell(QUEUED)
+        try:
+            while True:
+                handler.tell(None)
+                stub.idle.wait(0.05)
+        except OSError:
+            handler.close_connection = True
+
+    import threading
+
+    stub.idle = threading.Event()
+    stub.answers["GET /runs/42/follow"] = answer
+    done = orch("submit", job, "--wait", "--timeout", "1s")
+    assert done.returncode == 124
+    assert "orch cancel 42" in done.stderr
+    assert orch("submit", job, "--timeout", "1s").returncode == 2
+
+
+def test_the_local_cluster_is_started_first_with_its_progress_on_stderr(orch, stub, job, tmp_path):
+    where = (stub.home / "controller.json").read_text()
+    (stub.home / "controller.json").unlink()
+    fake_cluster(
+        orch,
+        tmp_path,
+        f"""
+        print("noise of a library", flush=True)
+        print(json.dumps({{"step": "starting Ray"}}), flush=True)
+        pathlib.Path(os.environ["ORCH_HOME"], "controller.json").write_text({where!r})
+        print(json.dumps({{"ok": True}}))
+        """,
+    )
+    done = orch("submit", job)
+    assert (done.returncode, done.stdout) == (0, "42\n")
+    assert "starting Ray" in done.stderr
+    assert "noise" not in done.stderr
+
+
+def test_a_cluster_that_cannot_start_is_a_sentence_with_its_code(orch, job, tmp_path):
+    fake_cluster(orch, tmp_path, 'print(json.dumps({"error": "port 6379 is taken", "code": 7})); sys.exit(1)')
+    done = orch("submit", job)
+    assert (done.returncode, done.stdout) == (7, "")
+    assert "port 6379 is taken" in done.stderr
+    fake_cluster(orch, tmp_path, "sys.exit(9)")
+    done = orch("up")
+    assert (done.returncode, "exit code 9" in done.stderr) == (6, True)
+
+
+def test_a_bad_job_starts_no_cluster(orch, job, tmp_path):
+    fake_cluster(orch, tmp_path, f"pathlib.Path({str(tmp_path)!r}, 'started').touch()")
+    job.write_text("run: gone.py\n")
+    assert orch("submit", job).returncode == 2
+    assert not (tmp_path / "started").exists()
+
+
+def fake_cluster(orch, tmp_path, program):
+    """Puts a program in the place of `python -m orchestrator.control.cluster`."""
+    import textwrap
+
+    (tmp_path / "fake_cluster.py").write_text("import json, os, pathlib, sys\n" + textwrap.dedent(program))
+    hook = (
+        "import subprocess, sys\n"
+        "real = subprocess.Popen.__init__\n"
+        "def init(self, command, *args, **kwargs):\n"
+        "    if 'orchestrator.control.cluster' in command:\n"
+        f"        command = [sys.executable, {str(tmp_path / 'fake_cluster.py')!r}, *command[3:]]\n"
+        "    real(self, command, *args, **kwargs)\n"
+        "subprocess.Popen.__init__ = init\n"
+        "from cli.main import main\n"
+        "main()\n"
+    )
+    orch.command = [sys.executable, "-c", hook]
+
+
+def test_down_asks_the_controller_and_then_ends_the_cluster(orch, stub, tmp_path):
+    fake_cluster(orch, tmp_path, 'print(json.dumps({"step": " ".join(sys.argv[1:])})); print(json.dumps({"ok": True}))')
+    stub.answers["POST /down"] = (409, {"error": "1 run(s) live: 42 (resnet50)", "code": 7})
+    done = orch("down")
+    assert done.returncode == 7
+    assert "resnet50" in done.stderr
+    stub.answers["POST /down"] = (200, {"ok": True})
+    done = orch("down", "--force")
+    assert (done.returncode, stub.asked[-1][2]) == (0, {"force": True})
+    assert "down --force" in done.stderr
+
+
+def test_cancel_goes_on_after_a_run_that_is_not_there(orch, stub):
+    stub.answers["GET /runs"] = (200, [])
+    stub.answers["POST /runs/42/cancel"] = (200, {"id": 42, "name": "resnet50", "state": "stopping"})
+    stub.answers["POST /runs/41/cancel"] = (200, {"id": 41, "name": "old", "state": "failed", "already": True})
+    done = orch("cancel", "nope", "42", "41", "42")
+    assert done.returncode == 3
+    assert done.stdout == "42\tresnet50\tstopping\n41\told\tfailed\n"
+    assert "run 41 (old) had ended already: failed" in done.stderr
+    assert stub.calls().count("POST /runs/42/cancel") == 1
+
+
+def test_retry_takes_the_secrets_again(orch, stub, a_run):
+    spec = {"secrets": ["WANDB_API_KEY"], "workers": 2}
+    stub.answers["GET /runs/42"] = (200, a_run(state="failed", spec=spec))
+    stub.answers["POST /runs/42/retry"] = (200, {"id": 42, "name": "resnet50", "state": "queued"})
+    done = orch("retry", "42")
+    assert (done.returncode, "WANDB_API_KEY" in done.stderr) == (2, True)
+    assert orch("retry", "42", WANDB_API_KEY="x").stdout == "42\tresnet50\tqueued\n"
+    assert stub.asked[-1][2] == {"secrets": {"WANDB_API_KEY": "x"}}
+
+
+def test_only_what_failed_is_retried(orch, stub, a_run):
+    stub.answers["GET /runs/42"] = (200, a_run())
+    done = orch("retry", "42")
+    assert (done.returncode, "is succeeded" in done.stderr) == (7, True)
+
+
+def test_init_writes_a_job_that_can_be_submitted_and_overwrites_nothing(orch, stub, job, monkeypatch):
+    monkeypatch.chdir(job.parent)
+    target = job.parent / "new.yaml"
+    assert orch("init", "train.py", "--file", target).returncode == 0
+    written = target.read_text()
+    assert orch("submit", target).returncode == 0
+    again = orch("init", "train.py", "--file", target)
+    assert again.returncode == 7
+    assert target.read_text() == written
+
+
+def test_the_schema_is_json(orch):
+    assert "run" in json.loads(orch("schema").stdout)["properties"]

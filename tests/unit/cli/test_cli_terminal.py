@@ -1,0 +1,139 @@
+"""What a person at a terminal sees, and how Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import re
+
+import pexpect
+import pytest
+
+WAITS = {"state": "queued", "position": 2, "reason": "needs 8 GPUs"}
+
+
+@pytest.fixture
+def terminal(orch):
+    """Runs `orch` at a terminal of 100 columns."""
+    children = []
+
+    def start(*args, **env):
+        # A terminal of the user's own, whatever the one is that runs the tests.
+        env = {k: v for k, v in orch.env.items() if k not in ("NO_COLOR", "COLUMNS")} | {"TERM": "xterm"} | env
+        child = pexpect.spawn(orch.command[0], [*orch.command[1:], *map(str, args)], env=env, cwd=str(orch.home.parent),
+                              dimensions=(40, 100), timeout=20, encoding="utf-8")  # fmt: skip
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        child.close(force=True)
+
+
+def whole(child) -> str:
+    text = child.read()
+    child.wait()
+    return text
+
+
+@pytest.fixture
+def waiting(stub, a_run):
+    long = "needs 8 GPUs of one leaf; \x1b]0;pwned\x07 free are " + "6, " * 40
+    run = a_run(id=1234567, state="queued", reason=long, attempts=[], started_at=None, finished_at=None, position=1)
+    stub.answers["GET /runs"] = (200, [run])
+
+
+def test_a_terminal_gets_a_table_with_signs_and_words_whose_ids_are_whole(terminal, waiting):
+    text = whole(terminal("ps"))
+    assert re.search(r"ID +NAME +USER +STATE", text)
+    assert "1234567" in text
+    assert "○ queued" in text
+    assert "…" in text
+    assert "pwned" not in text
+    assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 100 for line in text.splitlines())
+    assert "\x1b[36m" in text
+
+
+@pytest.mark.parametrize("plain", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_who_wants_no_colour_gets_none(terminal, waiting, plain):
+    text = whole(terminal("ps", **plain))
+    assert "\x1b" not in text
+    assert "queued" in text
+
+
+def test_a_terminal_without_unicode_gets_the_words(terminal, waiting):
+    text = whole(terminal("ps", LC_ALL="C", LANG="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii", NO_COLOR="1"))
+    assert "queued" in text
+    assert "○" not in text
+
+
+def test_show_draws_where_the_ranks_were(terminal, stub, a_run):
+    stub.answers["GET /runs/42"] = (200, a_run())
+    text = whole(terminal("show", "42", NO_COLOR="1"))
+    assert "✓ succeeded" in text
+    assert "└─ gpu-01" in text
+    assert "GPU 1: rank 1" in text
+
+
+def test_an_empty_list_says_so(terminal, stub):
+    stub.answers["GET /runs"] = (200, [])
+    assert "nothing runs" in whole(terminal("ps"))
+
+
+def endless(*values):
+    """A stream that tells these and then only beats, until its reader has gone."""
+    import threading
+
+    pause = threading.Event()
+
+    def respond(handler):
+        handler.begin()
+        handler.tell(*values)
+        try:
+            while not pause.wait(0.05):
+                handler.tell(None)
+        except OSError:
+            handler.close_connection = True
+
+    return respond
+
+
+def test_waiting_is_one_line_that_is_written_over(terminal, stub, job, a_run, stream):
+    stub.answers["GET /runs/42/follow"] = stream(
+        WAITS,
+        WAITS | {"position": 1},
+        {"progress": "1 of 2 ranks started"},
+        {"rank": 1, "attempt": 1, "offset": 9, "line": "\x1b[2Jhello"},
+        {"end": a_run()},
+    )
+    text = whole(terminal("submit", job, "--follow"))
+    assert "\r\x1b[Kqueued, position 2: needs 8 GPUs" in text
+    assert "\r\x1b[Kqueued, position 1: needs 8 GPUs" in text
+    assert "\x1b[2J" not in text
+    assert "\x1b[35m[rank 1]\x1b[0m hello\r\n" in text, "the rank has its colour and begins a line of its own"
+    assert "succeeded after 3m00s" in text
+
+
+@pytest.mark.parametrize("how", ["--follow", "--wait"])
+def test_ctrl_c_ends_the_follower_and_not_the_run(terminal, stub, job, how):
+    stub.answers["GET /runs/42/follow"] = endless(WAITS)
+    child = terminal("submit", job, how)
+    child.expect("42\r\n")
+    if how == "--follow":
+        child.expect("position 2")
+    child.sendintr()
+    child.expect("the run goes on; `orch cancel 42` ends it")
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == 130
+    assert not [call for call in stub.calls() if "cancel" in call]
+
+
+def test_ctrl_c_ends_following_logs(terminal, stub, a_run):
+    stub.answers["GET /runs/42"] = (200, a_run(state="running"))
+    stub.answers["GET /runs/42/logs"] = endless({"rank": 0, "attempt": 1, "offset": 6, "line": "step 1"})
+    child = terminal("logs", "42", "-f")
+    child.expect("step 1")
+    child.sendintr()
+    child.expect("orch cancel 42")
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == 130

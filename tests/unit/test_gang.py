@@ -1,0 +1,82 @@
+from orchestrator.control.backend import PartStatus
+from orchestrator.control.gang import Gang, PartState
+from orchestrator.placement.values import NodePlacement, Placement
+from orchestrator.scheduling.lifecycle import Event, Outcome
+from orchestrator.scheduling.run import Failure
+from orchestrator.spec import JobSpec, Workers
+
+PLACEMENT = Placement("cuda", "cluster", (NodePlacement("a", (0, 1), (0, 1)), NodePlacement("b", (0, 1), (2, 3))))
+
+
+def a_gang() -> Gang:
+    return Gang(1, 1, JobSpec(name="job", run="train.py", workers=Workers(total=4, nodes=2)), PLACEMENT)
+
+
+def status(**codes: int | None) -> PartStatus:
+    ranks = {int(rank[1:]): code for rank, code in codes.items()}
+    ended = all(code is not None for code in ranks.values())
+    first = next((rank for rank, code in ranks.items() if code), None)
+    return PartStatus(1, 1, ranks, ended, first_failed=first)
+
+
+def test_a_gang_is_over_when_its_last_part_is_and_succeeds_when_every_rank_did() -> None:
+    gang = a_gang()
+    gang.observe("a", status(r0=0, r1=0))
+    assert not gang.over
+    gang.observe("b", status(r2=0, r3=0))
+    assert gang.over
+    assert gang.verdict() == (Event.SUCCEEDED, Outcome.SUCCEEDED)
+    assert gang.exit_codes == {0: 0, 1: 0, 2: 0, 3: 0}
+
+
+def test_the_first_failure_stands_and_those_that_follow_from_it_do_not_replace_it() -> None:
+    gang = a_gang()
+    gang.observe("b", status(r2=None, r3=1))
+    gang.observe("a", status(r0=-6, r1=-6))
+    assert gang.failure == Failure("exit", "rank 3 on b ended with exit code 1", 3, "b")
+    assert gang.must_stop
+
+
+def test_a_signal_is_named() -> None:
+    gang = a_gang()
+    gang.observe("a", status(r0=-9, r1=None))
+    assert gang.failure is not None
+    assert gang.failure.kind == "signal"
+    assert "SIGKILL" in gang.failure.message
+
+
+def test_a_lost_node_is_an_infrastructure_error_and_its_part_stays_fenced_until_it_is_heard_of() -> None:
+    gang = a_gang()
+    gang.observe("a", status(r0=None, r1=None))
+    gang.observe("b", status(r2=None, r3=None))
+    gang.lose("b", Failure("node_lost", "node b left", node="b"), fenced=True)
+    gang.observe("a", status(r0=-15, r1=-15))
+    assert gang.over
+    assert gang.verdict() == (Event.FAILED, Outcome.INFRA_ERROR)
+    assert gang.fenced_nodes == ["b"]
+    gang.observe("b", status(r2=-9, r3=-9))
+    assert gang.fenced_nodes == []
+    assert gang.parts["b"].state is PartState.LOST
+
+
+def test_a_cancel_stands_whatever_the_ranks_do_while_they_are_stopped() -> None:
+    gang = a_gang()
+    gang.cancelled = True
+    gang.observe("a", status(r0=1, r1=0))
+    gang.observe("b", status(r2=0, r3=0))
+    assert gang.failure is None
+    assert gang.verdict() == (Event.STOPPED, Outcome.CANCELLED)
+
+
+def test_saying_it_again_changes_nothing() -> None:
+    gang = a_gang()
+    gang.observe("a", status(r0=0, r1=3))
+    once = (gang.failure, dict(gang.parts))
+    gang.observe("a", status(r0=0, r1=3))
+    assert (gang.failure, dict(gang.parts)) == once
+
+
+def test_a_refused_hold_sends_the_run_back_to_the_queue() -> None:
+    gang = a_gang()
+    gang.failure = Failure("hold_refused", "busy")
+    assert gang.verdict() == (Event.REQUEUED, Outcome.INFRA_ERROR)

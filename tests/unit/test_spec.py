@@ -1,0 +1,354 @@
+"""A JobSpec is checked when made, is the same after a trip through JSON, and the schema says what it takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from orchestrator.checks import NAME, SET_BY_ORCH, default_name
+from orchestrator.jobfile import JobFileError, parse_job
+from orchestrator.schema import job_schema, starter_job
+from orchestrator.spec import LATER, JobSpec, Workers, problems
+from orchestrator.units import format_duration, format_size, parse_duration, parse_size
+
+CONTRACT_KEYS = [
+    "name",
+    "run",
+    "workers",
+    "device",
+    "backend",
+    "near",
+    "gpu",
+    "workdir",
+    "python",
+    "env",
+    "secrets",
+    "cudnn",
+    "requires",
+    "checkpoint",
+    "time_limit",
+    "priority",
+    "team",
+    "retry",
+    "grace",
+    "after",
+    "array",
+    "on_degraded",
+    "throughput",
+    "tags",
+]
+"""Every key that a job file is promised to have."""
+
+
+def wrong(**values: Any) -> list[str]:
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate({"run": "t.py"} | values)
+    return [str(problem) for problem in problems(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("workers", "total", "nodes", "text"),
+    [
+        ("2x8", 16, 2, "2x8"),
+        ("16", 16, None, "16"),
+        (16, 16, None, "16"),
+        ("1x1", 1, 1, "1x1"),
+        ("100000", 100_000, None, "100000"),
+    ],
+)
+def test_workers_are_a_shape_or_a_total(workers: Any, total: int, nodes: int | None, text: str) -> None:
+    made = JobSpec(run="t.py", workers=workers).workers
+    assert (made.total, made.nodes, str(made)) == (total, nodes, text)
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        "0",
+        "0x8",
+        "2x0",
+        "-1",
+        "2 x 8",
+        "2X8",
+        "x8",
+        "2x",
+        "1e3",
+        "1.0",
+        "１",
+        "100001",
+        "1000x1000",
+        "",
+        True,
+        None,
+        [2, 8],
+    ],
+)
+def test_other_workers_are_refused_with_what_was_given(workers: Any) -> None:
+    (message,) = wrong(workers=workers)
+    assert re.match("workers: (must be|0 workers|[0-9]+ workers cannot)", message)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        ("", "is empty"),
+        ("'unclosed", "no closing quotation"),
+        ("/abs/t.py", "is an absolute path"),
+        ("../t.py", "leads out of workdir"),
+        ("a/../../t.py", "leads out of workdir"),
+        (".", "leads out of workdir"),
+        ("python t.py", "name the script itself"),
+        ("/usr/bin/python3.11 t.py", "name the script itself"),
+        ("torchrun t.py", "name the script itself"),
+        ("-m package", "must be the script's file"),
+        ("t.py \0", "U+0000"),
+        ("t.py '\x1b[2J'", "U+001B"),
+        ("t.py 'a\nb'", "U+000A"),
+        ("t\u202e.py", "U+202E"),
+    ],
+)
+def test_run_must_be_a_script_of_workdir_and_clean_arguments(run: str, reason: str) -> None:
+    (message,) = wrong(run=run)
+    assert message.startswith("run: ")
+    assert reason in message
+
+
+def test_run_is_never_given_to_a_shell() -> None:
+    assert JobSpec(run="./t.py '$HOME' a&&b \"c d\" # e").argv == ["./t.py", "$HOME", "a&&b", "c d", "#", "e"]
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ("train.py", "train"),
+        ("src/Train_GPT.v2.py --x", "train-gpt-v2"),
+        ("обучение.py", "job"),
+        ("_.py", "job"),
+        ("'unclosed", "job"),
+        ("", "job"),
+        ("a" * 100 + ".py", "a" * 63),
+    ],
+)
+def test_a_run_without_a_name_gets_its_scripts(run: str, name: str) -> None:
+    assert default_name(run) == name
+
+
+@given(st.text(max_size=80))
+def test_a_default_name_is_a_valid_name(run: str) -> None:
+    assert NAME.fullmatch(default_name(run))
+
+
+@pytest.mark.parametrize("name", ["a\n", "a/b", "../a", "", "A", "ä", "-a", "a" * 64])
+def test_names_that_do_not_fit_are_refused(name: str) -> None:
+    assert len(wrong(name=name)) == 1
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(SET_BY_ORCH), "ORCH_RUN", "ORCH_X", "RAY_ADDRESS", "1A", "A-B", "A=B", "", "Ä", "A\n"]
+)
+def test_variables_that_orch_sets_or_no_kernel_takes_are_refused_in_env_and_secrets(name: str) -> None:
+    assert len(wrong(env={name: "x"})) == 1
+    assert len(wrong(secrets=[name])) == 1
+
+
+def test_a_secret_is_named_once_and_is_not_in_env() -> None:
+    assert wrong(secrets=["A", "B"], env={"A": "x"})[0].startswith("secrets: A is in env too")
+    assert wrong(secrets=["A", "A"]) == ["secrets: A is named twice"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"backend": "nccl", "device": "cpu"},
+        {"python": "bin/python"},
+        {"checkpoint": "../x"},
+        {"checkpoint": "/a/../b"},
+        {"checkpoint": "/"},
+        {"checkpoint": "."},
+        {"workdir": ""},
+        {"workdir": "a\0b"},
+        {"team": "a b"},
+        {"team": "\x1b"},
+        {"tags": {"a=b": "c"}},
+        {"tags": {"a": "\x1b"}},
+        {"tags": {"a": "x" * 257}},
+        {"tags": {f"t{i}": "x" for i in range(65)}},
+        {"env": {"A": "\x00"}},
+        {"priority": 1001},
+        {"priority": "-1001"},
+        {"priority": 1.5},
+        {"priority": True},
+        {"grace": "2h"},
+        {"grace": "-1s"},
+        {"grace": -1.0},
+        {"grace": float("nan")},
+        {"grace": float("inf")},
+        {"grace": True},
+        {"near": "leaf"},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_values_that_could_only_fail_later_are_refused_now(values: dict[str, Any]) -> None:
+    (message,) = wrong(**values)
+    assert message.isprintable()
+
+
+def test_an_environment_value_may_have_lines() -> None:
+    assert JobSpec(run="t.py", env={"A": "x\n\ty"}).env == {"A": "x\n\ty"}
+
+
+@settings(max_examples=60)
+@given(
+    st.builds(
+        JobSpec,
+        run=st.sampled_from(["t.py", "a/b.py --x 'y z'"]),
+        workers=st.one_of(st.integers(1, 100), st.sampled_from(["2x8", "4x1"])).map(Workers.model_validate),
+        grace=st.floats(0, 3600),
+        priority=st.integers(-1000, 1000),
+        env=st.dictionaries(
+            st.from_regex(r"X[A-Za-z0-9_]{0,8}", fullmatch=True), st.from_regex(r"[ -~]{0,20}", fullmatch=True)
+        ),
+        secrets=st.sampled_from([(), ("A",), ("A", "B")]),
+        tags=st.sampled_from([{}, {"sweep": "a"}]),
+    )
+)
+def test_a_spec_is_the_same_after_a_trip_through_json(spec: JobSpec) -> None:
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_a_shape_in_json_is_what_people_write() -> None:
+    assert JobSpec(run="t.py", workers="2x8").model_dump(mode="json")["workers"] == "2x8"
+    assert JobSpec(run="t.py", workers="16").model_dump(mode="json")["workers"] == 16
+
+
+# The schema
+
+
+def test_schema_and_parser_know_the_promised_keys_and_no_other() -> None:
+    assert set(job_schema()["properties"]) == set(CONTRACT_KEYS) == set(JobSpec.model_fields) | set(LATER)
+    assert not set(JobSpec.model_fields) & set(LATER)
+
+
+@pytest.mark.parametrize("key", CONTRACT_KEYS)
+def test_every_key_has_a_description_and_examples_that_the_schema_takes(key: str) -> None:
+    schema = job_schema()["properties"][key]
+    assert schema["description"].endswith(".")
+    assert schema["description"].startswith("Not available yet. ") == (key in LATER)
+    for example in schema["examples"]:
+        jsonschema.Draft7Validator(job_schema()).validate({"run": "t.py", key: example})
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_a_key_that_comes_later_is_refused_by_name(key: str) -> None:
+    example = json.dumps(LATER[key]["examples"][0])
+    with pytest.raises(JobFileError, match=f"^job.yaml:2:1: {key}: not available yet"):
+        parse_job(f"run: t.py\n{key}: {example}\n", "job.yaml")
+
+
+@pytest.mark.parametrize("key", JobSpec.model_fields)
+def test_the_parser_takes_the_schemas_examples(key: str) -> None:
+    for example in job_schema()["properties"][key]["examples"]:
+        parse_job(json.dumps({"run": "t.py", key: example}), "job.json")
+
+
+def test_the_schema_fits_both_drafts_that_editors_know() -> None:
+    jsonschema.Draft7Validator.check_schema(job_schema())
+    jsonschema.Draft202012Validator.check_schema(job_schema())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "workers: 2x8",
+        "workers: 16",
+        "workers: 2y8",
+        "workers: 0",
+        "workers: [2]",
+        "device: gpu",
+        "device: cpu",
+        "env: {A: 1}",
+        "env: {A: b}",
+        "env: {A: true}",
+        "env: {RANK: 1}",
+        "env: {RANKS: 1}",
+        "env: {ORCH_A: 1}",
+        "env: {1A: b}",
+        "env: {A: [b]}",
+        "env: A",
+        "secrets: [A]",
+        "secrets: A",
+        "secrets: [RANK]",
+        "python: /bin/python",
+        "python: python",
+        "grace: 30s",
+        "grace: 30",
+        "grace: '30'",
+        "priority: 10",
+        "priority: 1001",
+        "priority: x",
+        "team: a",
+        "team: 'a b'",
+        "tags: {a: 1}",
+        "tags: {'a b': 1}",
+        "name: a",
+        "name: A",
+        "name: 7",
+        "workrs: 2",
+    ],
+)
+def test_schema_and_parser_agree(text: str) -> None:
+    text = f"run: t.py\n{text}\n"
+    valid = jsonschema.Draft7Validator(job_schema()).is_valid(yaml.safe_load(text))
+    try:
+        parse_job(text, "job.yaml")
+        parsed = True
+    except JobFileError:
+        parsed = False
+    assert valid == parsed
+
+
+def test_the_starter_is_a_job_whose_every_line_can_be_uncommented() -> None:
+    text = starter_job("src/my_train.py --note 'a: #b'")
+    spec = parse_job(text, "job.yaml")
+    assert (spec.name, spec.argv) == ("my-train", ["src/my_train.py", "--note", "a: #b"])
+    uncommented = re.sub(r"(?m)^# (?=[a-z_]+:)", "", text)
+    assert parse_job(uncommented, "job.yaml").secrets == ("WANDB_API_KEY",)
+    assert all(re.search(rf"(?m)^(# )?{key}:", text) for key in JobSpec.model_fields)
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("12h", 43200), ("2d", 172800), ("0.5h", 1800)]
+)
+def test_durations_have_a_unit(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["30", "1h30m", "30 s", "30S", "-1s", "1e3s", "s", "", "٣s", "30s\n"])
+def test_what_is_no_duration_is_refused_with_the_units(text: str) -> None:
+    with pytest.raises(ValueError, match=r"unit.*'30m'|\(s, m, h or d\)"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["64", "64M", "64 MiB", "1.5MiB", "mib", "", "64mib"])
+def test_what_is_no_size_is_refused_with_the_units(text: str) -> None:
+    with pytest.raises(ValueError, match="MiB"):
+        parse_size(text)
+
+
+@given(st.integers(0, 10**7))
+def test_a_duration_and_a_size_read_back_as_they_are_shown(number: int) -> None:
+    assert parse_duration(format_duration(number)) == number
+    assert parse_size(format_size(number)) == number
