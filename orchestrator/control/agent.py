@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from orchestrator.control import snapshot
 from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleController, StartFailed, StartPart
 from orchestrator.control.gpus import memory_is_free, visible_gpus
@@ -96,7 +98,8 @@ class NodeAgent:
         self._visible = visible_gpus(environ)
         self._base = base_env(environ)
         self._interface = interface_of(address)
-        self._cores = len(os.sched_getaffinity(0))
+        # Cores, not hyperthreads: that is what MKL and OpenBLAS count, and what a rank gains by.
+        self._cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
         self._epoch = 0
         self._parts: dict[str, Part] = {}
         self._ports: dict[str, socket.socket] = {}

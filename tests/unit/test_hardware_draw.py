@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cli.topo import topo
 from orchestrator.hardware.draw import MOST_LINES, draw
 from orchestrator.hardware.formats.hostlist import compress, expand
-from orchestrator.testing import cluster, node
+from orchestrator.testing.hardware import cluster, node
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hardware"
 

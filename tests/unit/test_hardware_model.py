@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from orchestrator.hardware.model import Cluster, Domain, Gpu, Node, Shape, nvlinks
-from orchestrator.testing import cluster, node
+from orchestrator.testing.hardware import cluster, node
 
 
 def test_gpus_joined_by_nvlink_are_one_island_and_the_others_stand_alone():

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.hardware.merge import merge
 from orchestrator.hardware.model import Gpu, Node, Shape
 from orchestrator.hardware.probe import GpuState, Versions, pci_word, probe, versions
-from orchestrator.testing import node
+from orchestrator.testing.hardware import node
 
 
 class FabricInfo(ctypes.Structure):
