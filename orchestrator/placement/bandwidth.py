@@ -154,6 +154,15 @@ class ShapeLinks:
         """The NICs that a part uses, in words: `400 Gb/s x 8`."""
         return self._net(mask)[1]
 
+    def in_clique(self, links: Links) -> Links:
+        """The same links where NVLink goes on to other nodes: then a lone GPU of a node has its NVLinks too."""
+        if not math.isinf(links.intra):
+            return links
+        count = max((nvlinks(link) for _, _, link in self.shape.pairs()), default=18)
+        channels, speed = nccl_cost.search_channels(nccl_cost.nvlink_gb_s(self.sm, count), self.sm)
+        rate = self._measured.get(f"{self.model}/nvlink", channels * speed * NVLINK_REACHED)
+        return replace(links, intra=rate, nvls=self._nvls())
+
     def _nvls(self) -> float:
         if not self._measured.get(f"{self.model}/nvls", 1.0):
             return 0.0
