@@ -111,7 +111,7 @@ def test_with_pods_no_other_place_is_faster(world: tuple[Topology, Free], worker
     topology, free = world
     best = max((predict_parts(topology, p).busbw for p in every_even_place(topology, free, workers)), default=-1.0)
     found = find(Request(workers, "cuda"), topology, free)
-    assert (predict_parts(topology, found).busbw if found else -1.0) >= best * (1 - 1e-12)
+    assert (predict_parts(topology, found).busbw if found else -1.0) >= best - 1e-9
 
 
 @settings(max_examples=150, deadline=None)
