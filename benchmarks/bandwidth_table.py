@@ -21,7 +21,11 @@ TOLERANCE = 0.15
 
 def shape(model: str, gpus: int, link: str, nics: int = 0, rate_gbps: float = 0.0, near: bool = True) -> Shape:
     adapters = tuple(
-        Nic(f"mlx5_{i}", near=tuple(range(i * gpus // nics, (i + 1) * gpus // nics)) if near else (), rate_gbps=rate_gbps)
+        Nic(
+            f"mlx5_{i}",
+            near=tuple(range(i * gpus // nics, (i + 1) * gpus // nics)) if near else (),
+            rate_gbps=rate_gbps,
+        )
         for i in range(nics)
     )
     return Shape(tuple(Gpu(i, model) for i in range(gpus)), all_to_all(gpus, link), adapters)
@@ -29,8 +33,8 @@ def shape(model: str, gpus: int, link: str, nics: int = 0, rate_gbps: float = 0.
 
 def dgx1() -> Shape:
     """The hybrid cube mesh of DGX-1 and of NDv2: six NVLinks a GPU, and none between most pairs of the two halves."""
-    pairs = {(0, 1): 1, (0, 2): 1, (0, 3): 2, (0, 4): 2, (1, 2): 2, (1, 3): 1, (1, 5): 2, (2, 3): 2, (2, 6): 1, (3, 7): 1,
-             (4, 5): 1, (4, 6): 1, (4, 7): 2, (5, 6): 2, (5, 7): 1, (6, 7): 2}  # fmt: skip
+    pairs = {(0, 1): 1, (0, 2): 1, (0, 3): 2, (0, 4): 2, (1, 2): 2, (1, 3): 1, (1, 5): 2, (2, 3): 2, (2, 6): 1,
+             (3, 7): 1, (4, 5): 1, (4, 6): 1, (4, 7): 2, (5, 6): 2, (5, 7): 1, (6, 7): 2}  # fmt: skip
     links = tuple(f"NV{pairs[a, b]}" if (a, b) in pairs else "SYS" for a in range(8) for b in range(a + 1, 8))
     return Shape(tuple(Gpu(i, "V100") for i in range(8)), links)
 
@@ -57,7 +61,8 @@ class Case:
 
     @property
     def error(self) -> float:
-        """The relative error against the nearer end of what was seen; 0 inside it. A threshold bounds from below only."""
+        """The relative error against the nearer end of what was seen; 0 inside it. A threshold bounds from below
+        only."""
         nearest = min(max(self.predicted, self.low), self.high)
         if self.threshold and self.predicted > self.low:
             return self.predicted / self.low - 1
@@ -77,16 +82,20 @@ CASES = (
     Case("2 nodes of 8 x H100, 8 x 400 Gb/s", H100, 16, Span(2), 448, 488, "OCI (RoCE), AWS p5 (EFA)"),
     Case("8 nodes of 8 x H100, 8 x 400 Gb/s", H100, 64, Span(8), 386, 386, "coreweave/nccl-tests (with SHARP)"),
     Case("4 nodes of 8 x A100, 8 x 200 Gb/s", shape("A100", 8, "NV12", 8, 200), 32, Span(4), 185, 185, "OCI", True),
-    Case("4 nodes of 8 x B200, 8 x 400 Gb/s", shape("B200", 8, "NV18", 8, 400), 32, Span(4), 377, 377, "awsome-distributed-ai"),
+    Case("4 nodes of 8 x B200, 8 x 400 Gb/s", shape("B200", 8, "NV18", 8, 400), 32, Span(4), 377, 377,
+         "awsome-distributed-ai"),
     Case("2 nodes of 8 x B300, 16 x 400 Gb/s", shape("B300", 8, "NV18", 16, 400), 16, Span(2), 654, 751,
          "awsome-distributed-ai, 16 and 64 GiB"),
     Case("GB200 NVL72, one rack", shape("GB200", 72, "NV18", 72, 400), 72, ONE, 835, 847, "coreweave/nccl-tests"),
-    Case("GB300 NVL72, one rack", shape("GB300", 72, "NV18", 72, 800), 72, ONE, 937, 937, "Azure sku_performance_baseline"),
+    Case("GB300 NVL72, one rack", shape("GB300", 72, "NV18", 72, 800), 72, ONE, 937, 937,
+         "Azure sku_performance_baseline"),
     Case("2 racks of GB200 NVL72", shape("GB200", 72, "NV18", 72, 400), 144, Span(2), 810, 810, "coreweave/nccl-tests"),
-    Case("20 racks of GB200 NVL72", shape("GB200", 72, "NV18", 72, 400), 1440, Span(20), 405, 405, "coreweave/nccl-tests"),
+    Case("20 racks of GB200 NVL72", shape("GB200", 72, "NV18", 72, 400), 1440, Span(20), 405, 405,
+         "coreweave/nccl-tests"),
     Case("2 x H200, NVLink", shape("H200", 2, "NV18"), 2, ONE, 332, 332, "measured here"),
     Case("2 x H200, shared memory", shape("H200", 2, "PHB"), 2, ONE, 28, 28, "measured here"),
-    Case("2 x H200, sockets", Shape((Gpu(0, "H200"),), (), (Nic("lo", rate_gbps=1000),)), 2, Span(2), 3.6, 4.2, "measured here"),
+    Case("2 x H200, sockets", Shape((Gpu(0, "H200"),), (), (Nic("lo", rate_gbps=1000),)), 2, Span(2), 3.6, 4.2,
+         "measured here"),
 )  # fmt: skip
 
 

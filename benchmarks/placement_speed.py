@@ -1,7 +1,7 @@
 """How long one placement takes: p50 and p99 of single decisions on big clusters that are 70 % full at random.
 
-`python benchmarks/placement_speed.py [--hosts CSV]` prints a table. The CSV (columns ip, DSW, PSW, ASW) is the topology of 847 GPU
-hosts that Alibaba published with its Lingjun traces (alibaba/alibaba-lingjun-dataset-2023, topo.csv).
+`python benchmarks/placement_speed.py [--hosts CSV]` prints a table. The CSV (columns ip, DSW, PSW, ASW) is the topology
+of 847 GPU hosts that Alibaba published with its Lingjun traces (alibaba/alibaba-lingjun-dataset-2023, topo.csv).
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def requests(rng: random.Random, whole: bool) -> Iterator[Request]:
 
 
 def measure(topology: Topology, free: Free, whole: bool, seed: int = 1) -> tuple[list[float], int]:
-    """Milliseconds of each decision; a placed gang is taken and the oldest given back, so that the fill stays as it is."""
+    """Milliseconds of each decision; a placed gang is taken and the oldest given back, so that the fill stays as it
+    is."""
     rng, times, placed, live = random.Random(seed), [], 0, []
     for request, _ in zip(requests(rng, whole), range(DECISIONS), strict=False):
         begin = time.perf_counter()
@@ -115,7 +116,9 @@ def main() -> int:
     static = tracemalloc.get_traced_memory()[0]
     free = fill(topology, 0.7, 7, False)
     counted = tracemalloc.get_traced_memory()[0]
-    print(f"memory per node: {static / 12500:.0f} bytes for the tree, {(counted - static) / 12500:.0f} for the free view")
+    print(
+        f"memory per node: {static / 12500:.0f} bytes for the tree, {(counted - static) / 12500:.0f} for the free view"
+    )
     return 0 if free.room else 1
 
 

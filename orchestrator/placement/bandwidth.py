@@ -1,9 +1,9 @@
 """What bandwidth a gang would see, and which link holds it back: NCCL's cost model over the machines it would run on.
 
-A gang is summed up by four numbers for its worst node (`Links`), how many ranks and nodes it has, and the level of the fabric
-that it spans. Bus bandwidth is nccl-tests' figure for an all-reduce of 1 GiB. The constants are NCCL's own
-(`nccl_cost`); where they are not what machines reach, a factor from published measurements corrects them, and what was measured
-on this cluster replaces both. docs/bandwidth-model.md compares the result with measurements.
+A gang is summed up by four numbers for its worst node (`Links`), how many ranks and nodes it has, and the level of the
+fabric that it spans. Bus bandwidth is nccl-tests' figure for an all-reduce of 1 GiB. The constants are NCCL's own
+(`nccl_cost`); where they are not what machines reach, a factor from published measurements corrects them, and what was
+measured on this cluster replaces both. docs/bandwidth-model.md compares the result with measurements.
 """
 
 from __future__ import annotations
@@ -39,19 +39,23 @@ _USUAL_PCIE = {60: 3, 70: 3, 80: 4, 86: 4, 89: 4, 90: 5, 100: 5}
 _USUAL_RDMA_GBPS = {60: 100.0, 70: 100.0, 80: 200.0, 90: 400.0, 100: 400.0}
 _USUAL_SM = 80
 _SM_BY_MODEL = (
-    (r"gb300|b300", 103), (r"gb200|b200|b100", 100), (r"gh200|h200|h100|h800|h20", 90), (r"l40s?|l4|rtx ?(4090|6000 ada)", 89),
+    (r"gb300|b300", 103), (r"gb200|b200|b100", 100), (r"gh200|h200|h100|h800|h20", 90),
+    (r"l40s?|l4|rtx ?(4090|6000 ada)", 89),
     (r"a100|a800|a30\b", 80), (r"a10|a40|a6000|rtx ?30", 86), (r"t4|rtx ?20", 75), (r"v100", 70), (r"p100", 60),
 )  # fmt: skip
 _RDMA_NAME = re.compile(r"(mlx|efa|rdmap|bnxt_re|irdma|hfi|ib|roce|nic)[0-9_]*", re.IGNORECASE)
 
 Measured = Mapping[str, float]
-"""GB/s that replace the model's figures: `H100/nvlink`, `H100/nvls`, `H100/pcie`, `H100/shm` for bus bandwidth inside a node by GPU
-model; `H100/net` for what a node of them has towards the network; `level/leaf` for bus bandwidth between nodes of one leaf."""
+"""GB/s that replace the model's figures: `H100/nvlink`, `H100/nvls`, `H100/pcie`, `H100/shm` for bus bandwidth inside a
+node by GPU
+model; `H100/net` for what a node of them has towards the network; `level/leaf` for bus bandwidth between nodes of one
+leaf."""
 
 
 @dataclass(frozen=True, order=True)
 class Links:
-    """What a part of a gang on one node has, GB/s in one direction; the worst of several parts is their elementwise minimum."""
+    """What a part of a gang on one node has, GB/s in one direction; the worst of several parts is their elementwise
+    minimum."""
 
     intra: float
     """What a ring through its GPUs carries; infinite for a single GPU."""
@@ -63,7 +67,9 @@ class Links:
     """Compute capability times ten; 0 for CPU ranks, which use Gloo."""
 
     def worst(self, other: Links) -> Links:
-        return Links(min(self.intra, other.intra), min(self.nvls, other.nvls), min(self.net, other.net), min(self.sm, other.sm))
+        return Links(
+            min(self.intra, other.intra), min(self.nvls, other.nvls), min(self.net, other.net), min(self.sm, other.sm)
+        )
 
     def at_least(self, other: Links) -> bool:
         return self.intra >= other.intra and self.nvls >= other.nvls and self.net >= other.net and self.sm >= other.sm
@@ -186,9 +192,11 @@ class ShapeLinks:
         if shape.nvswitch or len(members) == 2:
             return min(count.values())
         if len(members) > 8:
-            return min(sum(count[a, b] for b in members if b != a) for a in members) if all(
-                any(count[a, b] for b in members if b != a) for a in members
-            ) else 0
+            return (
+                min(sum(count[a, b] for b in members if b != a) for a in members)
+                if all(any(count[a, b] for b in members if b != a) for a in members)
+                else 0
+            )
         cycles = []
         for order in itertools.permutations(rest):
             if order[0] < order[-1]:  # each cycle once, not also backwards
@@ -220,7 +228,8 @@ class ShapeLinks:
         return self._measured.get(f"{self.model}/shm", through), "shm"
 
     def _net(self, mask: int) -> tuple[float, str]:
-        """GB/s towards other nodes, with the words for it: the NICs next to the chosen GPUs, all of them where none is."""
+        """GB/s towards other nodes, with the words for it: the NICs next to the chosen GPUs, all of them where none
+        is."""
         members = {gpu.index for position, gpu in enumerate(self.shape.gpus) if mask >> position & 1}
         rdma = [nic for nic in self._nics if is_rdma(nic)]
         near = [nic for nic in rdma if members & set(nic.near)]
@@ -268,7 +277,8 @@ def allreduce_time_us(size_bytes: int, links: Links, ranks: int, span: Span) -> 
 
 @lru_cache(maxsize=65536)
 def predict(links: Links, ranks: int, span: Span, level_measured: float | None = None) -> Prediction:
-    """Bus bandwidth of the gang whose worst node has `links`. A single rank reduces with nobody: infinite, limit `none`."""
+    """Bus bandwidth of the gang whose worst node has `links`. A single rank reduces with nobody: infinite, limit
+    `none`."""
     if ranks < 2:
         return Prediction(math.inf, "none")
     time_us = allreduce_time_us(REFERENCE_BYTES, links, ranks, span)

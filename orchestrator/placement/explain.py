@@ -1,4 +1,5 @@
-"""What a looser or tighter wish would give, and what one thing would change the answer: for `orch plan` and `orch why`."""
+"""What a looser or tighter wish would give, and what one thing would change the answer: for `orch plan` and `orch
+why`."""
 
 from __future__ import annotations
 

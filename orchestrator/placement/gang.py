@@ -1,4 +1,5 @@
-"""What a chosen set of GPUs amounts to: its level, its predicted bandwidth, the link that bounds it, and the Placement."""
+"""What a chosen set of GPUs amounts to: its level, its predicted bandwidth, the link that bounds it, and the
+Placement."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Part = tuple[int, int]
 
 
 def level_of(topology: Topology, parts: Sequence[Part]) -> str:
-    """The tightest level that holds the parts: `nvlink` where NVLink alone joins them, else node, or a level of the fabric."""
+    """The tightest level that holds the parts: `nvlink` where NVLink alone joins them, else node, or a level of the
+    fabric."""
     if len(parts) == 1:
         index, mask = parts[0]
         islands = topology.nodes[index].kind.subsets.islands
@@ -26,7 +28,8 @@ def level_of(topology: Topology, parts: Sequence[Part]) -> str:
 
 
 def links_of(topology: Topology, parts: Sequence[Part]) -> tuple[Links, Span]:
-    """The worst links of the gang and how far it spans. Nodes of one NVLink clique count as one node, as NCCL counts them."""
+    """The worst links of the gang and how far it spans. Nodes of one NVLink clique count as one node, as NCCL counts
+    them."""
     groups: dict[str, list[Part]] = {}
     for index, mask in parts:
         node = topology.nodes[index]

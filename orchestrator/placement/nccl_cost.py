@@ -1,8 +1,10 @@
 """What NCCL itself expects an all-reduce to cost: the constants of its tuning model, and its table of algorithms.
 
 NCCL chooses between ring, tree and NVLS by a table that it computes when a communicator is made, one latency and one
-bandwidth for each algorithm and protocol (NCCL_DEBUG_SUBSYS=TUNING prints it). This is that computation, with the constants of
-NCCL 2.27 to 2.30 (src/graph/topo.h, search.cc, tuning.cc), in its units: GB/s and microseconds, bandwidths in one direction.
+bandwidth for each algorithm and protocol (NCCL_DEBUG_SUBSYS=TUNING prints it). This is that computation, with the
+constants of
+NCCL 2.27 to 2.30 (src/graph/topo.h, search.cc, tuning.cc), in its units: GB/s and microseconds, bandwidths in one
+direction.
 """
 
 from __future__ import annotations
@@ -56,7 +58,11 @@ def generation(capability: int) -> int:
 
 def nvlink_gb_s(capability: int, links: int) -> float:
     """GB/s that `links` NVLinks of a GPU of this compute capability carry in one direction."""
-    per_link = NVLINK_GB_S[86] if capability in (86, 89) else NVLINK_GB_S[max(c for c in NVLINK_GB_S if c <= max(capability, 60))]
+    per_link = (
+        NVLINK_GB_S[86]
+        if capability in (86, 89)
+        else NVLINK_GB_S[max(c for c in NVLINK_GB_S if c <= max(capability, 60))]
+    )
     return per_link * links
 
 
@@ -67,7 +73,8 @@ def pcie_gb_s(gen: int, width: int) -> float:
 
 @dataclass(frozen=True)
 class Graph:
-    """What NCCL's search finds for one algorithm: so many channels, each at these GB/s within a node and between nodes."""
+    """What NCCL's search finds for one algorithm: so many channels, each at these GB/s within a node and between
+    nodes."""
 
     channels: int
     bw_intra: float
@@ -83,8 +90,8 @@ class Graph:
 def search_channels(available: float, capability: int) -> tuple[int, float]:
     """The channels, and GB/s for each, that NCCL cuts `available` GB/s into.
 
-    Its speeds come from fixed lists; it takes the fastest that wastes least, then halves fast channels into twice as many, so that
-    370.8 GB/s of NVLink become 12 channels of 30, and 40 of PCIe 2 of 20.
+    Its speeds come from fixed lists; it takes the fastest that wastes least, then halves fast channels into twice as
+    many, so that 370.8 GB/s of NVLink become 12 channels of 30, and 40 of PCIe 2 of 20.
     """
     speeds = _SPEEDS[100 if capability >= 100 else 90 if capability >= 90 else 70]
     if available < speeds[-1]:

@@ -1,6 +1,7 @@
 """Which variables of NCCL and of torch's NCCL backend a rank is started with: few, exact, and failing closed.
 
-NCCL's documentation says of its debugging switches that they should not be used in production; so only what discovery knows better than
+NCCL's documentation says of its debugging switches that they should not be used in production; so only what discovery
+knows better than
 NCCL's defaults is set. What the job sets itself wins, with a Notice where that is known to slow, break or hide things.
 """
 
@@ -27,7 +28,8 @@ class NodeFacts:
     nics: tuple[Nic, ...] = ()
     """The adapters that training may use: none for storage or management."""
     distinct_hostname: bool = True
-    """False where ranks of one host see different host names (one container each): then NCCL must be told they are one host."""
+    """False where ranks of one host see different host names (one container each): then NCCL must be told they are one
+    host."""
     host_id: str | None = None
     """What tells this host from all others: its boot id."""
     cpus_pinned: bool = True
@@ -71,8 +73,10 @@ def rank_environment(
 ) -> RankEnvironment:
     """The variables for the ranks on `node` of `gang`.
 
-    `rdma_promised` says that the placement's bandwidth counts on RDMA: then NCCL must fail rather than fall back to TCP.
-    `log_dir` is a folder that the ranks can write to, for NCCL's log and the flight recorder. `job` is what the job sets itself.
+    `rdma_promised` says that the placement's bandwidth counts on RDMA: then NCCL must fail rather than fall back to
+    TCP.
+    `log_dir` is a folder that the ranks can write to, for NCCL's log and the flight recorder. `job` is what the job
+    sets itself.
     """
     several = len(gang) > 1
     found: dict[str, str] = {
@@ -108,7 +112,8 @@ def _network(node: NodeFacts, gang: Sequence[NodeFacts], rdma_promised: bool) ->
         # Without `=` mlx5_1 would also match mlx5_10 to mlx5_19.
         found["NCCL_IB_HCA"] = "=" + ",".join(f"{nic.name}:{nic.port}" for nic in rdma[:_MAX_HCAS])
         if len({_hcas(facts) for facts in gang}) == 1:
-            # Nodes with different adapters initialise and then spin for ever; where they are alike, a difference is a fault.
+            # Nodes with different adapters initialise and then spin for ever; where they are alike, a difference is a
+            # fault.
             found["NCCL_IGNORE_NET_MISMATCH"] = "0"
         if rdma_promised and all(nic.link_layer for nic in rdma):
             found["NCCL_NET"] = "IB"
@@ -128,33 +133,34 @@ def _always(_: str) -> bool:
 
 
 _HAZARDS: tuple[tuple[str, Callable[[str], bool], str], ...] = (
-    ("NCCL_P2P_DISABLE", _is("1"), "GPUs of a node will not use NVLink or PCIe directly: 12 times slower on two H200. For diagnosis only"),
-    ("NCCL_SHM_DISABLE", _is("1"), "ranks of a node will talk over the network where they cannot directly. For diagnosis only"),
-    ("NCCL_IB_DISABLE", _is("1"), "nodes will talk over TCP, ten or more times slower than RDMA. For diagnosis only"),
-    ("NCCL_NVLS_ENABLE", _is("0"), "NVSwitch will not reduce: about a fifth less bandwidth on Hopper. Right only where multicast is not permitted"),
-    ("NCCL_ALGO", _always, "takes the choice of algorithm from NCCL for every size and collective; a collective without it fails"),
-    ("NCCL_PROTO", _always, "takes the choice of protocol from NCCL; LL128 forced on hardware that it does not suit corrupts data"),
+    ("NCCL_P2P_DISABLE", _is("1"), "keeps GPUs off NVLink and PCIe: 12 times slower on two H200; for diagnosis only"),
+    ("NCCL_SHM_DISABLE", _is("1"), "sends ranks of a node over the network without need; for diagnosis only"),
+    ("NCCL_IB_DISABLE", _is("1"), "makes nodes talk over TCP, ten or more times slower than RDMA; for diagnosis only"),
+    ("NCCL_NVLS_ENABLE", _is("0"), "stops NVSwitch from reducing: a fifth less bandwidth; right only without multicast"),
+    ("NCCL_ALGO", _always, "forces an algorithm on every size and collective; a collective that lacks it fails"),
+    ("NCCL_PROTO", _always, "forces a protocol; LL128 on hardware that it does not suit corrupts data"),
     ("NCCL_NET_GDR_LEVEL", _is("SYS", "5"), "makes NICs read GPUs across sockets, slower than through host memory"),
     ("NCCL_P2P_LEVEL", _always, "replaces NCCL's own limit for direct access between GPUs"),
-    ("NCCL_IB_GID_INDEX", _always, "a fixed index breaks where nodes' GID tables differ; NCCL finds the right one by itself since 2.21"),
+    ("NCCL_IB_GID_INDEX", _always, "breaks where GID tables differ; since 2.21 NCCL finds the right one by itself"),
     ("NCCL_GRAPH_FILE", _always, "makes NCCL use rings recorded elsewhere, on whatever GPUs the run gets"),
-    ("NCCL_TOPO_FILE", _always, "makes NCCL believe the file about the machine; right in a cloud's VM with the cloud's own file"),
-    ("NCCL_HOSTID", _always, "two hosts that share it are taken for one, and ranks of one host that differ in it for two"),
-    ("NCCL_IGNORE_NET_MISMATCH", _is("1"), "nodes that see different adapters will not fail but may wait for each other for ever"),
+    ("NCCL_TOPO_FILE", _always, "makes NCCL believe a file about the machine; right only with a cloud's own in its VM"),
+    ("NCCL_HOSTID", _always, "makes two hosts that share it one, and ranks of one host that differ in it two"),
+    ("NCCL_IGNORE_NET_MISMATCH", _is("1"), "lets nodes with different adapters wait for each other for ever"),
     ("NCCL_LAUNCH_MODE", _always, "is a debugging switch of NCCL"),
     ("NCCL_IB_TIMEOUT", _always, "changes how long a broken link stays unnoticed: each step doubles it"),
     ("TORCH_NCCL_BLOCKING_WAIT", _is("1", "TRUE"), "makes every collective wait on the CPU"),
-    ("TORCH_NCCL_ASYNC_ERROR_HANDLING", _is("0"), "a rank whose peer died will hang instead of ending"),
+    ("TORCH_NCCL_ASYNC_ERROR_HANDLING", _is("0"), "lets a rank whose peer died hang instead of ending"),
     ("TORCH_NCCL_ENABLE_TIMING", _is("1"), "raises the chance that torch's watchdog hangs"),
-    ("TORCH_NCCL_ENABLE_MONITORING", _is("0"), "a hung watchdog will go unnoticed"),
+    ("TORCH_NCCL_ENABLE_MONITORING", _is("0"), "lets a hung watchdog go unnoticed"),
     ("TORCH_FR_BUFFER_SIZE", _is("0"), "switches the flight recorder off: a hang cannot be explained"),
     ("CUDA_LAUNCH_BLOCKING", _is("1"), "makes every kernel wait for the one before"),
-    ("CUDA_VISIBLE_DEVICES", _always, "is what gives each rank its GPU; the job's own value may name GPUs of another run"),
+    ("CUDA_VISIBLE_DEVICES", _always, "is what gives each rank its GPU; the job's value may name GPUs of another run"),
 )  # fmt: skip
 
 
 def notices(job: Mapping[str, str], ours: Mapping[str, str] | None = None) -> tuple[Notice, ...]:
-    """What to say of the variables that a job sets itself: hazards first in the order of the table, then overridden facts."""
+    """What to say of the variables that a job sets itself: hazards first in the order of the table, then overridden
+    facts."""
     found = [Notice(name, text) for name, bad, text in _HAZARDS if name in job and bad(job[name])]
     named = {notice.variable for notice in found}
     for name, value in _inexact(job):

@@ -1,8 +1,9 @@
 """Which rank goes on which GPU, and which CPUs are its own: the order of ranks follows the fabric.
 
-Nodes come in the order of the tree, so that neighbours in rank are neighbours in the fabric. Within a node local ranks follow NVLink's
-ring where NVLink is a mesh, else islands and NUMA nodes. Equal sets of GPUs give equal orders, so that local rank i has the same rail
-on every node.
+Nodes come in the order of the tree, so that neighbours in rank are neighbours in the fabric. Within a node local ranks
+follow NVLink's
+ring where NVLink is a mesh, else islands and NUMA nodes. Equal sets of GPUs give equal orders, so that local rank i has
+the same rail on every node.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ def _ordered(shape: Shape, gpus: tuple[int, ...]) -> tuple[int, ...]:
         return _ring(shape, gpus)
     numa = {gpu.index: gpu.numa for gpu in shape.gpus}
     island = {index: number for number, group in enumerate(shape.islands) for index in group}
-    return tuple(sorted(gpus, key=lambda g: (island[g] if not shape.nvswitch else 0, -1 if numa[g] is None else numa[g], g)))
+    return tuple(
+        sorted(gpus, key=lambda g: (island[g] if not shape.nvswitch else 0, -1 if numa[g] is None else numa[g], g))
+    )
 
 
 def _ring(shape: Shape, gpus: tuple[int, ...]) -> tuple[int, ...]:
-    """The ring from the first GPU whose weakest link is strongest, then with most links in all, then lowest in order."""
+    """The ring from the first GPU whose weakest link is strongest, then with most links in all, then lowest in
+    order."""
 
     def weight(a: int, b: int) -> float:
         link = shape.link(a, b)
@@ -63,11 +67,13 @@ def _ring(shape: Shape, gpus: tuple[int, ...]) -> tuple[int, ...]:
 def cpu_affinity(
     shape: Shape, gpus: Sequence[int], cpus_of_numa: Mapping[int, Sequence[int]]
 ) -> tuple[tuple[int, ...], ...]:
-    """The CPUs of each local rank, in the order of `gpus`: its GPU's NUMA node, shared evenly among all GPUs of that NUMA node.
+    """The CPUs of each local rank, in the order of `gpus`: its GPU's NUMA node, shared evenly among all GPUs of that
+    NUMA node.
 
-    Shares are cut for every GPU of the node and not only for the gang's, so that two gangs on one node never get the same CPU. A
-    GPU whose NUMA node is unknown or has no CPUs of its own shares all CPUs of the node with the others of that kind. Empty where
-    no CPUs are known.
+    Shares are cut for every GPU of the node and not only for the gang's, so that two gangs on one node never get the
+    same CPU. A
+    GPU whose NUMA node is unknown or has no CPUs of its own shares all CPUs of the node with the others of that kind.
+    Empty where no CPUs are known.
     """
     home: dict[int, int | None] = {}
     for gpu in shape.gpus:

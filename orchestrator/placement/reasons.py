@@ -27,15 +27,26 @@ def _reason(request: Request, topology: Topology, free: Free, never: bool) -> st
     if not groups:
         have = ", ".join(sorted({str(model) for kind in kinds for model in kind.models}))
         return f"no node has GPUs of model {' or '.join(request.gpu)}; the cluster has {have}"
-    return max((_shortfall(request, topology, free, models, binding, never) for models in groups), key=lambda r: r[0])[1]
+    return max((_shortfall(request, topology, free, models, binding, never) for models in groups), key=lambda r: r[0])[
+        1
+    ]
 
 
 def _shortfall(
-    request: Request, topology: Topology, free: Free, models: tuple[str | None, ...] | None, binding: str | None, never: bool
+    request: Request,
+    topology: Topology,
+    free: Free,
+    models: tuple[str | None, ...] | None,
+    binding: str | None,
+    never: bool,
 ) -> tuple[int, str]:
     """How many workers the best domain has room for, and the sentence about it."""
     workers, unit = request.workers, "GPUs" if request.device == "cuda" else "CPU slots"
-    of = f" of {models[0]}" if models and len(models) == 1 and len({m for k in topology.kinds for m in k.models}) > 1 else ""
+    of = (
+        f" of {models[0]}"
+        if models and len(models) == 1 and len({m for k in topology.kinds for m in k.models}) > 1
+        else ""
+    )
     per_node = workers.per_node
     room = _room_by_node(request, topology, free, models, one_island=binding == NVLINK)
     fullest = max(room.values(), default=0)
@@ -43,7 +54,9 @@ def _shortfall(
         most = next((i for i, count in room.items() if count == fullest), None)
         name = f"; {topology.nodes[most].name} has the most, {fullest}" if most is not None and fullest else ""
         what = "joined by NVLink" if binding == NVLINK else "" if never else "free"
-        return fullest, f"no node has {per_node} {unit}{of} {what}".rstrip() + name + _unusable(request, topology, free, never)
+        return fullest, f"no node has {per_node} {unit}{of} {what}".rstrip() + name + _unusable(
+            request, topology, free, never
+        )
     best, where, level = 0, "the cluster", CLUSTER
     for scope in scopes(request if binding is not None else Request(workers, request.device), topology):
         for label, indices in _domains(scope, topology, binding):
@@ -58,7 +71,9 @@ def _shortfall(
         text = f"the cluster{even} has room for {best} of {size}{of}{parts}"
         total = sum(room.values())
         if per_node is not None and total != best:
-            text += f" ({total} {unit} {'in all' if never else 'are free'} on {sum(1 for r in room.values() if r)} nodes)"
+            text += (
+                f" ({total} {unit} {'in all' if never else 'are free'} on {sum(1 for r in room.values() if r)} nodes)"
+            )
     elif best:
         text = f"{where} has room for {best} of {size}{of}; no other {level} has more"
         text = f"even if the cluster were empty, {text}" if never else text

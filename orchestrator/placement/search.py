@@ -1,8 +1,11 @@
 """Where a gang goes: of all places that satisfy its wish the one with the best predicted bandwidth that breaks least.
 
-A search asks four things of every split of the gang over nodes: what links a node's best free GPUs have, which domains have enough
-such nodes, which narrowest level holds the gang, and what the model makes of it. Then, among the places that are equally fast: the
-nodes it had before, the fewest whole pods, leaves, nodes and islands broken (widest first), the fullest domain, health, the tree's order.
+A search asks four things of every split of the gang over nodes: what links a node's best free GPUs have, which domains
+have enough
+such nodes, which narrowest level holds the gang, and what the model makes of it. Then, among the places that are
+equally fast: the
+nodes it had before, the fewest whole pods, leaves, nodes and islands broken (widest first), the fullest domain, health,
+the tree's order.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.placement.bandwidth import Links, predict
-from orchestrator.placement.gang import Part, placement_of, predict_parts, span_at
+from orchestrator.placement.gang import Part, placement_of, span_at
 from orchestrator.placement.reasons import why_not
 from orchestrator.placement.subsets import Option
 from orchestrator.placement.tree import Free, Kind, Topology
+from orchestrator.placement.uneven import Found, Uneven, thresholds
 from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import Scope, model_groups, scopes
 
@@ -24,6 +28,8 @@ _ENUMERABLE = 64
 """Up to so many equally fast sets of domains are compared in full; beyond, the fullest that suffice are taken."""
 
 Chosen = list[tuple[int, Option]]
+State = tuple[int, int]
+"""A kind of node, and which of its GPUs are free."""
 
 
 def place(request: Request, topology: Topology, free: Free) -> Placement | Rejection:
@@ -39,10 +45,13 @@ def find(request: Request, topology: Topology, free: Free) -> tuple[Part, ...] |
     """The parts of the best place, None where there is none."""
     wishes = [request] if request.required or not request.relax else [request, replace(request, near=None)]
     for wish in wishes:
-        best: tuple[tuple[float, tuple[object, ...]], tuple[Part, ...]] | None = None
+        best: Found | None = None
         for models in model_groups(wish, topology):
             for scope in scopes(wish, topology):
-                found = _Search(wish, topology, free, models, scope).run()
+                search = _Search(wish, topology, free, models, scope)
+                found = search.run()
+                if wish.workers.nodes is None:
+                    found = Uneven(search.pool(), wish.workers.total, topology, scope).better(found)
                 if found is not None and (best is None or found[0] < best[0]):
                     best = found
         if best is not None:
@@ -64,7 +73,7 @@ class _Fit:
 
     busbw: float
     split: _Split
-    options: dict[tuple[int, int], Option]
+    options: dict[State, Option]
     room: list[int]
     depth: int
     parts: int
@@ -87,18 +96,23 @@ class _Search:
             return 0
         return kind.full if models is None else kind.mask_of_models(models)
 
-    def run(self) -> tuple[tuple[float, tuple[object, ...]], tuple[Part, ...]] | None:
+    def run(self) -> Found | None:
         """The best place with what to compare it by (less is better)."""
         fits = [fit for split in self._splits() for fit in self._fits(split)]
         fastest = max((fit.busbw for fit in fits), default=-1.0)
-        best: tuple[tuple[float, tuple[object, ...]], tuple[Part, ...]] | None = None
+        best: Found | None = None
         for fit in fits:
             if fit.busbw == fastest:
                 chosen = self._choose(fit)
                 found = ((-fit.busbw, self._key(chosen)), self._same_rails(chosen))
                 best = found if best is None else min(best, found)
-        uneven = self._uneven() if self.request.workers.nodes is None else None
-        return uneven if uneven is not None and (best is None or uneven[0][0] < best[0][0]) else best
+        return best
+
+    def pool(self) -> dict[int, int]:
+        """By number, the nodes that may be used and have room, with the bits that are free of them."""
+        indices = range(len(self.topology.nodes)) if self.scope.nodes is None else sorted(self.scope.nodes)
+        masks = {i: self.free.mask(i) & self._allowed[self.topology.nodes[i].kind.number] for i in indices}
+        return {index: mask for index, mask in masks.items() if mask and index not in self._barred}
 
     def _splits(self) -> Iterator[_Split]:
         workers = self.request.workers
@@ -114,14 +128,8 @@ class _Search:
     # -- which domains hold a split ------------------------------------------------------------------------------------
 
     def _fits(self, split: _Split) -> Iterator[_Fit]:
-        found = {}
-        for state in self.free.states[0]:
-            mask = state[1] & self._allowed[state[0]]
-            if mask.bit_count() >= split.count:
-                options = self.topology.kinds[state[0]].subsets.options(mask, split.count, self.scope.one_island)
-                if options:
-                    found[state] = options
-        for least in _thresholds(option.links for options in found.values() for option in options):
+        found = self._options(split.count)
+        for least in thresholds(option.links for options in found.values() for option in options):
             usable = {
                 state: option
                 for state, options in found.items()
@@ -131,7 +139,18 @@ class _Search:
             if fit is not None:
                 yield fit
 
-    def _narrowest_fit(self, split: _Split, least: Links, options: dict[tuple[int, int], Option]) -> _Fit | None:
+    def _options(self, count: int) -> dict[State, tuple[Option, ...]]:
+        """By the states that nodes are in: the ways to take `count` GPUs of such a node."""
+        found = {}
+        for state in self.free.states[0]:
+            mask = state[1] & self._allowed[state[0]]
+            if mask.bit_count() >= count:
+                options = self.topology.kinds[state[0]].subsets.options(mask, count, self.scope.one_island)
+                if options:
+                    found[state] = options
+        return found
+
+    def _narrowest_fit(self, split: _Split, least: Links, options: dict[State, Option]) -> _Fit | None:
         """The narrowest level at which some domain has nodes enough: a wider one is never faster."""
         room = self._count_nodes(options)
         if room[0] < split.nodes:
@@ -148,7 +167,7 @@ class _Search:
             return _Fit(busbw, split, options, room, depth, parts, kept)
         return None
 
-    def _count_nodes(self, options: dict[tuple[int, int], Option]) -> list[int]:
+    def _count_nodes(self, options: dict[State, Option]) -> list[int]:
         """By domain: how many of its nodes could carry a part."""
         topology, free = self.topology, self.free
         room = [0] * len(topology.domains)
@@ -170,7 +189,7 @@ class _Search:
                 room[domain.parent] += room[domain.id]
         return room
 
-    def _option_of(self, index: int, options: dict[tuple[int, int], Option]) -> Option | None:
+    def _option_of(self, index: int, options: dict[State, Option]) -> Option | None:
         if index in self._barred or (self.scope.nodes is not None and index not in self.scope.nodes):
             return None
         return options.get((self.topology.nodes[index].kind.number, self.free.mask(index)))
@@ -252,7 +271,8 @@ class _Search:
             yield self._pick(current, fit)
 
     def _sets(self, domains: Sequence[int], fit: _Fit) -> Iterator[tuple[int, ...]]:
-        """Sets of as few of `domains` as hold the gang: all of them where they are few, else one that breaks few whole ones."""
+        """Sets of as few of `domains` as hold the gang: all of them where they are few, else one that breaks few whole
+        ones."""
         room, need = fit.room, fit.split.nodes
         having = [domain for domain in domains if room[domain]]
         size = _fewest([room[domain] for domain in having], need)
@@ -261,6 +281,7 @@ class _Search:
                 if sum(room[domain] for domain in chosen) >= need:
                     yield chosen
             return
+
         def order(domain: int) -> tuple[int, int]:
             return -room[domain], domain
 
@@ -273,7 +294,14 @@ class _Search:
                 pool = whole if from_whole else broken
                 last = chosen_list.pop()
                 rest = need - sum(room[d] for d in chosen_list)
-                yield (*chosen_list, min((d for d in pool if d not in chosen_list and room[d] >= rest), key=lambda d: (room[d], d), default=last))
+                yield (
+                    *chosen_list,
+                    min(
+                        (d for d in pool if d not in chosen_list and room[d] >= rest),
+                        key=lambda d: (room[d], d),
+                        default=last,
+                    ),
+                )
                 return
 
     def _pick(self, domains: Sequence[int], fit: _Fit) -> Chosen:
@@ -322,45 +350,6 @@ class _Search:
                 return tuple((i, mask) for i, _ in parts)
         return parts
 
-    # -- uneven splits -------------------------------------------------------------------------------------------------
-
-    def _uneven(self) -> tuple[tuple[float, tuple[object, ...]], tuple[Part, ...]] | None:
-        """A total on as few nodes as hold it, fullest use first, in the narrowest domain with room; where no even split is better."""
-        total, topology = self.request.workers.total, self.topology
-        if self.scope.single_node or self.scope.one_island or total < 2:
-            return None
-        pool = range(len(topology.nodes)) if self.scope.nodes is None else sorted(self.scope.nodes)
-        masks = {
-            index: mask
-            for index in pool
-            if index not in self._barred
-            and (mask := self.free.mask(index) & self._allowed[topology.nodes[index].kind.number])
-        }
-        for depth in range(self._narrowest, self.scope.depth - 1, -1):
-            room: dict[int, list[int]] = {}
-            for index in masks:
-                room.setdefault(topology.nodes[index].domains[depth], []).append(index)
-            sums = {domain: sum(masks[i].bit_count() for i in inside) for domain, inside in room.items()}
-            tight = min((d for d in sums if sums[d] >= total), key=lambda d: (self.free.whole(d), sums[d], d), default=None)
-            if tight is None:
-                continue
-            parts = self._fill(room[tight], masks, total)
-            return ((-predict_parts(topology, parts).busbw, (0,)), parts)
-        return None
-
-    def _fill(self, indices: Sequence[int], masks: dict[int, int], total: int) -> tuple[Part, ...]:
-        """Parts of `total` GPUs on as few of these nodes as hold them."""
-        left, parts = total, []
-        waiting = sorted(indices, key=lambda i: (self.topology.nodes[i].name not in self.request.prefer, -masks[i].bit_count(), i))
-        while left:
-            fullest = min((i for i in waiting if masks[i].bit_count() >= left), key=lambda i: (masks[i].bit_count(), i), default=waiting[0])
-            waiting.remove(fullest)
-            count = min(left, masks[fullest].bit_count())
-            options = self.topology.nodes[fullest].kind.subsets.options(masks[fullest], count)
-            parts.append((fullest, max(options, key=lambda o: o.links).mask))
-            left -= count
-        return tuple(sorted(parts))
-
 
 def _fewest(rooms: Sequence[int], need: int) -> int:
     """How many of these rooms, largest first, it takes to hold `need`. They hold it together."""
@@ -372,13 +361,3 @@ def _fewest(rooms: Sequence[int], need: int) -> int:
         if total >= need:
             return number
     return len(rooms) + 1
-
-
-def _thresholds(links: Iterable[Links]) -> list[Links]:
-    """Every combination of what nodes can have at the least: a gang is as slow as its worst part in each respect."""
-    distinct = set(links)
-    if len(distinct) < 2:
-        return list(distinct)
-    columns = [sorted({getattr(link, name) for link in distinct}) for name in ("intra", "nvls", "net", "sm")]
-    every = (Links(*values) for values in itertools.product(*columns))
-    return [least for least in every if any(link.at_least(least) for link in distinct)]

@@ -1,4 +1,5 @@
-"""Which of a node's free GPUs to take: the subsets of a size that are fastest, and among those the ones that break least.
+"""Which of a node's free GPUs to take: the subsets of a size that are fastest, and among those the ones that break
+least.
 
 Answers depend on the shape and the free mask alone, so all nodes of a kind share them and each is worked out once.
 """
@@ -22,8 +23,8 @@ class Option:
     links: Links
     mask: int
     cost: tuple[int, tuple[int, ...], int, int, int]
-    """What it breaks, to be compared: whether a whole node; sizes of whole islands, largest first; whole NUMA nodes; NUMA nodes
-    it is spread over; GPUs that stay free in the islands and NUMA nodes it touches. Less is better."""
+    """What it breaks, to be compared: whether a whole node; sizes of whole islands, largest first; whole NUMA nodes;
+    NUMA nodes it is spread over; GPUs that stay free in the islands and NUMA nodes it touches. Less is better."""
 
 
 class Subsets:
@@ -42,7 +43,8 @@ class Subsets:
         self._known: dict[tuple[int, int, bool], tuple[Option, ...]] = {}
 
     def options(self, free: int, count: int, one_island: bool = False) -> tuple[Option, ...]:
-        """The ways to take `count` of the `free` GPUs worth considering: none is both slower and more costly than another.
+        """The ways to take `count` of the `free` GPUs worth considering: none is both slower and more costly than
+        another.
 
         With `one_island` only subsets that NVLink joins. Cheapest first.
         """

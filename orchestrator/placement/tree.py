@@ -1,8 +1,9 @@
 """What there is to place on: a static tree of domains, nodes and GPUs, and apart from it a count of what is free.
 
-The tree is built once from a Cluster: cluster > pod > leaf > ... > node > NVLink island > GPU. `Free` follows every take and
-give with a few additions for each level, so that a search never counts the cluster anew. GPUs of a node are bits of an int, by
-their position in the node's shape; nodes of one kind (equal shape and size) share one table of best subsets.
+The tree is built once from a Cluster: cluster > pod > leaf > ... > node > NVLink island > GPU. `Free` follows every
+take and
+give with a few additions for each level, so that a search never counts the cluster anew. GPUs of a node are bits of an
+int, by their position in the node's shape; nodes of one kind (equal shape and size) share one table of best subsets.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Kind:
 class Topology:
     """The static tree of a cluster, read-only and shared by every search.
 
-    `slots` gives the CPU slots of nodes without GPUs (default: their CPUs). `oversubscription` says by level what the nodes of
+    `slots` gives the CPU slots of nodes without GPUs (default: their CPUs). `oversubscription` says by level what the
+    nodes of
     a domain could send over what its uplinks carry (default 1). `measured` replaces the bandwidth model's figures.
     """
 
@@ -135,7 +137,9 @@ class Topology:
                 self.kinds.append(kind)
             clique = self.cluster.place(node.name, "nvlink")
             self.nodes.append(TreeNode(index, node.name, kind, tuple(i for _, i in open_domains), clique))
-        self.domains = [TreeDomain(i, d, name, first, ends[i], parent) for i, (d, name, first, parent) in enumerate(firsts)]
+        self.domains = [
+            TreeDomain(i, d, name, first, ends[i], parent) for i, (d, name, first, parent) in enumerate(firsts)
+        ]
 
     @cached_property
     def at_depth(self) -> list[list[TreeDomain]]:
@@ -173,7 +177,8 @@ class Topology:
 class Free:
     """What nobody holds, node by node and domain by domain; changes with every take and give.
 
-    A GPU can be free and yet not usable: unhealthy, on a drained node, or held by somebody else. Only usable ones are given.
+    A GPU can be free and yet not usable: unhealthy, on a drained node, or held by somebody else. Only usable ones are
+    given.
     """
 
     def __init__(self, topology: Topology) -> None:

@@ -17,7 +17,8 @@ class Request:
     workers: Workers
     device: Device
     near: str | None = None
-    """The widest level that the gang should span: nvlink, node, a level or a label of the cluster; None or `any`: no wish."""
+    """The widest level that the gang should span: nvlink, node, a level or a label of the cluster; None or `any`: no
+    wish."""
     required: bool = False
     """Whether `near` is a must (`leaf!`) and not a wish."""
     relax: bool = True

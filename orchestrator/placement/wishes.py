@@ -1,4 +1,5 @@
-"""What a request's wishes mean on this cluster: which GPU models a gang may be made of, and within what it must stay."""
+"""What a request's wishes mean on this cluster: which GPU models a gang may be made of, and within what it must
+stay."""
 
 from __future__ import annotations
 

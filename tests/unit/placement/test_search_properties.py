@@ -163,9 +163,7 @@ def test_freeing_a_gpu_never_makes_the_answer_worse(
 
 @settings(max_examples=100, deadline=None)
 @given(clusters(levels=2), shapes())
-def test_same_input_same_answer_and_a_search_changes_nothing(
-    world: tuple[Topology, Free], workers: Workers
-) -> None:
+def test_same_input_same_answer_and_a_search_changes_nothing(world: tuple[Topology, Free], workers: Workers) -> None:
     topology, free = world
     before = free.copy()
     first = place(Request(workers, "cuda"), topology, free)

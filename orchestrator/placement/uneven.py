@@ -1,0 +1,119 @@
+"""Where a total goes that no even split serves as well: different numbers of ranks on different nodes, as level as can
+be."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+
+from orchestrator.placement.bandwidth import Links, Span, predict
+from orchestrator.placement.gang import Part, predict_parts
+from orchestrator.placement.tree import Topology
+from orchestrator.placement.wishes import Scope
+
+Found = tuple[tuple[float, tuple[object, ...]], tuple[Part, ...]]
+"""A place, after what it is compared by (less is better): minus its bandwidth, then what it breaks."""
+
+
+class Uneven:
+    """A search for one total over `pool`: the free bits of nodes, by their number in the tree."""
+
+    def __init__(self, pool: Mapping[int, int], total: int, topology: Topology, scope: Scope) -> None:
+        self._pool, self._total, self._topology, self._scope = pool, total, topology, scope
+
+    def better(self, even: Found | None) -> Found | None:
+        """A place that is faster than the best even one, if there is one; else that one."""
+        room = sum(mask.bit_count() for mask in self._pool.values())
+        if self._total < 2 or self._scope.single_node or room < self._total:
+            return even
+        best = even
+        floors = ((self._bound(least), least) for least in self._floors())
+        for bound, least in sorted(floors, reverse=True):
+            if best is not None and bound <= -best[0][0]:
+                break
+            for parts in self._places(least):
+                busbw = predict_parts(self._topology, parts).busbw
+                if best is None or -busbw < best[0][0]:
+                    best = ((-busbw, (1,)), parts)
+        return best
+
+    def _bound(self, least: Links) -> float:
+        """More than any place whose parts have just these links can give."""
+        if "nvlink" not in self._topology.levels:
+            return predict(least, self._total, Span(2)).busbw
+        return math.inf if math.isinf(least.intra) else predict(least, self._total, Span(1)).busbw
+
+    def _floors(self) -> list[Links]:
+        """What every part may be asked to have at the least."""
+        states = {(self._topology.nodes[index].kind.number, mask) for index, mask in self._pool.items()}
+        return thresholds(
+            option.links
+            for number, mask in states
+            for count in range(1, min(mask.bit_count(), self._total - 1) + 1)
+            for option in self._topology.kinds[number].subsets.options(mask, count, self._scope.one_island)
+        )
+
+    def _places(self, least: Links) -> Iterable[tuple[Part, ...]]:
+        """Of the narrowest level that holds the total with parts no worse than `least`: the place in the tightest
+        domain."""
+        counts: dict[tuple[int, int], tuple[int, int]] = {}
+        ranges: dict[int, tuple[int, int]] = {}
+        for index, mask in self._pool.items():
+            state = (self._topology.nodes[index].kind.number, mask)
+            if state not in counts:
+                counts[state] = self._range(*state, least)
+            if counts[state][1]:
+                ranges[index] = counts[state]
+        for depth in range(len(self._topology.levels) - 1, self._scope.depth - 1, -1):
+            inside: dict[int, list[int]] = {}
+            for index in ranges:
+                inside.setdefault(self._topology.nodes[index].domains[depth], []).append(index)
+            filled = [(parts, len(parts)) for nodes in inside.values() if (parts := self._fill(nodes, ranges, least))]
+            if filled:
+                fewest = min(count for _, count in filled)
+                return [parts for parts, count in filled if count == fewest][:8]
+        return []
+
+    def _range(self, number: int, mask: int, least: Links) -> tuple[int, int]:
+        """The fewest and the most GPUs that such a node can give with links no worse than `least`; (0, 0) if none."""
+        subsets = self._topology.kinds[number].subsets
+        most = min(mask.bit_count(), self._total - 1)
+        fitting = [k for k in range(1, most + 1) if subsets.best(mask, k, least, self._scope.one_island)]
+        return (fitting[0], fitting[-1]) if fitting else (0, 0)
+
+    def _fill(self, nodes: list[int], ranges: Mapping[int, tuple[int, int]], least: Links) -> tuple[Part, ...] | None:
+        """The total over as few of these nodes as hold it, as level as can be; None where they don't hold it."""
+        chosen: list[int] = []
+        room = 0
+        for index in sorted(nodes, key=lambda i: (-ranges[i][1], i)):
+            chosen.append(index)
+            room += ranges[index][1]
+            if room >= self._total:
+                break
+        give = {index: ranges[index][0] for index in chosen}
+        left = self._total - sum(give.values())
+        if room < self._total or left < 0:
+            return None
+        while left:
+            low = min((i for i in chosen if give[i] < ranges[i][1]), key=lambda i: (give[i], i))
+            give[low] += 1
+            left -= 1
+        parts = []
+        for index, count in sorted(give.items()):
+            subsets = self._topology.nodes[index].kind.subsets
+            option = subsets.best(self._pool[index], count, least, self._scope.one_island)
+            if option is None:
+                return None
+            parts.append((index, option.mask))
+        return tuple(parts)
+
+
+def thresholds(links: Iterable[Links]) -> list[Links]:
+    """Every combination of what nodes can have at the least: a gang is as slow as its worst part in each respect."""
+    distinct = set(links)
+    if len(distinct) < 2:
+        return list(distinct)
+    columns = [sorted({getattr(link, name) for link in distinct}) for name in ("intra", "nvls", "net", "sm")]
+    every = (Links(*values) for values in itertools.product(*columns))
+    return [least for least in every if any(link.at_least(least) for link in distinct)]
