@@ -136,7 +136,7 @@ _HAZARDS: tuple[tuple[str, Callable[[str], bool], str], ...] = (
     ("NCCL_P2P_DISABLE", _is("1"), "keeps GPUs off NVLink and PCIe: 12 times slower on two H200; for diagnosis only"),
     ("NCCL_SHM_DISABLE", _is("1"), "sends ranks of a node over the network without need; for diagnosis only"),
     ("NCCL_IB_DISABLE", _is("1"), "makes nodes talk over TCP, ten or more times slower than RDMA; for diagnosis only"),
-    ("NCCL_NVLS_ENABLE", _is("0"), "stops NVSwitch from reducing: a fifth less bandwidth; right only without multicast"),
+    ("NCCL_NVLS_ENABLE", _is("0"), "stops NVSwitch from reducing: a fifth slower; right only without multicast"),
     ("NCCL_ALGO", _always, "forces an algorithm on every size and collective; a collective that lacks it fails"),
     ("NCCL_PROTO", _always, "forces a protocol; LL128 on hardware that it does not suit corrupts data"),
     ("NCCL_NET_GDR_LEVEL", _is("SYS", "5"), "makes NICs read GPUs across sockets, slower than through host memory"),

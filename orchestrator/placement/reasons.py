@@ -58,7 +58,9 @@ def _shortfall(
             request, topology, free, never
         )
     best, where, level = 0, "the cluster", CLUSTER
-    for scope in scopes(request if binding is not None else Request(workers, request.device), topology):
+    within = scopes(request if binding is not None else Request(workers, request.device), topology)
+    # A single node satisfies any level, but the sentence is about the level where that holds as much.
+    for scope in sorted(within, key=lambda scope: scope.single_node):
         for label, indices in _domains(scope, topology, binding):
             have = _workers(request, [room.get(i, 0) for i in indices], single=scope.single_node)
             if have > best:

@@ -177,16 +177,16 @@ class _Search:
                     for domain in topology.nodes[index].domains:
                         room[domain] += 1
             return room
-        for domain in topology.at_depth[self._narrowest]:
-            counts = free.states[domain.id]
-            room[domain.id] = sum(count for state, count in counts.items() if state in options)
+        for narrow in topology.at_depth[self._narrowest]:
+            counts = free.states[narrow.id]
+            room[narrow.id] = sum(count for state, count in counts.items() if state in options)
         for index in self._barred:
             node = topology.nodes[index]
             if (node.kind.number, free.mask(index)) in options:
                 room[node.domains[-1]] -= 1
-        for domain in reversed(topology.domains):
-            if domain.parent is not None:
-                room[domain.parent] += room[domain.id]
+        for below in reversed(topology.domains):
+            if below.parent is not None:
+                room[below.parent] += room[below.id]
         return room
 
     def _option_of(self, index: int, options: dict[State, Option]) -> Option | None:
@@ -306,15 +306,15 @@ class _Search:
 
     def _pick(self, domains: Sequence[int], fit: _Fit) -> Chosen:
         """The nodes of these domains that break least, one part on each."""
-        candidates = []
+        candidates: list[tuple[tuple[object, ...], int, Option]] = []
         for domain in domains:
             span = self.topology.domains[domain]
             for index in range(span.first, span.end):
                 option = self._option_of(index, fit.options)
                 if option is not None:
-                    candidates.append((*self._node_key(index, option), index, option))
-        candidates.sort(key=lambda c: c[:-1])
-        return [(c[-2], c[-1]) for c in candidates[: fit.split.nodes]]
+                    candidates.append((self._node_key(index, option), index, option))
+        candidates.sort(key=lambda candidate: candidate[:2])
+        return [(index, option) for _, index, option in candidates[: fit.split.nodes]]
 
     def _node_key(self, index: int, option: Option) -> tuple[object, ...]:
         preferred = self.topology.nodes[index].name in self.request.prefer

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 
 from orchestrator.placement.bandwidth import Links, Span, predict
 from orchestrator.placement.gang import Part, predict_parts
@@ -14,6 +16,10 @@ from orchestrator.placement.wishes import Scope
 
 Found = tuple[tuple[float, tuple[object, ...]], tuple[Part, ...]]
 """A place, after what it is compared by (less is better): minus its bandwidth, then what it breaks."""
+
+
+_MOST_NODES = 32
+"""Up to so many every number of nodes is tried; beyond, only the fewest that hold the total."""
 
 
 class Uneven:
@@ -28,20 +34,37 @@ class Uneven:
         if self._total < 2 or self._scope.single_node or room < self._total:
             return even
         best = even
-        floors = ((self._bound(least), least) for least in self._floors())
-        for bound, least in sorted(floors, reverse=True):
+        most = min(self._total, len(self._pool), _MOST_NODES)
+        ways = ((self._bound(least, nodes), nodes, least) for least in self._floors() for nodes in range(2, most + 1))
+        for bound, nodes, least in sorted(ways, key=lambda way: (-way[0], way[1], way[2])):
             if best is not None and bound <= -best[0][0]:
                 break
-            for parts in self._places(least):
+            for parts in self._places(least, nodes):
                 busbw = predict_parts(self._topology, parts).busbw
                 if best is None or -busbw < best[0][0]:
                     best = ((-busbw, (1,)), parts)
-        return best
+        return best or self._many()
 
-    def _bound(self, least: Links) -> float:
-        """More than any place whose parts have just these links can give."""
+    def _many(self) -> Found | None:
+        """A place on more nodes than are tried above: as few as hold the total, in the narrowest level that does."""
+        floors = self._floors()
+        if not floors:
+            return None
+        loosest = reduce(Links.worst, floors)
+        for inside, ranges in self._levels(loosest):
+            for members in inside.values():
+                rooms = sorted((ranges[index][1] for index in members), reverse=True)
+                sums = list(itertools.accumulate(rooms))
+                if sums[-1] >= self._total:
+                    parts = self._fill(members, bisect_left(sums, self._total) + 1, ranges, loosest)
+                    if parts is not None:
+                        return ((-predict_parts(self._topology, parts).busbw, (1,)), parts)
+        return None
+
+    def _bound(self, least: Links, nodes: int) -> float:
+        """No less than a place on so many nodes gives whose parts have just these links."""
         if "nvlink" not in self._topology.levels:
-            return predict(least, self._total, Span(2)).busbw
+            return predict(least, self._total, Span(nodes)).busbw
         return math.inf if math.isinf(least.intra) else predict(least, self._total, Span(1)).busbw
 
     def _floors(self) -> list[Links]:
@@ -54,9 +77,16 @@ class Uneven:
             for option in self._topology.kinds[number].subsets.options(mask, count, self._scope.one_island)
         )
 
-    def _places(self, least: Links) -> Iterable[tuple[Part, ...]]:
-        """Of the narrowest level that holds the total with parts no worse than `least`: the place in the tightest
-        domain."""
+    def _places(self, least: Links, nodes: int) -> Iterable[tuple[Part, ...]]:
+        """The places on so many nodes, no part worse than `least`, of the narrowest level that has one."""
+        for inside, ranges in self._levels(least):
+            filled = [parts for members in inside.values() if (parts := self._fill(members, nodes, ranges, least))]
+            if filled:
+                return filled[:8]
+        return []
+
+    def _levels(self, least: Links) -> Iterator[tuple[dict[int, list[int]], dict[int, tuple[int, int]]]]:
+        """From the narrowest level to the widest allowed: the nodes by domain, and how many GPUs each can give."""
         counts: dict[tuple[int, int], tuple[int, int]] = {}
         ranges: dict[int, tuple[int, int]] = {}
         for index, mask in self._pool.items():
@@ -69,11 +99,7 @@ class Uneven:
             inside: dict[int, list[int]] = {}
             for index in ranges:
                 inside.setdefault(self._topology.nodes[index].domains[depth], []).append(index)
-            filled = [(parts, len(parts)) for nodes in inside.values() if (parts := self._fill(nodes, ranges, least))]
-            if filled:
-                fewest = min(count for _, count in filled)
-                return [parts for parts, count in filled if count == fewest][:8]
-        return []
+            yield inside, ranges
 
     def _range(self, number: int, mask: int, least: Links) -> tuple[int, int]:
         """The fewest and the most GPUs that such a node can give with links no worse than `least`; (0, 0) if none."""
@@ -82,18 +108,16 @@ class Uneven:
         fitting = [k for k in range(1, most + 1) if subsets.best(mask, k, least, self._scope.one_island)]
         return (fitting[0], fitting[-1]) if fitting else (0, 0)
 
-    def _fill(self, nodes: list[int], ranges: Mapping[int, tuple[int, int]], least: Links) -> tuple[Part, ...] | None:
-        """The total over as few of these nodes as hold it, as level as can be; None where they don't hold it."""
-        chosen: list[int] = []
-        room = 0
-        for index in sorted(nodes, key=lambda i: (-ranges[i][1], i)):
-            chosen.append(index)
-            room += ranges[index][1]
-            if room >= self._total:
-                break
+    def _fill(
+        self, members: Sequence[int], nodes: int, ranges: Mapping[int, tuple[int, int]], least: Links
+    ) -> tuple[Part, ...] | None:
+        """The total over the roomiest `nodes` of these, as level as can be; None where they don't hold it."""
+        chosen = sorted(members, key=lambda i: (-ranges[i][1], i))[:nodes]
+        if len(chosen) < nodes or sum(ranges[index][1] for index in chosen) < self._total:
+            return None
         give = {index: ranges[index][0] for index in chosen}
         left = self._total - sum(give.values())
-        if room < self._total or left < 0:
+        if left < 0:
             return None
         while left:
             low = min((i for i in chosen if give[i] < ranges[i][1]), key=lambda i: (give[i], i))
