@@ -7,7 +7,7 @@ import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 
 from orchestrator.placement.bandwidth import Links, Span, predict
 from orchestrator.placement.gang import Part, predict_parts
@@ -34,23 +34,30 @@ class Uneven:
         if self._total < 2 or self._scope.single_node or room < self._total:
             return even
         best = even
-        most = min(self._total, len(self._pool), _MOST_NODES)
-        ways = ((self._bound(least, nodes), nodes, least) for least in self._floors() for nodes in range(2, most + 1))
-        for bound, nodes, least in sorted(ways, key=lambda way: (-way[0], way[1], way[2])):
-            if best is not None and bound <= -best[0][0]:
+        most = min(self._total - 1, len(self._pool), _MOST_NODES)
+        bounds = [(-self._bound(nodes), nodes) for nodes in range(2, most + 1)]
+        for bound, nodes in sorted(bounds):
+            if best is not None and bound >= best[0][0]:
                 break
-            for parts in self._places(least, nodes):
-                busbw = predict_parts(self._topology, parts).busbw
-                if best is None or -busbw < best[0][0]:
-                    best = ((-busbw, (1,)), parts)
-        return best or self._many()
+            for least in self._floors:
+                if best is not None and -self._predict(least, nodes) >= best[0][0]:
+                    continue
+                for parts in self._places(least, nodes):
+                    best = self._faster(parts, best)
+        if best is None or self._total > _MOST_NODES:
+            many = self._many()
+            best = self._faster(many, best) if many is not None else best
+        return best
 
-    def _many(self) -> Found | None:
+    def _faster(self, parts: tuple[Part, ...], best: Found | None) -> Found:
+        busbw = predict_parts(self._topology, parts).busbw
+        return ((-busbw, (1,)), parts) if best is None or -busbw < best[0][0] else best
+
+    def _many(self) -> tuple[Part, ...] | None:
         """A place on more nodes than are tried above: as few as hold the total, in the narrowest level that does."""
-        floors = self._floors()
-        if not floors:
+        if not self._floors:
             return None
-        loosest = reduce(Links.worst, floors)
+        loosest = reduce(Links.worst, self._floors)
         for inside, ranges in self._levels(loosest):
             for members in inside.values():
                 rooms = sorted((ranges[index][1] for index in members), reverse=True)
@@ -58,15 +65,43 @@ class Uneven:
                 if sums[-1] >= self._total:
                     parts = self._fill(members, bisect_left(sums, self._total) + 1, ranges, loosest)
                     if parts is not None:
-                        return ((-predict_parts(self._topology, parts).busbw, (1,)), parts)
+                        return parts
         return None
 
-    def _bound(self, least: Links, nodes: int) -> float:
+    def _predict(self, links: Links, nodes: int) -> float:
         """No less than a place on so many nodes gives whose parts have just these links."""
-        if "nvlink" not in self._topology.levels:
-            return predict(least, self._total, Span(nodes)).busbw
-        return math.inf if math.isinf(least.intra) else predict(least, self._total, Span(1)).busbw
+        if "nvlink" in self._topology.levels:
+            # How the nodes fall into cliques is not known yet: any of them might count as one.
+            return math.inf
+        return predict(links, self._total, Span(nodes)).busbw
 
+    def _bound(self, nodes: int) -> float:
+        """No less than any place on so many nodes gives.
+
+        Its largest part has at least the mean of ranks and its smallest at most that: the one bounds what a ring inside a node
+        carries, the other the NICs.
+        """
+        mean = self._total / nodes
+        kinds = {self._topology.nodes[index].kind for index in self._pool}
+        options = [
+            (count, option.links)
+            for kind in kinds
+            for count in range(1, min(kind.size, self._total - 1) + 1)
+            for option in kind.subsets.options(kind.full, count)
+        ]
+        large = [links for count, links in options if count >= mean]
+        small = [links for count, links in options if count <= mean]
+        if not large or not small:
+            return -1.0
+        best = Links(
+            max(links.intra for links in large),
+            max(links.nvls for links in large),
+            max(links.net for links in small),
+            max(links.sm for links in large),
+        )
+        return self._predict(best, nodes)
+
+    @cached_property
     def _floors(self) -> list[Links]:
         """What every part may be asked to have at the least."""
         states = {(self._topology.nodes[index].kind.number, mask) for index, mask in self._pool.items()}
