@@ -37,6 +37,9 @@ FABRIC_LEVELS = ("core", "spine", "pod", "leaf", "nvlink")
 NEAR_WORDS = frozenset({"PIX", "PXB"})
 """The links that do not cross a CPU: what GPUDirect RDMA wants between a GPU and a NIC."""
 
+MOST_GPUS = 256
+"""A source that gives one machine more GPUs than that is mistaken."""
+
 _NVLINK = re.compile(r"NV([0-9]{1,3})")
 _PCIE_WORDS = frozenset({"PIX", "PXB", "PHB", "NODE", "SYS"})
 
@@ -266,6 +269,22 @@ class Cluster:
             if place is not None:
                 found.setdefault(place, []).append(node.name)
         return {place: tuple(names) for place, names in found.items()}
+
+    @cached_property
+    def all_domains(self) -> tuple[Domain, ...]:
+        """`domains`, and those that only the nodes' labels and cliques say, widest first."""
+        said = {domain.level for domain in self.domains}
+        found: list[Domain] = []
+        for position, level in enumerate(self.levels):
+            if level in said:
+                found += [domain for domain in self.domains if domain.level == level]
+                continue
+            for place, held in self.members(level).items():
+                above = {self.place(node, self.levels[position - 1]) for node in held} if position else {None}
+                below = self.levels[position + 1 : position + 2]
+                members = dict.fromkeys((self.place(node, below[0]) if below else None) or node for node in held)
+                found.append(Domain(level, place, above.pop() if len(above) == 1 else None, tuple(members)))
+        return tuple(found)
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:
