@@ -1,4 +1,4 @@
-"""How long one placement takes: p50 and p99 of single decisions on big clusters that are 70 % full at random, in CPU time.
+"""How long one placement takes: CPU time of single decisions on big clusters that are 70 % full at random.
 
 `python benchmarks/placement_speed.py [--hosts CSV]` prints a table. The CSV (columns ip, DSW, PSW, ASW) is the topology
 of 847 GPU hosts that Alibaba published with its Lingjun traces (alibaba/alibaba-lingjun-dataset-2023, topo.csv).

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, reduce
 
 from orchestrator.placement.bandwidth import Links, Span, predict
@@ -22,11 +22,16 @@ _MOST_NODES = 32
 """Up to so many every number of nodes is tried; beyond, only the fewest that hold the total."""
 
 
+_Domain = tuple[list[int], list[int]]
+"""Nodes of a domain, roomiest first, and the sums of their rooms."""
+
+
 class Uneven:
     """A search for one total over `pool`: the free bits of nodes, by their number in the tree."""
 
     def __init__(self, pool: Mapping[int, int], total: int, topology: Topology, scope: Scope) -> None:
         self._pool, self._total, self._topology, self._scope = pool, total, topology, scope
+        self._sorted: dict[Links, tuple[list[list[_Domain]], dict[int, tuple[int, int]]]] = {}
 
     def better(self, even: Found | None) -> Found | None:
         """A place that is faster than the best even one, if there is one; else that one."""
@@ -58,12 +63,11 @@ class Uneven:
         if not self._floors:
             return None
         loosest = reduce(Links.worst, self._floors)
-        for inside, ranges in self._levels(loosest):
-            for members in inside.values():
-                rooms = sorted((ranges[index][1] for index in members), reverse=True)
-                sums = list(itertools.accumulate(rooms))
+        levels, ranges = self._levels(loosest)
+        for domains in levels:
+            for members, sums in domains:
                 if sums[-1] >= self._total:
-                    parts = self._fill(members, bisect_left(sums, self._total) + 1, ranges, loosest)
+                    parts = self._fill(members[: bisect_left(sums, self._total) + 1], ranges, loosest)
                     if parts is not None:
                         return parts
         return None
@@ -78,19 +82,12 @@ class Uneven:
     def _bound(self, nodes: int) -> float:
         """No less than any place on so many nodes gives.
 
-        Its largest part has at least the mean of ranks and its smallest at most that: the one bounds what a ring inside a node
+        Its largest part has at least the mean of ranks, its smallest at most: the one bounds what a ring inside a node
         carries, the other the NICs.
         """
         mean = self._total / nodes
-        kinds = {self._topology.nodes[index].kind for index in self._pool}
-        options = [
-            (count, option.links)
-            for kind in kinds
-            for count in range(1, min(kind.size, self._total - 1) + 1)
-            for option in kind.subsets.options(kind.full, count)
-        ]
-        large = [links for count, links in options if count >= mean]
-        small = [links for count, links in options if count <= mean]
+        large = [links for count, links in self._kinds if count >= mean]
+        small = [links for count, links in self._kinds if count <= mean]
         if not large or not small:
             return -1.0
         best = Links(
@@ -100,6 +97,16 @@ class Uneven:
             max(links.sm for links in large),
         )
         return self._predict(best, nodes)
+
+    @cached_property
+    def _kinds(self) -> list[tuple[int, Links]]:
+        """What so many GPUs of a node have at best, of every kind of node in the pool."""
+        return [
+            (count, option.links)
+            for kind in {self._topology.nodes[index].kind for index in self._pool}
+            for count in range(1, min(kind.size, self._total - 1) + 1)
+            for option in kind.subsets.options(kind.full, count)
+        ]
 
     @cached_property
     def _floors(self) -> list[Links]:
@@ -114,14 +121,18 @@ class Uneven:
 
     def _places(self, least: Links, nodes: int) -> Iterable[tuple[Part, ...]]:
         """The places on so many nodes, no part worse than `least`, of the narrowest level that has one."""
-        for inside, ranges in self._levels(least):
-            filled = [parts for members in inside.values() if (parts := self._fill(members, nodes, ranges, least))]
+        levels, ranges = self._levels(least)
+        for domains in levels:
+            roomy = (m for m, sums in domains if len(m) >= nodes and sums[nodes - 1] >= self._total)
+            filled = [parts for members in roomy if (parts := self._fill(members[:nodes], ranges, least))]
             if filled:
                 return filled[:8]
         return []
 
-    def _levels(self, least: Links) -> Iterator[tuple[dict[int, list[int]], dict[int, tuple[int, int]]]]:
-        """From the narrowest level to the widest allowed: the nodes by domain, and how many GPUs each can give."""
+    def _levels(self, least: Links) -> tuple[list[list[_Domain]], dict[int, tuple[int, int]]]:
+        """By level, narrowest first, the domains with nodes that can give such links; how many GPUs each node can."""
+        if least in self._sorted:
+            return self._sorted[least]
         counts: dict[tuple[int, int], tuple[int, int]] = {}
         ranges: dict[int, tuple[int, int]] = {}
         for index, mask in self._pool.items():
@@ -130,11 +141,15 @@ class Uneven:
                 counts[state] = self._range(*state, least)
             if counts[state][1]:
                 ranges[index] = counts[state]
+        roomiest_first = sorted(ranges, key=lambda i: (-ranges[i][1], i))
+        levels = []
         for depth in range(len(self._topology.levels) - 1, self._scope.depth - 1, -1):
             inside: dict[int, list[int]] = {}
-            for index in ranges:
+            for index in roomiest_first:
                 inside.setdefault(self._topology.nodes[index].domains[depth], []).append(index)
-            yield inside, ranges
+            levels.append([(m, list(itertools.accumulate(ranges[i][1] for i in m))) for _, m in sorted(inside.items())])
+        self._sorted[least] = (levels, ranges)
+        return levels, ranges
 
     def _range(self, number: int, mask: int, least: Links) -> tuple[int, int]:
         """The fewest and the most GPUs that such a node can give with links no worse than `least`; (0, 0) if none."""
@@ -144,12 +159,9 @@ class Uneven:
         return (fitting[0], fitting[-1]) if fitting else (0, 0)
 
     def _fill(
-        self, members: Sequence[int], nodes: int, ranges: Mapping[int, tuple[int, int]], least: Links
+        self, chosen: Sequence[int], ranges: Mapping[int, tuple[int, int]], least: Links
     ) -> tuple[Part, ...] | None:
-        """The total over the roomiest `nodes` of these, as level as can be; None where they don't hold it."""
-        chosen = sorted(members, key=lambda i: (-ranges[i][1], i))[:nodes]
-        if len(chosen) < nodes or sum(ranges[index][1] for index in chosen) < self._total:
-            return None
+        """The total over these nodes, which have room for it, as level as can be; None where that is too few."""
         give = {index: ranges[index][0] for index in chosen}
         left = self._total - sum(give.values())
         if left < 0:

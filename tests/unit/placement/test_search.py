@@ -38,24 +38,26 @@ def names(answer: Placement | Rejection) -> list[str]:
     return [part.node for part in answer.nodes]
 
 
+# leaf  l1        l2
+# free  a:8 b:4   c:8 d:8
+BROKEN_LEAF = {"l1": {"a": 8, "b": 4}, "l2": {"c": 8, "d": 8}}
+# leaf  l1              l2
+# free  a:8 b:8 c:8     d:8 e:8 f:0
+FULLER_LEAF = {"l1": {"a": 8, "b": 8, "c": 8}, "l2": {"d": 8, "e": 8, "f": 0}}
+
+
 @pytest.mark.parametrize(
     ("leaves", "shape", "expected", "level"),
     [
-        # leaf  l1        l2
-        # free  a:8 b:4   c:8 d:8
-        pytest.param({"l1": {"a": 8, "b": 4}, "l2": {"c": 8, "d": 8}}, "1x4", ["b"], "nvlink", id="a node already broken"),
-        pytest.param({"l1": {"a": 8, "b": 4}, "l2": {"c": 8, "d": 8}}, "1x8", ["a"], "nvlink", id="a leaf already broken"),
-        pytest.param({"l1": {"a": 8, "b": 4}, "l2": {"c": 8, "d": 8}}, "2x8", ["c", "d"], "leaf", id="one leaf, not two"),
-        pytest.param({"l1": {"a": 8, "b": 4}, "l2": {"c": 8, "d": 8}}, "2x4", ["a", "b"], "leaf", id="the whole leaf stays"),
-        # leaf  l1              l2
-        # free  a:8 b:8 c:8     d:8 e:8 f:0
-        pytest.param(
-            {"l1": {"a": 8, "b": 8, "c": 8}, "l2": {"d": 8, "e": 8, "f": 0}}, "2x8", ["d", "e"], "leaf", id="the fuller leaf"
-        ),
-        pytest.param({"l1": {"a": 3, "b": 3}, "l2": {"c": 2, "d": 0}}, "6", ["a", "b"], "leaf", id="a total is cut evenly"),
-        pytest.param({"l1": {"a": 4, "b": 3}, "l2": {"c": 0, "d": 0}}, "7", ["a", "b"], "leaf", id="or unevenly if it must"),
+        pytest.param(BROKEN_LEAF, "1x4", ["b"], "nvlink", id="a node already broken"),
+        pytest.param(BROKEN_LEAF, "1x8", ["a"], "nvlink", id="a leaf already broken"),
+        pytest.param(BROKEN_LEAF, "2x8", ["c", "d"], "leaf", id="one leaf, not two"),
+        pytest.param(BROKEN_LEAF, "2x4", ["a", "b"], "leaf", id="the whole leaf stays whole"),
+        pytest.param(FULLER_LEAF, "2x8", ["d", "e"], "leaf", id="the fuller leaf"),
+        pytest.param({"l1": {"a": 3, "b": 3}, "l2": {"c": 2}}, "6", ["a", "b"], "leaf", id="a total is cut evenly"),
+        pytest.param({"l1": {"a": 4, "b": 3}, "l2": {"c": 0}}, "7", ["a", "b"], "leaf", id="or unevenly if it must"),
     ],
-)  # fmt: skip
+)
 def test_a_gang_breaks_as_little_as_it_can(
     leaves: dict[str, dict[str, int]], shape: str, expected: list[str], level: str
 ) -> None:
@@ -134,8 +136,10 @@ def test_a_wish_is_given_up_only_when_it_may_be() -> None:
         ("1x9", {}, "no node has 9 GPUs; a has the most, 8"),
         ("5x8", {}, "the cluster, even if it were empty, has room for 32 of 40 workers in parts of 8 to a node"),
         ("40", {}, "the cluster, even if it were empty, has room for 32 of 40 workers"),
-        ("3x8", {"near": "leaf"}, "even if the cluster were empty, leaf l1 has room for 16 of 24 workers; no other leaf has more"),
-        ("12", {"near": "node"}, "even if the cluster were empty, a has room for 8 of 12 workers; no other node has more"),
+        ("3x8", {"near": "leaf"},
+         "even if the cluster were empty, leaf l1 has room for 16 of 24 workers; no other leaf has more"),
+        ("12", {"near": "node"},
+         "even if the cluster were empty, a has room for 8 of 12 workers; no other node has more"),
         ("2x8", {"gpu": ("A100",)}, "no node has GPUs of model A100; the cluster has H100"),
         ("2x8", {"near": "row"}, "the cluster has no level or label 'row' to stay within; it has leaf, node, nvlink"),
     ],
