@@ -47,9 +47,8 @@ _RDMA_NAME = re.compile(r"(mlx|efa|rdmap|bnxt_re|irdma|hfi|ib|roce|nic)[0-9_]*",
 
 Measured = Mapping[str, float]
 """GB/s that replace the model's figures: `H100/nvlink`, `H100/nvls`, `H100/pcie`, `H100/shm` for bus bandwidth inside a
-node by GPU
-model; `H100/net` for what a node of them has towards the network; `level/leaf` for bus bandwidth between nodes of one
-leaf."""
+node by GPU model; `H100/net` for what a node of them has towards the network; `level/leaf` for bus bandwidth between
+nodes of one leaf."""
 
 
 @dataclass(frozen=True, order=True)

@@ -2,9 +2,8 @@
 
 NCCL chooses between ring, tree and NVLS by a table that it computes when a communicator is made, one latency and one
 bandwidth for each algorithm and protocol (NCCL_DEBUG_SUBSYS=TUNING prints it). This is that computation, with the
-constants of
-NCCL 2.27 to 2.30 (src/graph/topo.h, search.cc, tuning.cc), in its units: GB/s and microseconds, bandwidths in one
-direction.
+constants of NCCL 2.27 to 2.30 (src/graph/topo.h, search.cc, tuning.cc), in its units: GB/s and microseconds, bandwidths
+in one direction.
 """
 
 from __future__ import annotations

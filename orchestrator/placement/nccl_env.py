@@ -1,8 +1,8 @@
 """Which variables of NCCL and of torch's NCCL backend a rank is started with: few, exact, and failing closed.
 
 NCCL's documentation says of its debugging switches that they should not be used in production; so only what discovery
-knows better than
-NCCL's defaults is set. What the job sets itself wins, with a Notice where that is known to slow, break or hide things.
+knows better than NCCL's defaults is set. What the job sets itself wins, with a Notice where that is known to slow,
+break or hide things.
 """
 
 from __future__ import annotations
@@ -74,9 +74,8 @@ def rank_environment(
     """The variables for the ranks on `node` of `gang`.
 
     `rdma_promised` says that the placement's bandwidth counts on RDMA: then NCCL must fail rather than fall back to
-    TCP.
-    `log_dir` is a folder that the ranks can write to, for NCCL's log and the flight recorder. `job` is what the job
-    sets itself.
+    TCP. `log_dir` is a folder that the ranks can write to, for NCCL's log and the flight recorder. `job` is what the
+    job sets itself.
     """
     several = len(gang) > 1
     found: dict[str, str] = {

@@ -1,9 +1,8 @@
 """Which rank goes on which GPU, and which CPUs are its own: the order of ranks follows the fabric.
 
 Nodes come in the order of the tree, so that neighbours in rank are neighbours in the fabric. Within a node local ranks
-follow NVLink's
-ring where NVLink is a mesh, else islands and NUMA nodes. Equal sets of GPUs give equal orders, so that local rank i has
-the same rail on every node.
+follow NVLink's ring where NVLink is a mesh, else islands and NUMA nodes. Equal sets of GPUs give equal orders, so that
+local rank i has the same rail on every node.
 """
 
 from __future__ import annotations
@@ -71,9 +70,8 @@ def cpu_affinity(
     NUMA node.
 
     Shares are cut for every GPU of the node and not only for the gang's, so that two gangs on one node never get the
-    same CPU. A
-    GPU whose NUMA node is unknown or has no CPUs of its own shares all CPUs of the node with the others of that kind.
-    Empty where no CPUs are known.
+    same CPU. A GPU whose NUMA node is unknown or has no CPUs of its own shares all CPUs of the node with the others of
+    that kind. Empty where no CPUs are known.
     """
     home: dict[int, int | None] = {}
     for gpu in shape.gpus:

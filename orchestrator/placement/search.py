@@ -1,11 +1,9 @@
 """Where a gang goes: of all places that satisfy its wish the one with the best predicted bandwidth that breaks least.
 
 A search asks four things of every split of the gang over nodes: what links a node's best free GPUs have, which domains
-have enough
-such nodes, which narrowest level holds the gang, and what the model makes of it. Then, among the places that are
-equally fast: the
-nodes it had before, the fewest whole pods, leaves, nodes and islands broken (widest first), the fullest domain, health,
-the tree's order.
+have enough such nodes, which narrowest level holds the gang, and what the model makes of it. Then, among the places
+that are equally fast: the nodes it had before, the fewest whole pods, leaves, nodes and islands broken (widest first),
+the fullest domain, health, the tree's order.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What there is to place on: a static tree of domains, nodes and GPUs, and apart from it a count of what is free.
 
 The tree is built once from a Cluster: cluster > pod > leaf > ... > node > NVLink island > GPU. `Free` follows every
-take and
-give with a few additions for each level, so that a search never counts the cluster anew. GPUs of a node are bits of an
-int, by their position in the node's shape; nodes of one kind (equal shape and size) share one table of best subsets.
+take and give with a few additions for each level, so that a search never counts the cluster anew. GPUs of a node are
+bits of an int, by their position in the node's shape; nodes of one kind (equal shape and size) share one table of best
+subsets.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Topology:
     """The static tree of a cluster, read-only and shared by every search.
 
     `slots` gives the CPU slots of nodes without GPUs (default: their CPUs). `oversubscription` says by level what the
-    nodes of
-    a domain could send over what its uplinks carry (default 1). `measured` replaces the bandwidth model's figures.
+    nodes of a domain could send over what its uplinks carry (default 1). `measured` replaces the bandwidth model's
+    figures.
     """
 
     def __init__(
