@@ -77,6 +77,9 @@ TWO = "\tGPU0\tGPU1\tCPU Affinity\nGPU0\t X \tNV2\t0-7\nGPU1\tNV2\t X \t0-7\n"
         "root@host:~# nvidia-smi topo -m\n" + TWO + "root@host:~#",
         "Wed Jan  1 2026\n" + TWO + "  MIG 1g.5gb     Device  0: (UUID: MIG-1)\n",
         TWO.replace("\tCPU Affinity", "").replace("\t0-7", ""),
+        "Topology: " + TWO,
+        "- topology: " + TWO.splitlines()[0] + "\n```\n" + TWO + "```\n",
+        TWO.replace("GPU0\tGPU1", "   GPU0 GPU1").replace(" X \tNV2", " X   NV2"),
     ],
     ids=[
         "as it is",
@@ -88,6 +91,9 @@ TWO = "\tGPU0\tGPU1\tCPU Affinity\nGPU0\t X \tNV2\t0-7\nGPU1\tNV2\t X \t0-7\n"
         "a prompt around",
         "MIG lines",
         "no affinity",
+        "a title before the header",
+        "a report that gives the header twice",
+        "tabs and spaces mixed",
     ],
 )
 def test_a_matrix_is_read_however_it_was_saved(text):
@@ -179,7 +185,7 @@ BOMB = '<!DOCTYPE s [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>' +
     [
         (BOMB, 1, "DOCTYPE"),
         ('<system version="1">\n<cpu>\n</system>', 3, "broken XML: mismatched tag"),
-        ('<graphs version="1"/>', 1, "NCCL's graph"),
+        ('\n\n<?xml version="1.0"?>\n<graphs version="1"/>', 4, "NCCL's graph"),
         ("<html/>", 1, "<html> is not NCCL's topology"),
         (_xml("<cpu/>"), 1, "names no GPU and no NIC"),
         (_xml(f"\n<cpu>{_gpu_xml('0000:01:00.0', 0)}\n{_gpu_xml('0000:02:00.0', 0)}</cpu>"), 3, "dev=0"),
@@ -206,7 +212,7 @@ def test_slurms_tree_is_read_as_slurm_reads_it():
 
 
 def test_slurms_blocks_are_nvlink_domains():
-    cluster = parse("BlockName=b1 Nodes=n[1-2]\nBlockName=b2 Nodes=n[3-4]\nBlockSizes=2,4\n")
+    cluster = parse("BlockLevels=0,1\nBlockName=b1 Nodes=n[1-2]\nBlockName=b2 Nodes=n[3-4]\nBlockSizes=2,4\n")
     assert cluster.members("nvlink") == {"b1": ("n1", "n2"), "b2": ("n3", "n4")}
 
 

@@ -11,6 +11,8 @@ from orchestrator.hardware.formats import ibnetdiscover, inline, levels_csv, ncc
 from orchestrator.hardware.formats.errors import FormatError
 from orchestrator.hardware.model import Cluster, Domain, Gpu, Nic, Node, Shape
 
+__all__ = ["FORMATS", "FormatError", "detect", "merged", "parse", "read_hardware"]
+
 Parse = Callable[[str, str], Cluster]
 
 FORMATS: dict[str, Parse] = {
@@ -29,7 +31,7 @@ MOST_BYTES = 64 * 1024 * 1024
 _IBNETDISCOVER = re.compile(
     r'(?m)^(?:(?:Switch|Ca|Rt)\s+[0-9]+\s+"|(?:CA|SW|RT)\s+[0-9]+\s+[0-9]+\s+0x|(?:switch|ca)guid=)'
 )
-_SLURM = re.compile(r"(?im)^[ \t]*(?:SwitchName|BlockName|BlockSizes)[ \t]*=")
+_SLURM = re.compile(r"(?im)^[ \t]*(?:SwitchName|BlockName|BlockSizes|BlockLevels)[ \t]*=")
 _TOPOGRAPH = re.compile(r"(?m)^(?:switches|blocks|capacity_blocks)[ \t]*:")
 _INLINE = re.compile(r"(?m)^(?:metadata|hardware|orch|nodes|cluster_name)[ \t]*:|\bgpus[ \t]*:")
 

@@ -1,13 +1,15 @@
-"""Which names a Slurm hostlist stands for: `gpu-[01-16,20],login` is gpu-01 to gpu-16, gpu-20 and login."""
+"""Which names a Slurm hostlist stands for, and back: `gpu-[01-16,20],login` is gpu-01 to gpu-16, gpu-20 and login."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import product
 
 MOST_NAMES = 200_000
 """More names than that in one list are taken for a slip of the pen (`[0-99999999]`), not for a cluster."""
 
+_LAST_NUMBER = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)")
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
@@ -78,3 +80,35 @@ def _range(piece: str, item: str) -> list[str]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def compress(names: Sequence[str]) -> str:
+    """The hostlist that stands for `names`: gpu-[01-16,20],login. Numbers are joined at the last run of digits."""
+    parts = {name: _LAST_NUMBER.fullmatch(name) for name in names}
+    # A leading zero fixes the width of all names of its kind that are as long: 08, 09, 10. Without one, 9 and 10 are
+    # a range.
+    padded = {(m[1], m[3], len(m[2])) for m in parts.values() if m and m[2].startswith("0") and len(m[2]) > 1}
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    for match in parts.values():
+        if match is not None:
+            kind = (match[1], match[3], len(match[2]))
+            groups.setdefault(kind if kind in padded else (*kind[:2], 0), []).append(int(match[2]))
+    plain = [name for name, match in parts.items() if match is None]
+    items = []
+    for (before, after, width), numbers in groups.items():
+        ranges = [
+            f"{low:0{width}}" + (f"-{high:0{width}}" if high > low else "") for low, high in _runs(sorted(set(numbers)))
+        ]
+        inside = ",".join(ranges)
+        items.append(f"{before}[{inside}]{after}" if len(set(numbers)) > 1 else f"{before}{inside}{after}")
+    return ",".join([*items, *plain])
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs

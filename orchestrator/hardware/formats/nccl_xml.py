@@ -135,11 +135,14 @@ def _read(text: str) -> _Element:
     """The outermost element. Entities can only be declared in a DOCTYPE, so refusing that refuses entity bombs."""
     # The text is decoded already: what its XML declaration says of an encoding is no longer true.
     parser = expat.ParserCreate("utf-8")
+    # Blank lines before the XML declaration are an error to a parser, and common in what people paste.
+    trimmed = text.lstrip("\ufeff \t\r\n")
+    blank = text.count("\n", 0, len(text) - len(trimmed))
     stack: list[_Element] = []
     roots: list[_Element] = []
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        element = _Element(tag, attributes, parser.CurrentLineNumber)
+        element = _Element(tag, attributes, parser.CurrentLineNumber + blank)
         if len(stack) >= _MOST_DEPTH:
             raise FormatError(element.line, f"elements are nested deeper than {_MOST_DEPTH}")
         (stack[-1].children if stack else roots).append(element)
@@ -149,14 +152,14 @@ def _read(text: str) -> _Element:
         stack.pop()
 
     def doctype(*_: object) -> NoReturn:
-        raise FormatError(parser.CurrentLineNumber, "it has a DOCTYPE, which NCCL's topology never has")
+        raise FormatError(parser.CurrentLineNumber + blank, "it has a DOCTYPE, which NCCL's topology never has")
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.StartDoctypeDeclHandler = doctype
     try:
-        parser.Parse(text.encode("utf-8", "replace"), True)
+        parser.Parse(trimmed.encode("utf-8", "replace"), True)
     except expat.ExpatError as error:
-        raise FormatError(error.lineno, f"broken XML: {expat.ErrorString(error.code)}") from None
+        raise FormatError(error.lineno + blank, f"broken XML: {expat.ErrorString(error.code)}") from None
     return roots[0]
 
 

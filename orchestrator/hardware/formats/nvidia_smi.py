@@ -70,23 +70,22 @@ def parse(text: str, name: str = "node") -> Cluster:
 def found_in(text: str) -> bool:
     """Whether `text` holds such a matrix."""
     lines = _ANSI.sub("", text).replace("\r", "\n").split("\n")
-    headers = [set(columns) for line in lines if (columns := _header(line.split())[0])]
-    return bool(headers) and any(label in headers[0] for line in lines if (label := _label(line.split())[0]))
+    columns = {column for line in lines for column in _header(line.split())[0]}
+    return any(label in columns for line in lines if (label := _label(line.split())[0]))
 
 
 def _by_host(lines: list[str]) -> dict[str, list[tuple[int, str]]]:
     """Numbered lines by host, where a prefix before the header names one; all under "" otherwise."""
     numbered = list(enumerate(lines, start=1))
-    by_host: dict[str, list[tuple[int, str]]] = {
-        match[1]: []
-        for _, line in numbered
-        if (match := _HOST_PREFIX.match(line)) and _header(match[2].split())[0] and not _GPU.fullmatch(match[1])
-    }
+    prefixed = [(number, match) for number, line in numbered if (match := _HOST_PREFIX.match(line))]
+    headed = dict.fromkeys(match[1] for _, match in prefixed if _header(match[2].split())[0])
+    # A prefix before the header alone is a title (`Topology: GPU0 GPU1`), not a host.
+    hosts = {match[1] for _, match in prefixed if match[1] in headed and _label(match[2].split())[0]}
+    by_host: dict[str, list[tuple[int, str]]] = {host: [] for host in headed if host in hosts}
     if not by_host:
         return {"": numbered}
-    for number, line in numbered:
-        match = _HOST_PREFIX.match(line)
-        if match and match[1] in by_host:
+    for number, match in prefixed:
+        if match[1] in by_host:
             by_host[match[1]].append((number, match[2]))
     return by_host
 

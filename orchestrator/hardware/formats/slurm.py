@@ -19,6 +19,7 @@ _KNOWN = {
     "switchname": frozenset({"switchname", "switches", "nodes", "linkspeed"}),
     "blockname": frozenset({"blockname", "nodes"}),
     "blocksizes": frozenset({"blocksizes"}),
+    "blocklevels": frozenset({"blocklevels"}),
 }
 
 
@@ -38,7 +39,8 @@ def parse(text: str, name: str = "topology.conf") -> Cluster:
             continue
         pairs = _pairs(number, line)
         kind = next(iter(pairs))
-        if kind == "blocksizes":
+        if kind in ("blocksizes", "blocklevels"):
+            # How many blocks Slurm takes together says nothing of what is joined.
             continue
         own = _one_name(number, pairs[kind])
         if own in described:
