@@ -38,6 +38,7 @@ HOP_US = 1.0
 _USUAL_PCIE = {60: 3, 70: 3, 80: 4, 86: 4, 89: 4, 90: 5, 100: 5}
 _USUAL_RDMA_GBPS = {60: 100.0, 70: 100.0, 80: 200.0, 90: 400.0, 100: 400.0}
 _USUAL_SM = 80
+_SM_BY_NVLINKS = {18: 90, 12: 80, 6: 70, 3: 70, 2: 70, 1: 70}
 _SM_BY_MODEL = (
     (r"gb300|b300", 103), (r"gb200|b200|b100", 100), (r"gh200|h200|h100|h800|h20", 90),
     (r"l40s?|l4|rtx ?(4090|6000 ada)", 89),
@@ -46,9 +47,9 @@ _SM_BY_MODEL = (
 _RDMA_NAME = re.compile(r"(mlx|efa|rdmap|bnxt_re|irdma|hfi|ib|roce|nic)[0-9_]*", re.IGNORECASE)
 
 Measured = Mapping[str, float]
-"""GB/s that replace the model's figures: `H100/nvlink`, `H100/nvls`, `H100/pcie`, `H100/shm` for bus bandwidth inside a
-node by GPU model; `H100/net` for what a node of them has towards the network; `level/leaf` for bus bandwidth between
-nodes of one leaf."""
+"""GB/s that replace the model's figures. By GPU model: `H100/nvlink`, `H100/pcie`, `H100/shm` for bus bandwidth inside
+a node, `H100/net` for what a node has towards the network; `H100/nvls` as 0 where NVSwitch may not reduce. By level:
+`level/leaf` for bus bandwidth between nodes of one leaf."""
 
 
 @dataclass(frozen=True, order=True)
@@ -64,14 +65,26 @@ class Links:
     """What its NICs have towards other nodes."""
     sm: int
     """Compute capability times ten; 0 for CPU ranks, which use Gloo."""
+    ceiling: float = math.inf
+    """The bus bandwidth that was measured inside such a node; infinite where it was not."""
 
     def worst(self, other: Links) -> Links:
         return Links(
-            min(self.intra, other.intra), min(self.nvls, other.nvls), min(self.net, other.net), min(self.sm, other.sm)
+            min(self.intra, other.intra),
+            min(self.nvls, other.nvls),
+            min(self.net, other.net),
+            min(self.sm, other.sm),
+            min(self.ceiling, other.ceiling),
         )
 
     def at_least(self, other: Links) -> bool:
-        return self.intra >= other.intra and self.nvls >= other.nvls and self.net >= other.net and self.sm >= other.sm
+        return (
+            self.intra >= other.intra
+            and self.nvls >= other.nvls
+            and self.net >= other.net
+            and self.sm >= other.sm
+            and self.ceiling >= other.ceiling
+        )
 
 
 @dataclass(frozen=True)
@@ -98,8 +111,16 @@ class Prediction:
 
 
 def sm_of(shape: Shape) -> int:
-    """The lowest compute capability (times ten) of a shape's GPUs; from the model's name where it is not given."""
-    return min((gpu.sm or sm_of_model(gpu.model) for gpu in shape.gpus), default=0)
+    """The lowest compute capability (times ten) of a shape's GPUs; from the model's name where it is not given, and from
+    the number of NVLinks where neither is."""
+    return min((gpu.sm or _sm_of_unnamed(shape, gpu.model) for gpu in shape.gpus), default=0)
+
+
+def _sm_of_unnamed(shape: Shape, model: str | None) -> int:
+    if model is not None:
+        return sm_of_model(model)
+    bonded = max((nvlinks(link) for _, _, link in shape.pairs()), default=0)
+    return _SM_BY_NVLINKS.get(bonded, _USUAL_SM)
 
 
 @lru_cache(maxsize=256)
@@ -150,7 +171,8 @@ class ShapeLinks:
         single = mask & (mask - 1) == 0
         intra, kind = (math.inf, "none") if single else self._intra(mask)
         nvls = math.inf if single else self._nvls() if kind == "nvlink" and self.shape.nvswitch else 0.0
-        return Links(intra, nvls, self._net(mask)[0], self.sm)
+        ceiling = math.inf if single else self._measured.get(f"{self.model}/{kind}", math.inf)
+        return Links(intra, nvls, self._net(mask)[0], self.sm, ceiling)
 
     def intra_kind(self, mask: int) -> str:
         return "none" if mask & (mask - 1) == 0 else self._intra(mask)[1]
@@ -169,10 +191,11 @@ class ShapeLinks:
         return replace(links, intra=rate, nvls=self._nvls())
 
     def _nvls(self) -> float:
-        if not self._measured.get(f"{self.model}/nvls", 1.0):
-            return 0.0
         links = max((nvlinks(link) for _, _, link in self.shape.pairs()), default=0)
-        return nccl_cost.nvlink_gb_s(self.sm, links) if self.sm >= 90 else 0.0
+        available = nccl_cost.nvlink_gb_s(self.sm, links) if self.sm >= 90 else 0.0
+        slower = self._measured.get(f"{self.model}/nvlink", math.inf) < available * NVLINK_REACHED
+        # What is slower than a ring of these links should be has no switch that reduces.
+        return 0.0 if slower or self._measured.get(f"{self.model}/nvls") == 0 else available
 
     def _intra(self, mask: int) -> tuple[float, str]:
         members = [gpu.index for position, gpu in enumerate(self.shape.gpus) if mask >> position & 1]
@@ -282,8 +305,10 @@ def predict(links: Links, ranks: int, span: Span, level_measured: float | None =
         return Prediction(math.inf, "none")
     time_us = allreduce_time_us(REFERENCE_BYTES, links, ranks, span)
     busbw = REFERENCE_BYTES * nccl_cost.busbw_factor(ranks) / (time_us * 1000)
-    if level_measured is not None and span.nodes > 1 and level_measured < busbw:
+    if level_measured is not None and span.nodes > 1:
         return Prediction(level_measured, "fabric")
+    if links.ceiling < busbw:
+        return Prediction(links.ceiling, "intra")
     return Prediction(busbw, _limit(links, ranks, span, time_us))
 
 

@@ -95,6 +95,7 @@ class Uneven:
             max(links.nvls for links in large),
             max(links.net for links in small),
             max(links.sm for links in large),
+            max(links.ceiling for links in large),
         )
         return self._predict(best, nodes)
 
@@ -185,6 +186,6 @@ def thresholds(links: Iterable[Links]) -> list[Links]:
     distinct = set(links)
     if len(distinct) < 2:
         return list(distinct)
-    columns = [sorted({getattr(link, name) for link in distinct}) for name in ("intra", "nvls", "net", "sm")]
+    columns = [sorted({getattr(link, name) for link in distinct}) for name in ("intra", "nvls", "net", "sm", "ceiling")]
     every = (Links(*values) for values in itertools.product(*columns))
     return [least for least in every if any(link.at_least(least) for link in distinct)]

@@ -130,8 +130,22 @@ def test_a_measurement_replaces_the_constant() -> None:
     shape = Shape((Gpu(0, "H100"), Gpu(1, "H100")), ("NV18",), (Nic("mlx5_0", near=(0, 1), rate_gbps=400.0),))
     measured = ShapeLinks(shape, {"H100/nvlink": 300.0, "H100/net": 44.0}).of(0b11)
     assert (measured.intra, measured.net) == (300.0, 44.0)
+    assert predict(measured, 2, Span(1)).busbw == pytest.approx(300, rel=0.01)
     slow = predict(measured, 4, Span(2, level="pod"), 20.0)
     assert (slow.busbw, slow.limit) == (20.0, "fabric")
+
+
+@pytest.mark.parametrize("seen", [300.0, 430.0, 482.0])
+def test_what_was_measured_inside_a_node_is_what_is_predicted_there(seen: float) -> None:
+    shape = Shape(tuple(Gpu(i, "H200") for i in range(8)), all_to_all(8, "NV18"))
+    links = ShapeLinks(shape, {"H200/nvlink": seen}).of(0xFF)
+    assert predict(links, 8, Span(1)).busbw == pytest.approx(seen, rel=0.02)
+
+
+def test_without_multicast_the_switch_does_not_reduce() -> None:
+    shape = Shape(tuple(Gpu(i, "H200") for i in range(8)), all_to_all(8, "NV18"))
+    usual, without = ShapeLinks(shape).of(0xFF), ShapeLinks(shape, {"H200/nvls": 0.0}).of(0xFF)
+    assert predict(without, 8, Span(1)).busbw < 0.85 * predict(usual, 8, Span(1)).busbw
 
 
 def test_models_are_known_by_their_names() -> None:
@@ -143,6 +157,12 @@ def test_models_are_known_by_their_names() -> None:
         "Tesla V100": 70,
     }
     assert {name: sm_of_model(name) for name in names} == names
+
+
+@pytest.mark.parametrize(("link", "expected"), [("NV18", 444), ("NV12", 224)])
+def test_a_machine_whose_models_are_not_said_is_known_by_its_nvlinks(link: str, expected: float) -> None:
+    links = ShapeLinks(Shape(tuple(Gpu(i) for i in range(8)), all_to_all(8, link)))
+    assert predict(links.of(0xFF), 8, Span(1)).busbw == pytest.approx(expected, rel=0.02)
 
 
 finite = st.floats(1.0, 1000.0)
