@@ -111,8 +111,10 @@ class Prediction:
 
 
 def sm_of(shape: Shape) -> int:
-    """The lowest compute capability (times ten) of a shape's GPUs; from the model's name where it is not given, and from
-    the number of NVLinks where neither is."""
+    """The lowest compute capability (times ten) of a shape's GPUs.
+
+    From the model's name where it is not given, and from the number of NVLinks where neither is.
+    """
     return min((gpu.sm or _sm_of_unnamed(shape, gpu.model) for gpu in shape.gpus), default=0)
 
 
