@@ -19,7 +19,7 @@ from orchestrator.placement.search import find
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Request
 from orchestrator.spec import Workers
-from orchestrator.testing import cluster, node
+from orchestrator.testing.hardware import cluster, node
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- table: benchmarks/placement_quality.py --write -->", "<!-- end of table -->"

@@ -21,7 +21,7 @@ from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Request
 from orchestrator.spec import Workers
-from orchestrator.testing import cluster, node
+from orchestrator.testing.hardware import cluster, node
 
 GANGS = (2, 4, 8, 16, 32, 64)
 DECISIONS = 300

@@ -25,7 +25,9 @@ from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleCont
 from orchestrator.control.gpus import memory_is_free, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
-from orchestrator.control.rank_env import base_env, gpu_name, interface_of, rank_env
+from orchestrator.control.rank_env import base_env, cpus_by_numa, gpu_name, interface_of, rank_env
+from orchestrator.hardware.model import Node
+from orchestrator.placement.ranks import cpu_affinity
 
 log = logging.getLogger("orch.agent")
 
@@ -98,6 +100,8 @@ class NodeAgent:
         self._visible = visible_gpus(environ)
         self._base = base_env(environ)
         self._interface = interface_of(address)
+        self._cpus_of_numa = cpus_by_numa()
+        self._node: Node | None = None
         # Cores, not hyperthreads: that is what MKL and OpenBLAS count, and what a rank gains by.
         self._cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
         self._epoch = 0
@@ -297,9 +301,13 @@ class NodeAgent:
         base = base | {"PATH": f"{Path(python).parent}:{base.get('PATH', os.defpath)}"}
         if master_port != part.master_port:
             part = StartPart(**{**part.__dict__, "master_port": master_port})
+        cpus: tuple[tuple[int, ...], ...] = ()
+        if part.device == "cuda" and self._node is not None and self._pins():
+            cpus = cpu_affinity(self._node.shape, [rank.gpu for rank in part.ranks], self._cpus_of_numa)
         return [
             {
                 "rank": rank.rank,
+                "cpus": list(cpus[i]) if cpus else None,
                 "python": python,
                 "argv": list(part.argv),
                 "cwd": str(folder.code),
@@ -308,13 +316,12 @@ class NodeAgent:
                     base,
                     part,
                     rank,
-                    interface=self._interface,
                     visible=self._visible,
                     cores=self._cores,
                     mark=f"{self._cluster}.{part.key}",
                 ),
             }
-            for rank in part.ranks
+            for i, rank in enumerate(part.ranks)
         ]
 
     # -- reports -------------------------------------------------------------------------------------------------
@@ -362,11 +369,22 @@ class NodeAgent:
                     file.trim(part.log_limit)
                     if part.swept:
                         chunks.append(LogChunk(part.run, part.attempt, rank, *file.take_tail(), time.time(), tail=True))
-        info = None if self._info_sent else self._info()
+        info = None if self._info_sent else self._look()
         self._info_sent = True
         self._sequence += 1
         self._unacked = Report(self._sequence, tuple(p.status() for p in self._parts.values()), tuple(chunks), info)
         return self._unacked
+
+    def _look(self) -> dict[str, Any]:
+        found = self._info() | {"interface": self._interface}
+        self._node = found.get("node")
+        return found | {"pins_cpus": self._pins()}
+
+    def _pins(self) -> bool:
+        """Whether ranks are kept on the CPUs of their GPU's NUMA node: where there are several, and the driver tells whose."""
+        return (
+            len(self._cpus_of_numa) > 1 and self._node is not None and any(g.numa is not None for g in self._node.gpus)
+        )
 
     def _answer(self, report: Report) -> Report:
         self._answered = time.monotonic()

@@ -66,24 +66,16 @@ def _ring(shape: Shape, gpus: tuple[int, ...]) -> tuple[int, ...]:
 def cpu_affinity(
     shape: Shape, gpus: Sequence[int], cpus_of_numa: Mapping[int, Sequence[int]]
 ) -> tuple[tuple[int, ...], ...]:
-    """The CPUs of each local rank, in the order of `gpus`: its GPU's NUMA node, shared evenly among all GPUs of that
-    NUMA node.
+    """The CPUs of each local rank, in the order of `gpus`: all of its GPU's NUMA node.
 
-    Shares are cut for every GPU of the node and not only for the gang's, so that two gangs on one node never get the
-    same CPU. A GPU whose NUMA node is unknown or has no CPUs of its own shares all CPUs of the node with the others of
-    that kind. Empty where no CPUs are known.
+    Not a share of them: data loaders of a small gang would starve beside idle cores. A GPU whose NUMA node is unknown
+    or has no CPUs gets every CPU.
     """
-    home: dict[int, int | None] = {}
-    for gpu in shape.gpus:
-        home[gpu.index] = gpu.numa if gpu.numa is not None and cpus_of_numa.get(gpu.numa) else None
-    everywhere = sorted(cpu for cpus in cpus_of_numa.values() for cpu in cpus)
+    numa = {gpu.index: gpu.numa for gpu in shape.gpus}
+    everywhere = tuple(sorted(cpu for cpus in cpus_of_numa.values() for cpu in cpus))
     found = []
-    for gpu_index in gpus:
-        numa = home.get(gpu_index)
-        cpus = sorted(cpus_of_numa[numa]) if numa is not None else everywhere
-        sharers = sorted(index for index, place in home.items() if place == numa) if numa is not None else sorted(home)
-        place, count = sharers.index(gpu_index), len(sharers)
-        share = cpus[len(cpus) * place // count : len(cpus) * (place + 1) // count]
-        # More GPUs than CPUs: sharing beats having none.
-        found.append(tuple(share or cpus))
+    for index in gpus:
+        home = numa.get(index)
+        near = cpus_of_numa.get(home, ()) if home is not None else ()
+        found.append(tuple(sorted(near)) or everywhere)
     return tuple(found)

@@ -8,7 +8,7 @@ from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.spec import Workers
-from orchestrator.testing import cluster, node
+from orchestrator.testing.hardware import cluster, node
 
 
 def workers(text: str) -> Workers:

@@ -14,7 +14,7 @@ from orchestrator.placement.search import find, place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.spec import Workers
-from orchestrator.testing import cluster, node
+from orchestrator.testing.hardware import cluster, node
 
 KINDS = (
     {"gpus": 4, "nics": 4},
