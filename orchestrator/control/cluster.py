@@ -159,7 +159,7 @@ def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
 def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> tuple[str, str | None]:
     """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
     previous = home.read_cluster()
-    if previous is not None and previous.local and _ours(home):
+    if previous is not None and previous.local and _naming(temp_dir(home)):
         return previous.address, previous.dashboard_url
     say("starting a private Ray on this machine")
     folder = temp_dir(home)
@@ -208,9 +208,9 @@ def _free_port() -> int:
         return port
 
 
-def _ours(home: Home) -> list[psutil.Process]:
-    """The processes of this home's private Ray: those that name its session folder."""
-    mark = str(temp_dir(home))
+def _naming(folder: Path) -> list[psutil.Process]:
+    """The processes with a path in `folder` on their command line."""
+    mark = f"{folder}/"
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -257,7 +257,8 @@ def _ask_down(home: Home, *, force: bool) -> None:
 
 
 def _end_local(home: Home) -> None:
-    processes = _ours(home)
+    # Ray by its session folder, and the node's launcher by its own: it ends its ranks, should a dead controller have left some.
+    processes = _naming(temp_dir(home).parent)
     family = {child for process in processes for child in _children(process)} | set(processes)
     for process in processes:
         with suppress(psutil.Error):
