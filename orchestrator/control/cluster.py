@@ -257,17 +257,24 @@ def _ask_down(home: Home, *, force: bool) -> None:
 
 
 def _end_local(home: Home) -> None:
-    # Ray by its session folder, and the node's launcher by its own: it ends its ranks, should a dead controller have left some.
-    processes = _naming(temp_dir(home).parent)
-    family = {child for process in processes for child in _children(process)} | set(processes)
-    for process in processes:
+    ray = _naming(temp_dir(home))
+    # It holds nothing that the database does not, and takes more than ten seconds to end by itself.
+    _kill([*ray, *(child for process in ray for child in _children(process))])
+    # The node's launcher; it ends its ranks, should a controller that is gone have left some.
+    launchers = _naming(temp_dir(home).parent)
+    ranks = [child for process in launchers for child in _children(process)]
+    for process in launchers:
         with suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=5)
-    for process in alive:
+    _, alive = psutil.wait_procs(launchers, timeout=5)
+    _kill([*alive, *ranks])
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    psutil.wait_procs(processes, timeout=5)
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -307,6 +314,9 @@ def main() -> None:
             down(Home(config.home), force="--force" in sys.argv, say=say)
     except (ClusterError, InsecureHome, DocumentError) as error:
         print(json.dumps({"error": str(error), "code": getattr(error, "code", 4)}), flush=True)
+        sys.exit(1)
+    except OSError as error:  # a disk that is full or read-only
+        print(json.dumps({"error": f"{error.filename or 'the home folder'}: {error.strerror}", "code": 4}), flush=True)
         sys.exit(1)
     print(json.dumps({"ok": True, "seconds": round(time.monotonic() - began, 1)}), flush=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 
 class InsecureHome(Exception):
-    """The folder or the token can be read by others."""
+    """The folder cannot be this user's own, or the token can be read by others."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,11 @@ class Home:
         return self.root / "controller.json"
 
     def make(self) -> None:
-        """The folder, for this user alone. Raises InsecureHome, OSError."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """The folder, for this user alone. Raises InsecureHome."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InsecureHome(f"{self.root} cannot be made: {error.strerror}; choose another ORCH_HOME") from None
         info = self.root.stat()
         if info.st_uid != os.getuid():
             raise InsecureHome(f"{self.root} belongs to another user")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import psutil
 import pytest
 from orch_home import environ_of, holds
+
+from orchestrator.control.cluster import ray_env
 
 pytestmark = pytest.mark.ray
 
@@ -86,8 +89,6 @@ def test_the_checkpoint_folder_is_the_same_on_every_attempt(home, job):
 
 
 def test_a_secret_reaches_the_ranks_and_is_written_down_nowhere(home, job, gate):
-    import hashlib
-
     canary = f"canary-{os.urandom(8).hex()}"
     run = home.submit(job(SHOWS_A_HASH, arguments=gate, workers=2, secrets="[API_KEY]"), env={"API_KEY": canary})
     home.prints(run, hashlib.sha256(canary.encode()).hexdigest(), ranks=2)
@@ -99,7 +100,7 @@ def test_a_secret_reaches_the_ranks_and_is_written_down_nowhere(home, job, gate)
         shown = [process.pid for process in psutil.process_iter() if canary in " ".join(_cmdline(process))]
         state = subprocess.run(
             [sys.executable, "-c", RAY_STATE, home.home.read_cluster().address],
-            env=home.env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home.root / "ray_token")},
+            env=ray_env(home.home, home.env, local=True),
             capture_output=True,
             text=True,
             timeout=60,
