@@ -6,10 +6,25 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+_DEEPEST = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SOCKET_PATH = 107
+"""Bytes that the path of a Unix socket may have."""
+
+
+def node_folder(namespace: str) -> Path:
+    """Where a home's Ray session and agent keep their files on a node, below a folder that is this user's alone.
+
+    /tmp where the machine's temporary folder has so long a name that no socket fits into it, as batch systems make them.
+    """
+    below = Path(f"orch-{os.getuid()}") / namespace
+    folder = Path(tempfile.gettempdir()) / below
+    return folder if len(os.fsencode(folder)) + len(_DEEPEST) <= _SOCKET_PATH else Path("/tmp") / below  # noqa: S108
 
 
 class InsecureHome(Exception):

@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 
-from orchestrator.control.cluster import temp_dir
 from orchestrator.control.home import Home
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -125,10 +124,12 @@ class OrchHome:
         reached: dict[str, Any] = until(there, timeout, f"run {run} is {state}; it is {self.show(run)['state']}")
         return reached
 
-    def end(self, run: int) -> dict[str, Any]:
-        """Waits for the run's end; the run."""
+    def end(self, run: int, state: str = "succeeded") -> dict[str, Any]:
+        """Waits for the run's end, which must be `state`; the run."""
         self("logs", run, "-f")
-        return self.show(run)
+        found = self.show(run)
+        assert found["state"] == state, found["reason"]
+        return found
 
     def prints(self, run: int, line: str, ranks: int = 1, timeout: float = 60) -> None:
         """Waits until `ranks` ranks have printed the line."""
@@ -141,7 +142,8 @@ class OrchHome:
     @property
     def node_folder(self) -> Path:
         """Where Ray's session and the node's agent keep their files."""
-        return temp_dir(self.home).parent
+        base = Path(self.env.get("TMPDIR", tempfile.gettempdir()))
+        return base / f"orch-{os.getuid()}" / self.home.namespace
 
     def ranks(self, run: int | None = None) -> dict[int, int]:
         """By pid, every process with the mark of a run (or of any run) of this home: its rank."""

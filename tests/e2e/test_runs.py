@@ -138,15 +138,15 @@ def test_a_run_that_waits_is_cancelled_at_once(home, job, waiting_job, gate):
     found = home.show(waits)
     assert (found["state"], found["attempts"]) == ("cancelled", [])
     gate.touch()
-    assert home.end(everything)["state"] == "succeeded"
+    home.end(everything)
 
 
 def test_cancel_lets_a_script_that_catches_sigterm_end_by_itself(home, job):
     run = home.submit(job(SAVES_ON_SIGTERM, workers=2))
     home.prints(run, "ready", ranks=2)
     home("cancel", run)
-    found = home.end(run)
-    assert (found["state"], found["attempts"][0]["outcome"]) == ("cancelled", "cancelled")
+    found = home.end(run, "cancelled")
+    assert found["attempts"][0]["outcome"] == "cancelled"
     assert found["attempts"][0]["exit_codes"] == {"0": 0, "1": 0}
     assert home.logs(run, "--rank", 1) == ["ready", "saved"]
 
@@ -157,9 +157,8 @@ def test_a_script_that_ignores_sigterm_is_killed_after_its_grace_with_all_that_i
     until(lambda: len(home.ranks(run)) == 3, 10, "the rank and its two daemons carry the mark")
     began = time.monotonic()
     home("cancel", run)
-    found = home.end(run)
+    found = home.end(run, "cancelled")
     assert time.monotonic() - began > 0.9
-    assert found["state"] == "cancelled"
     assert found["attempts"][0]["exit_codes"] == {"0": -9}
     assert home.ranks(run) == {}
 
