@@ -21,7 +21,15 @@ from typing import Any
 import psutil
 
 from orchestrator.control import snapshot
-from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleController, StartFailed, StartPart
+from orchestrator.control.backend import (
+    AgentGone,
+    LogChunk,
+    PartStatus,
+    Report,
+    StaleController,
+    StartFailed,
+    StartPart,
+)
 from orchestrator.control.gpus import memory_is_free, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
@@ -114,6 +122,7 @@ class NodeAgent:
         self._answered: float | None = None
         self._launcher = LauncherClient(folder / "launcher", self._base)
         self._connecting = asyncio.Lock()
+        self._closed = False
         self._listening: asyncio.Task[None] | None = None
 
     # -- the controller's calls ----------------------------------------------------------------------------------
@@ -177,6 +186,8 @@ class NodeAgent:
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
         await self._take_orders_from(epoch)
+        # The controller goes on asking until it ends, and must not bring a launcher back by that.
+        self._closed = True
         with suppress(LauncherGoneError):
             for key, part in self._parts.items():
                 if not part.swept:
@@ -195,7 +206,9 @@ class NodeAgent:
     # -- the launcher --------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        """Sees to it that a launcher runs and is listened to. Raises LauncherGoneError."""
+        """Sees to it that a launcher runs and is listened to. Raises LauncherGoneError, AgentGone once it was closed."""
+        if self._closed:
+            raise AgentGone("it was closed: the cluster goes down")
         async with self._connecting:
             if self._launcher.connected:
                 return
@@ -330,7 +343,7 @@ class NodeAgent:
         if epoch < self._epoch:
             raise StaleController(f"controller of epoch {epoch} was replaced by that of epoch {self._epoch}")
         if epoch > self._epoch:
-            self._epoch, self._unacked, self._sequence = epoch, None, 0
+            self._epoch, self._unacked, self._sequence, self._closed = epoch, None, 0, False
             for part in self._parts.values():
                 for file in part.folder.logs.values():
                     file.taken, file.tail_taken = file.shipped, False
@@ -353,7 +366,12 @@ class NodeAgent:
                 await asyncio.wait_for(self._changed.wait(), min(left, LOOK_S if self._parts else left))
 
     def _logs_pending(self) -> bool:
-        return any(not part.logs_shipped() for part in self._parts.values() if part.ranks)
+        """Whether the next report would hold something of a log; the end of one beyond its limit is read when its writer has ended."""
+        return any(
+            file.pending(part.log_limit) or (part.swept and file.over(part.log_limit) and not file.tail_taken)
+            for part in self._parts.values()
+            for file in map(part.folder.log, part.ranks)
+        )
 
     def _compose(self) -> Report:
         self._changed.clear()

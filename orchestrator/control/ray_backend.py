@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +26,7 @@ from orchestrator.control.api import Api
 from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
-from orchestrator.control.home import ClusterNote, Home
+from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.runtime import Settings
 from orchestrator.hardware.formats import read_hardware
@@ -37,11 +36,15 @@ from orchestrator.history.store import Store
 log = logging.getLogger("orch")
 
 CONTROLLER = "orch-controller"
-HOLD = "orch-hold-"
 CALL_S = 60.0
 """No call to an agent takes longer, a first start with its download aside."""
 START_S = 600.0
 NODE_ID = "ray.io/node-id"
+
+
+def hold_name(namespace: str, node: str) -> str:
+    """The placement group by which the home holds the node."""
+    return f"orch-hold-{namespace}-{node}"
 
 
 # -- on every node -------------------------------------------------------------------------------------------------
@@ -57,18 +60,13 @@ def node_info() -> dict[str, Any]:
     return found | {"versions": versions | found["versions"]}
 
 
-def node_folder(cluster: str, node: str) -> Path:
-    """The agent's folder on its node: short, since a Unix socket's path has 108 bytes."""
-    return Path(tempfile.gettempdir()) / f"orch-{os.getuid()}" / cluster / f"node-{node}"
-
-
 class AgentActor:
     """The node's agent as the Ray dashboard shows it."""
 
     def __init__(self, namespace: str, node: str, address: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
-        self._agent = NodeAgent(namespace, address, node_folder(namespace, node), self._fetch, node_info)
+        self._agent = NodeAgent(namespace, address, node_folder(namespace) / f"node-{node}", self._fetch, node_info)
 
     def __repr__(self) -> str:
         return f"orch agent on {self._node}"
@@ -201,7 +199,7 @@ class RayBackend:
             [bundle],
             strategy="STRICT_PACK",
             lifetime="detached",
-            name=f"{HOLD}{self._namespace}-{node.name}",
+            name=hold_name(self._namespace, node.name),
             bundle_label_selector=[{NODE_ID: node.id}],
         )
         if group.wait(2):
@@ -219,7 +217,7 @@ class RayBackend:
 
     def take_up_holds(self) -> None:
         """The holds that a controller before this one made: kept by name; the controller gives back what it does not need."""
-        start = f"{HOLD}{self._namespace}-"
+        start = hold_name(self._namespace, "")
         for row in placement_group_table().values():
             if row["name"].startswith(start) and row["state"] != "REMOVED":
                 group = ray.util.get_placement_group(row["name"])
