@@ -3,18 +3,12 @@
 Run as `python launcher.py DIR`; listens on DIR/launcher.sock. What it is asked and tells: docs/protocols.md, "Agent and launcher".
 Standard library only. One thread; it waits for nothing but the start of a cold rank's program.
 
-Which processes belong to an attempt (`Launcher.observe` and `whose`), strongest proof first:
+Which processes belong to an attempt is not guessed. Every rank carries two signs that its descendants inherit: the marker in its
+environment, and a number of the attempt as its soft limit RLIMIT_LOCKS, which the kernel keeps, shows in /proc/PID/limits, and has had
+no use for since Linux 2.4. The second survives `env -i`, `setsid`, a double fork and a close of all files; only a process that sets
+that very limit anew escapes. So several attempts side by side, and daemons without any tie to their rank, are told apart at any time.
 
-1. Its ranks. An ended rank is kept unreaped until its attempt has ended, so that neither its process nor its session id can come to
-   mean another process in the meantime.
-2. Whatever shares a session with a member, or is a member's child. Looked for all the time, so that a daemon is known by its first
-   parent even when it has cut every tie since.
-3. Whatever carries the attempt's marker in its environment.
-4. An orphan (as subreaper the launcher inherits them all) that holds one of the attempt's logs open.
-5. An orphan that can be of no other attempt, as no other lived when it began.
-
-An orphan that fits none of them (no marker, own session, own output, made and left within one look at the process table, while several
-attempts lived) is killed once every attempt that lived when it began is over; until then it is counted as `unproven` in `ended`.
+An ended rank is kept unreaped until its attempt has ended: as long as neither its process id nor its group's can be another's.
 """
 
 from __future__ import annotations
@@ -25,9 +19,11 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
+import resource
 import selectors
 import signal
 import socket
@@ -44,6 +40,7 @@ Message = dict[str, Any]
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+RLIMIT_LOCKS = 10
 ARGV_PADDING = 16 << 10
 ENV_PADDING = 64 << 10
 """Bytes in which a warm rank shows its own command line and environment; one that needs more is started cold."""
@@ -52,7 +49,6 @@ WARM_START_S = 5.0
 KEEP_ENDED_S = 3600.0
 """How long the ends of attempts are kept for an agent that does not come back."""
 SWEEP_S = 0.01
-TICKS = os.sysconf("SC_CLK_TCK")
 PRELOAD = "torch,torch.distributed,torch._dynamo"
 LIBC = ctypes.CDLL(None)
 
@@ -79,7 +75,6 @@ class Process:
 
     pid: int
     parent: int
-    session: int
     began: int
     alive: bool
 
@@ -87,7 +82,6 @@ class Process:
 @dataclass
 class Rank:
     pid: int
-    began: int
     warm: bool
     why_cold: str | None
     exit: int | None = None
@@ -98,13 +92,8 @@ class Rank:
 class Attempt:
     name: str
     mark: str
-    born: float
-    """Ticks since boot; nothing of the attempt began before."""
     lease_end: float
     ranks: dict[str, Rank] = field(default_factory=dict)
-    logs: set[tuple[int, int]] = field(default_factory=set)
-    members: dict[int, int] = field(default_factory=dict)
-    """Living processes known to be of the attempt, its ranks too: when each began, by pid."""
     kill_at: float | None = None
     killing: bool = False
     ended: bool = False
@@ -112,6 +101,10 @@ class Attempt:
     clean_looks: int = 0
     refusal: tuple[str, list[Callable[[Message], None]]] | None = None
     """Set where a start failed halfway: the reason, and whom to tell it once nothing of it is left."""
+
+    @property
+    def tag(self) -> int:
+        return tag_of(self.mark)
 
     @property
     def over(self) -> bool:
@@ -159,7 +152,7 @@ def process(pid: int) -> Process | None:
     fields = text.rpartition(b")")[2].split()
     # A process whose first thread has ended is shown as a zombie while its other threads run.
     alive = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
-    return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), alive)
+    return Process(pid, int(fields[1]), int(fields[19]), alive)
 
 
 def processes() -> dict[int, Process]:
@@ -185,25 +178,31 @@ def kill(pid: int, began: int) -> bool:
         os.close(handle)
 
 
-def mark_of(pid: int) -> str | None:
-    """The marker in the environment of a process; None where it has none or may not be read."""
-    try:
-        text = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return None
-    for entry in text.split(b"\0"):
-        if entry.startswith(b"ORCH_MARK="):
-            return os.fsdecode(entry[10:])
-    return None
+def tag_of(mark: str) -> int:
+    """The limit that the attempt's processes have: 49 bits of the marker's hash."""
+    return int.from_bytes(hashlib.sha256(mark.encode()).digest()[:6], "big") | 1 << 48
 
 
-def open_files(pid: int) -> Iterator[tuple[int, int]]:
-    """Device and inode of each open file."""
+def signs_of(pid: int) -> tuple[str | None, int | None]:
+    """The marker and the number by which a process of this user belongs to an attempt, each None where it has none."""
+    mark, tag = None, None
     with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                found = os.stat(f"/proc/{pid}/fd/{name}")
-                yield found.st_dev, found.st_ino
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(b"ORCH_MARK="):
+                mark = os.fsdecode(entry[10:])
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/limits").read_bytes().splitlines():
+            if line.startswith(b"Max file locks"):
+                soft = line.split()[3]
+                tag = int(soft) if soft.isdigit() else None
+    return mark, tag
+
+
+def of_this_user(pid: int) -> bool:
+    try:
+        return os.getuid() in (0, os.stat(f"/proc/{pid}").st_uid)
+    except FileNotFoundError:
+        return False
 
 
 def stamp(path: str) -> tuple[int, int, int] | None:
@@ -265,7 +264,9 @@ def open_log(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def spawn(argv: list[str], *, env: dict[str, str], cwd: str, log: str, keep: tuple[int, ...] = ()) -> int:
+def spawn(
+    argv: list[str], *, env: dict[str, str], cwd: str, log: str, keep: tuple[int, ...] = (), tag: int | None = None
+) -> int:
     """Starts a program as the leader of its own session; its pid. OSError where it cannot be.
 
     The kernel ends it with this process, without which nobody watches its lease.
@@ -277,6 +278,8 @@ def spawn(argv: list[str], *, env: dict[str, str], cwd: str, log: str, keep: tup
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != launcher:
             os._exit(1)
+        if tag is not None:
+            resource.setrlimit(RLIMIT_LOCKS, (tag, resource.getrlimit(RLIMIT_LOCKS)[1]))
 
     output = open_log(log)
     try:
@@ -296,34 +299,6 @@ def started(attempt: Attempt) -> Message:
         key: {"pid": rank.pid, "warm": rank.warm, **({"why_cold": rank.why_cold} if rank.why_cold else {})}
         for key, rank in attempt.ranks.items()
     }
-
-
-def grow(attempt: Attempt, table: dict[int, Process]) -> None:
-    """Adds to the members who is a child of one or shares a session with one, and drops those that are no more."""
-    members = {pid: began for pid, began in attempt.members.items() if pid in table and table[pid].began == began}
-    while True:
-        sessions = {table[pid].session for pid in members}
-        more = {
-            one.pid: one.began
-            for one in table.values()
-            if one.pid not in members and (one.parent in members or one.session in sessions)
-        }
-        if not more:
-            break
-        members |= more
-    attempt.members = members
-
-
-def whose(orphan: Process, alive: list[Attempt]) -> Attempt | None:
-    """The attempt of an orphan without marker; None where it could be of several that are not all over."""
-    candidates = [attempt for attempt in alive if attempt.born <= orphan.began]
-    files = set(open_files(orphan.pid))
-    holders = [attempt for attempt in candidates if attempt.logs & files]
-    if len(holders) == 1:
-        return holders[0]
-    if len(candidates) == 1 or (candidates and all(attempt.over for attempt in candidates)):
-        return candidates[0]
-    return None
 
 
 class Connection:
@@ -379,10 +354,9 @@ class Launcher:
         self.attempts: dict[str, Attempt] = {}
         self.starting: dict[str, Starting] = {}
         self.zygotes: dict[str, Zygote] = {}
-        self.zygote_sessions: set[int] = set()
         self.quitting = False
         self.done = False
-        self.observe_at = 0.0
+        self.observe_at = float("inf")
         self.observe_not_before = 0.0
         self.idle_since = now()
 
@@ -582,7 +556,6 @@ class Launcher:
             raise RefusedError(f"python: {error.strerror}: {python}") from None
         zygote = Zygote(python, pid, ours, env)
         self.zygotes[python] = zygote
-        self.zygote_sessions.add(pid)
         self.selector.register(ours, selectors.EVENT_READ, lambda _: self.zygote_says(zygote))
         reply({})
 
@@ -645,7 +618,7 @@ class Launcher:
             return
         if name in self.attempts or self.quitting:
             raise RefusedError(f"attempt {name}: what its failed start left, or the launcher itself, is being ended")
-        born = now()
+        asked_at = now()
         ranks = {str(rank["rank"]): rank for rank in map(check_rank, request["ranks"])}
         marks = {rank["env"].get("ORCH_MARK") for rank in ranks.values()}
         if not ranks or len(ranks) != len(request["ranks"]):
@@ -653,11 +626,10 @@ class Launcher:
         mark = marks.pop()
         if marks or not mark:
             raise RefusedError(f"attempt {name}: every rank's env needs the same ORCH_MARK")
-        attempt = Attempt(name, mark, born=born * TICKS - 1, lease_end=born + lease_s)
-        attempt.logs = {(found.st_dev, found.st_ino) for rank in ranks.values() for found in [os.stat(rank["log"])]}
+        attempt = Attempt(name, mark, lease_end=asked_at + lease_s)
         # A launcher that comes after this one finds by it what this one leaves, however it ends.
         (self.live / name).write_text(mark)
-        starting = Starting(attempt, ranks, deadline=born + WARM_START_S, answers=[reply])
+        starting = Starting(attempt, ranks, deadline=asked_at + WARM_START_S, answers=[reply])
         self.starting[name] = starting
         self.ask_zygotes(starting)
         self.finish_if_ready(starting)
@@ -680,7 +652,11 @@ class Launcher:
             self.selector.register(line, selectors.EVENT_READ, lambda _, line=line: self.line_says(starting, line))
             request = os.memfd_create("start", os.MFD_CLOEXEC)
             with theirs, os.fdopen(request, "wb") as stream:
-                asked = {"launcher": os.getpid(), "ranks": [starting.ranks[key] for key in keys]}
+                asked = {
+                    "launcher": os.getpid(),
+                    "tag": starting.attempt.tag,
+                    "ranks": [starting.ranks[key] for key in keys],
+                }
                 stream.write(json.dumps(asked).encode())
                 stream.flush()
                 os.lseek(request, 0, os.SEEK_SET)
@@ -738,7 +714,7 @@ class Launcher:
             rank = starting.ranks[key]
             try:
                 argv = [rank["python"], "-u", *rank["argv"]]
-                pid = spawn(argv, env=rank["env"], cwd=rank["cwd"], log=rank["log"])
+                pid = spawn(argv, env=rank["env"], cwd=rank["cwd"], log=rank["log"], tag=attempt.tag)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 self.refuse(starting, f"rank {key}: {rank['python']}: {getattr(error, 'strerror', None) or error}")
                 return
@@ -757,10 +733,7 @@ class Launcher:
         self.observe_soon()
 
     def add_rank(self, attempt: Attempt, key: str, pid: int, why: str | None) -> None:
-        found = process(pid)
-        began = found.began if found else 0
-        attempt.ranks[key] = Rank(pid, began, warm=why is None, why_cold=why)
-        attempt.members[pid] = began
+        attempt.ranks[key] = Rank(pid, warm=why is None, why_cold=why)
 
     def refuse(self, starting: Starting, why: str) -> None:
         """Ends a start that failed. The refusal is told when nothing of the attempt is left."""
@@ -779,7 +752,7 @@ class Launcher:
         for path in self.live.iterdir():
             mark = path.read_text()
             if mark:
-                self.attempts[path.name] = attempt = Attempt(path.name, mark, born=0.0, lease_end=0.0)
+                self.attempts[path.name] = attempt = Attempt(path.name, mark, lease_end=0.0)
                 self.begin_killing(attempt)
 
     def begin_killing(self, attempt: Attempt) -> None:
@@ -816,69 +789,46 @@ class Launcher:
         self.observe_at = min(self.observe_at, max(now(), self.observe_not_before))
 
     def observe(self) -> None:
-        """Looks at the process table: learns who belongs to whom, buries orphans, and ends attempts that are over."""
+        """Looks at the process table: buries orphans, and kills what is left of attempts that are over."""
         began = now()
         table = processes()
         ranks = {rank.pid for attempt in self.attempts.values() if not attempt.ended for rank in attempt.ranks.values()}
-        unreported = {pid for starting in self.starting.values() for pid in starting.pids.values()}
-        ours = ranks | unreported | {zygote.pid for zygote in self.zygotes.values()}
-        me = os.getpid()
-        self.zygote_sessions &= {one.session for one in table.values()}
-        orphans = []
+        unreaped = ranks | {pid for starting in self.starting.values() for pid in starting.pids.values()}
+        unreaped |= {zygote.pid for zygote in self.zygotes.values()}
         for one in table.values():
-            # Ranks that wait for a script are in their zygote's session.
-            if one.parent == me and one.pid not in ours and not (one.alive and one.session in self.zygote_sessions):
-                if one.alive:
-                    orphans.append(one)
-                else:
-                    with contextlib.suppress(ChildProcessError):
-                        os.waitpid(one.pid, os.WNOHANG)
-        alive = [attempt for attempt in self.attempts.values() if not attempt.ended]
-        for attempt in alive:
-            grow(attempt, table)
-        over = [attempt for attempt in alive if attempt.over]
+            if one.parent == os.getpid() and not one.alive and one.pid not in unreaped:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(one.pid, os.WNOHANG)
+        over = [attempt for attempt in self.attempts.values() if attempt.over and not attempt.ended]
         if over:
-            unproven = self.attribute(table, orphans, alive)
+            left = self.members(over, table)
             for attempt in over:
-                grow(attempt, table)
-                self.sweep(attempt, table, sum(1 for one in unproven if attempt.born <= one.began))
+                self.sweep(attempt, left[attempt.name])
         cost = now() - began
+        # Not more than a twentieth of a core for orphans that come and go.
         self.observe_not_before = now() + 20 * cost
-        alive = [attempt for attempt in alive if not attempt.ended]
-        if any(attempt.over for attempt in alive):
-            self.observe_at = now() + max(SWEEP_S, cost)
-        else:
-            self.observe_at = now() + max(1.0, 100 * cost) if alive else float("inf")
+        still = any(attempt.over and not attempt.ended for attempt in self.attempts.values())
+        self.observe_at = now() + max(SWEEP_S, cost) if still else float("inf")
 
-    def attribute(self, table: dict[int, Process], orphans: list[Process], alive: list[Attempt]) -> list[Process]:
-        """Adds what carries a marker and the orphans to their attempts; the orphans that could be of several are the answer."""
-        known = {pid for attempt in alive for pid in attempt.members}
-        by_mark = {attempt.mark: attempt for attempt in alive}
-        strangers = [one for one in table.values() if one.alive and one.pid not in known and one.parent != 2]
-        marked = {}
-        for one in strangers:
-            owner = by_mark.get(mark_of(one.pid) or "")
-            if owner is not None:
-                owner.members[one.pid] = one.began
-                marked[one.pid] = owner
-        unproven = []
-        for one in orphans:
-            if one.pid in known or one.pid in marked:
-                continue
-            owner = whose(one, alive)
-            if owner is None:
-                unproven.append(one)
-            else:
-                owner.members[one.pid] = one.began
-        return unproven
+    def members(self, attempts: list[Attempt], table: dict[int, Process]) -> dict[str, list[Process]]:
+        """The living processes of each of these attempts."""
+        by_mark = {attempt.mark: attempt.name for attempt in attempts}
+        by_tag = {attempt.tag: attempt.name for attempt in attempts}
+        found: dict[str, list[Process]] = {attempt.name: [] for attempt in attempts}
+        for one in table.values():
+            if one.alive and one.pid != os.getpid() and of_this_user(one.pid):
+                mark, tag = signs_of(one.pid)
+                name = by_mark.get(mark or "") or by_tag.get(tag or 0)
+                if name is not None:
+                    found[name].append(one)
+        return found
 
-    def sweep(self, attempt: Attempt, table: dict[int, Process], unproven: int) -> None:
-        """Kills what is left of an attempt that is over; it has ended when a look finds nothing."""
+    def sweep(self, attempt: Attempt, left: list[Process]) -> None:
+        """Kills what is left of an attempt that is over; it has ended when two looks have found nothing."""
         ranks = {rank.pid for rank in attempt.ranks.values()}
-        left = {pid: began for pid, began in attempt.members.items() if pid in table and table[pid].alive}
-        for pid, began in left.items():
-            if kill(pid, began) and pid not in ranks:
-                attempt.killed.add((pid, began))
+        for one in left:
+            if kill(one.pid, one.began) and one.pid not in ranks:
+                attempt.killed.add((one.pid, one.began))
         self.reap()
         if left or any(rank.exit is None for rank in attempt.ranks.values()):
             attempt.clean_looks = 0
@@ -888,19 +838,17 @@ class Launcher:
         if attempt.clean_looks < 2:
             return
         attempt.ended = True
-        attempt.members.clear()
         for pid in ranks:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         (self.live / attempt.name).unlink(missing_ok=True)
-        if attempt.refusal is not None:
-            why, answers = attempt.refusal
-            del self.attempts[attempt.name]
-            for reply in answers:
-                reply({"error": why})
+        if attempt.refusal is None:
+            self.tell({"event": "ended", "attempt": attempt.name, "swept": len(attempt.killed)})
             return
-        event = {"event": "ended", "attempt": attempt.name, "swept": len(attempt.killed)}
-        self.tell({**event, "unproven": unproven} if unproven else event)
+        why, answers = attempt.refusal
+        del self.attempts[attempt.name]
+        for reply in answers:
+            reply({"error": why})
 
 
 def lock(folder: Path) -> int:

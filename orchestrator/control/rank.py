@@ -25,6 +25,7 @@ import gc  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import resource  # noqa: E402
 import select  # noqa: E402
 import socket  # noqa: E402
 import threading  # noqa: E402
@@ -34,6 +35,7 @@ from typing import Any, Dict, Tuple  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 SIGKILL = 9
+RLIMIT_LOCKS = 10
 SPARES = 2
 MOST_SPARES = 16
 """How many ranks wait, forked, for a script: as many as were ever asked for at once, within these bounds."""
@@ -94,19 +96,19 @@ def serve(control: socket.socket) -> Script:
     A fork of a process with torch in it takes 6 ms and more, so some ranks are forked beforehand and wait for their script.
     """
     libc = ctypes.CDLL(None)
+    openblas = openblas_setters()
     wanted = SPARES
     spares: list[socket.socket] = []
     while True:
         missing = wanted - len(spares)
         ready, _, _ = select.select([control], [], [], QUIET_S if missing > 0 else None)
-        count, request, line = 0, -1, None
+        count, passed = 0, array.array("i")
         if ready:
             word, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(8))
             if not word:
                 os._exit(0)
             count = int(word)
             passed = array.array("i", ancillary[0][2])
-            request, line = passed[0], socket.socket(fileno=passed[1])
             wanted, missing = max(wanted, min(count, MOST_SPARES)), count - len(spares)
         if missing > 0:
             threads = len(os.listdir("/proc/self/task"))
@@ -114,27 +116,33 @@ def serve(control: socket.socket) -> Script:
                 more, mine = fork_ranks(missing)
                 if mine is not None:
                     # The parent's ends of the others' sockets: while open here, they would outlive their zygote.
-                    for other in [control, line, *spares]:
-                        if other is not None:
-                            other.close()
-                    if request >= 0:
-                        os.close(request)
-                    return wait_for_script(mine, libc)
+                    for other in [control, *spares]:
+                        other.close()
+                    for descriptor in passed:
+                        os.close(descriptor)
+                    return wait_for_script(mine, libc, openblas)
                 spares += more
-            elif line is not None:
-                line.send(json.dumps({"refused": f"it has {threads} threads"}).encode())
+            elif ready:
+                os.write(passed[1], json.dumps({"refused": f"it has {threads} threads"}).encode())
                 count = 0
             else:
                 wanted = 0
-        for index in range(count if line is not None else 0):
+        for index in range(count):
             with spares.pop(0) as spare:
-                spare.sendmsg(
-                    [str(index).encode()],
-                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [request, line.fileno()]))],
-                )
-        if line is not None:
-            os.close(request)
-            line.close()
+                spare.sendmsg([str(index).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+        for descriptor in passed:
+            os.close(descriptor)
+
+
+def openblas_setters() -> list[Any]:
+    """The functions that set the number of threads of each OpenBLAS in this process, numpy's for instance."""
+    with open("/proc/self/maps") as stream:
+        paths = {line.split(maxsplit=5)[5].strip() for line in stream if "openblas" in line}
+    names = [
+        f"{prefix}openblas_set_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_", "_64", "_")
+    ]
+    libraries = [ctypes.CDLL(path) for path in paths]
+    return [getattr(library, name) for library in libraries for name in names if hasattr(library, name)]
 
 
 def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
@@ -162,7 +170,7 @@ def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
     return [ours for ours, _ in pairs], None
 
 
-def wait_for_script(post: socket.socket, libc: Any) -> Script:
+def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Script:
     """The life of a rank until its script begins."""
     # A rank without its launcher has no lease, so the kernel ends it with the launcher.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
@@ -177,7 +185,9 @@ def wait_for_script(post: socket.socket, libc: Any) -> Script:
     os.close(request)
     rank = asked["ranks"][int(word)]
     try:
-        prepare(rank, libc)
+        # What every descendant inherits, whatever it does to its environment and session; the kernel has no other use for it.
+        resource.setrlimit(RLIMIT_LOCKS, (asked["tag"], resource.getrlimit(RLIMIT_LOCKS)[1]))
+        prepare(rank, libc, openblas)
     except BaseException as error:
         line.send(json.dumps({"rank": rank["rank"], "error": f"{type(error).__name__}: {error}"}).encode())
         os._exit(1)
@@ -189,7 +199,7 @@ def wait_for_script(post: socket.socket, libc: Any) -> Script:
     return script_of(rank)
 
 
-def prepare(rank: dict[str, Any], libc: Any) -> None:
+def prepare(rank: dict[str, Any], libc: Any, openblas: list[Any]) -> None:
     """Makes of this fork what `python -u script.py` finds itself in."""
     os.setsid()
     log = os.open(rank["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -206,8 +216,11 @@ def prepare(rank: dict[str, Any], libc: Any) -> None:
         logging["_startTime"] = time.time_ns() if isinstance(logging["_startTime"], int) else time.time()
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and "torch" in loaded:
-        # libgomp read the variable when it was loaded.
+        # libgomp and OpenBLAS read the variable when they were loaded.
         loaded["torch"].set_num_threads(int(threads))
+        if not {"OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"} & os.environ.keys():
+            for set_threads in openblas:
+                set_threads(int(threads))
 
 
 def move_to(folder: str) -> None:
