@@ -1,7 +1,7 @@
 """How long the commands take that people type all day: the whole process, from its start to its end.
 
-`orch ps`, `orch submit` (which returns when the run is on disk) and `orch --help`, with a cluster up, in turn with `python -c pass`:
-the least that any Python program takes. `orch submit` sends the code of a folder with one script, known to the controller already.
+`orch ps`, `orch submit` (which returns when the run is on disk) and `orch --help`, with a cluster up, in turn with `python -c
+pass`, the least that any Python program takes. The submitted folder holds one script, which the controller has already.
 The runs wait in the queue meanwhile, so that they take no processor time from the commands.
 """
 

@@ -1,9 +1,9 @@
 """How many runs a second can be submitted, each of them on disk before its submitter is told so.
 
-1 client, then 8 (threads of one process of their own, each over one HTTP connection), send runs to the API one after the other. A run
-that takes every slot is there before them, so they wait in the queue. Beside the rate: the time of one call, and the processor time
-that the controller takes for each, by which one sees what the limit is: where it comes near to 1/rate, it is the controller's one
-processor and neither the disk nor the clients.
+1 client, then 8 (threads of this process, an HTTP connection each), send runs to the API one after the other. A run that holds
+every slot is there before them, so they wait in the queue. Beside the rate: the time of one call, and the processor time that the
+controller takes for each, by which one sees what the limit is: where it comes near to 1/rate, it is the controller's one processor
+and neither the disk nor the clients.
 """
 
 from __future__ import annotations
