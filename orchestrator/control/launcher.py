@@ -1,14 +1,16 @@
-"""Who starts, watches and ends the ranks of a node: one process that outlives the agent, and kills what its lease does not cover.
+"""Who starts, watches and ends the ranks of a node, outlives the agent, and kills what its lease does not cover.
 
-Run as `python launcher.py DIR`; listens on DIR/launcher.sock. What it is asked and tells: docs/protocols.md, "Agent and launcher".
-Standard library only. One thread; it waits for nothing but the start of a cold rank's program.
+Run as `python launcher.py DIR`; listens on DIR/launcher.sock. What it is asked and tells: docs/protocols.md, "Agent
+and launcher". Standard library only. One thread; it waits for nothing but the start of a cold rank's program.
 
-Which processes belong to an attempt is not guessed. Every rank carries two signs that its descendants inherit: the marker in its
-environment, and a number of the attempt as its soft limit RLIMIT_LOCKS, which the kernel keeps, shows in /proc/PID/limits, and has had
-no use for since Linux 2.4. The second survives `env -i`, `setsid`, a double fork and a close of all files; only a process that sets
-that very limit anew escapes. So several attempts side by side, and daemons without any tie to their rank, are told apart at any time.
+Which processes belong to an attempt is not guessed. Every rank carries two signs that its descendants inherit: the
+marker in its environment, and a number of the attempt as its soft limit RLIMIT_LOCKS, which the kernel keeps, shows
+in /proc/PID/limits, and has had no use for since Linux 2.4. The second survives `env -i`, `setsid`, a double fork and
+a close of all files; only a process that sets that very limit anew escapes. So several attempts side by side, and
+daemons without any tie to their rank, are told apart at any time.
 
-An ended rank is kept unreaped until its attempt has ended: as long as neither its process id nor its group's can be another's.
+An ended rank is kept unreaped until its attempt has ended: as long as neither its process id nor its group's can be
+another's.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import argparse
 import array
 import contextlib
 import ctypes
-import errno
 import fcntl
 import hashlib
 import json
@@ -49,14 +50,17 @@ WARM_START_S = 5.0
 KEEP_ENDED_S = 3600.0
 """How long the ends of attempts are kept for an agent that does not come back."""
 SWEEP_S = 0.01
+LOCK_S = 1.0
+"""How long a new launcher waits for one that is just ending."""
 PRELOAD = "torch,torch.distributed,torch._dynamo"
 LIBC = ctypes.CDLL(None)
 
-# Read when Python starts or torch and what it imports are loaded (traced with torch 2.13): too late in a process that has done so.
+# Read when Python starts or torch and what it imports are loaded (traced with torch 2.13): too late in a process that
+# has done so.
 READ_AT_IMPORT = re.compile(
     r"(LD_|PYTHON|_PYTHON|GLIBC_|MALLOC_|LC_|TORCH|PYTORCH|PT2_|TRITON_|AOT|INDUCTOR_|FX_|FAKE_|COMPILE_|PARTITIONER_|DUMP_"
-    r"|OMP_|GOMP_|KMP_|ACC_|MKL|DNNL_|ONEDNN_|OPENBLAS_|GOTO_|BLIS_|NVPL_|NPY_|NUMPY_|NUMEXPR_|GFORTRAN_|SYMPY_|MPMATH_|CUTLASS_|CUTEDSL_"
-    r"|CUDA_|KINETO_|OPENSSL_|I_MPI_|MPI_|OMPI_).*"
+    r"|OMP_|GOMP_|KMP_|ACC_|MKL|DNNL_|ONEDNN_|OPENBLAS_|GOTO_|BLIS_|NVPL_|NPY_|NUMPY_"
+    r"|NUMEXPR_|GFORTRAN_|SYMPY_|MPMATH_|CUTLASS_|CUTEDSL_|CUDA_|KINETO_|OPENSSL_|I_MPI_|MPI_|OMPI_).*"
     r"|LANG|LANGUAGE|HOME|USER|LOGNAME|LNAME|USERNAME|TMPDIR|TEMP|TMP"
 )
 # These match it, but are read when CUDA or a process group is made, or are applied after the fork.
@@ -122,6 +126,8 @@ class Zygote:
     env: dict[str, str]
     ready: bool = False
     modules: tuple[str, ...] = ()
+    most_threads: int | None = None
+    """How many threads torch uses of itself. MKL caps a larger OMP_NUM_THREADS, but only where it reads it itself."""
     files: dict[str, tuple[int, int, int] | None] = field(default_factory=dict)
 
 
@@ -223,8 +229,11 @@ def why_cold(rank: Message, zygote: Zygote | None) -> str | None:
     for name in sorted(env.keys() | zygote.env.keys()):
         if env.get(name) != zygote.env.get(name) and READ_AT_IMPORT.fullmatch(name) and not READ_LATER.fullmatch(name):
             return f"{name} is read when torch or Python is loaded"
-    if not re.fullmatch(r"[1-9]\d{0,4}", env.get("OMP_NUM_THREADS", "1")):
+    threads = env.get("OMP_NUM_THREADS", "1")
+    if not re.fullmatch(r"[1-9]\d{0,4}", threads):
         return "OMP_NUM_THREADS is not a plain number"
+    if zygote.most_threads is not None and int(threads) > zygote.most_threads:
+        return f"OMP_NUM_THREADS is more than the {zygote.most_threads} threads that torch uses here"
     if rank["argv"][0].startswith("-") or not script.endswith(".py") or not os.path.isfile(script):
         return f"{rank['argv'][0]} is not the file of a script"
     folder = os.path.dirname(os.path.realpath(script))
@@ -278,8 +287,9 @@ def spawn(
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != launcher:
             os._exit(1)
-        if tag is not None:
-            resource.setrlimit(RLIMIT_LOCKS, (tag, resource.getrlimit(RLIMIT_LOCKS)[1]))
+        hard = resource.getrlimit(RLIMIT_LOCKS)[1]
+        if tag is not None and hard == resource.RLIM_INFINITY:
+            resource.setrlimit(RLIMIT_LOCKS, (tag, hard))
 
     output = open_log(log)
     try:
@@ -394,6 +404,8 @@ class Launcher:
                     self.lose_zygote(zygote, f"forked nothing within {WARM_START_S:.0f} s")
                     self.give_up_line(starting, line, "the warm process did not answer")
                 self.finish_if_ready(starting)
+                if starting.attempt.name in self.starting:
+                    self.refuse(starting, f"it could not be started within {WARM_START_S:.0f} s")
         for attempt in self.attempts.values():
             if attempt.ended or attempt.killing:
                 continue
@@ -451,7 +463,7 @@ class Launcher:
     # Requests
 
     def answer(self, connection: Connection, line: bytes) -> None:
-        number = None
+        number: Any = None
 
         def reply(message: Message) -> None:
             if connection.open:
@@ -469,6 +481,9 @@ class Launcher:
             handler(request, reply)
         except RefusedError as refusal:
             reply({"error": str(refusal)})
+        except OSError as error:
+            # A full disk or too many open files: no reason to end, and with this process every rank.
+            reply({"error": f"{error.strerror}: {error.filename or 'in the launcher'}"})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reply({"error": f"not a request of this protocol: {type(error).__name__}: {error}"})
 
@@ -545,12 +560,11 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         script = str(Path(__file__).resolve().with_name("rank.py"))
         argv = [python, "-u", script, str(theirs.fileno()), self.preload, " " * ARGV_PADDING]
+        padded = {"ORCH_PADDING": " " * ENV_PADDING, **env}
+        log = str(self.folder / "zygote.log")
         try:
             with theirs:
-                pid = spawn(
-                    argv, env={"ORCH_PADDING": " " * ENV_PADDING, **env}, cwd=str(self.folder), log=str(self.folder / "zygote.log"),
-                    keep=(theirs.fileno(),),
-                )  # fmt: skip
+                pid = spawn(argv, env=padded, cwd=str(self.folder), log=log, keep=(theirs.fileno(),))
         except OSError as error:
             ours.close()
             raise RefusedError(f"python: {error.strerror}: {python}") from None
@@ -574,6 +588,7 @@ class Launcher:
             self.lose_zygote(zygote, f"it has {found['threads']} threads after its imports, which a fork would lose")
         else:
             zygote.modules = tuple(found["modules"])
+            zygote.most_threads = found["most_threads"]
             zygote.files = {path: stamp(path) for path in found["files"]}
             zygote.ready = True
             missing = f"not installed there: {', '.join(found['missing'])}" if found["missing"] else None
@@ -677,7 +692,7 @@ class Launcher:
             except OSError:
                 text = b""
             zygote, keys = starting.lines[line]
-            said = json.loads(text) if text else {"refused": "the warm process ended"}
+            said: Message = json.loads(text) if text else {"refused": "the warm process ended"}
             if "refused" in said:
                 # Whatever it has forked ends by itself when the line is closed, before its script has begun.
                 self.give_up_line(starting, line, said["refused"])
@@ -816,7 +831,8 @@ class Launcher:
         by_tag = {attempt.tag: attempt.name for attempt in attempts}
         found: dict[str, list[Process]] = {attempt.name: [] for attempt in attempts}
         for one in table.values():
-            if one.alive and one.pid != os.getpid() and of_this_user(one.pid):
+            # Process 2 is the parent of the kernel's own threads.
+            if one.alive and one.parent != 2 and one.pid != os.getpid() and of_this_user(one.pid):
                 mark, tag = signs_of(one.pid)
                 name = by_mark.get(mark or "") or by_tag.get(tag or 0)
                 if name is not None:
@@ -841,7 +857,8 @@ class Launcher:
         for pid in ranks:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-        (self.live / attempt.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.live / attempt.name).unlink(missing_ok=True)
         if attempt.refusal is None:
             self.tell({"event": "ended", "attempt": attempt.name, "swept": len(attempt.killed)})
             return
@@ -854,12 +871,15 @@ class Launcher:
 def lock(folder: Path) -> int:
     """Makes this process the folder's only launcher; the lock goes with it."""
     descriptor = os.open(folder / "launcher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno != errno.EWOULDBLOCK:
-            raise
-        sys.exit(f"another launcher (process {os.pread(descriptor, 20, 0).decode().strip()}) serves {folder}")
+    deadline = now() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if now() >= deadline:
+                sys.exit(f"another launcher (process {os.pread(descriptor, 20, 0).decode().strip()}) serves {folder}")
+            time.sleep(0.02)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor

@@ -1,10 +1,12 @@
 """What a warm rank is: a process that has imported torch already and turns into `python -u script.py`.
 
-Run by the interpreter of the job as `python -u rank.py FD PRELOAD PADDING`, with ORCH_PADDING in its environment: the zygote. It
-imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. Python 3.9 or later, standard library only.
+Run by the interpreter of the job as `python -u rank.py FD PRELOAD PADDING`, with ORCH_PADDING in its environment: the
+zygote. It imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. Python 3.9 or
+later, standard library only.
 
-The script is not run by `runpy`: that tears its module down while the interpreter still lives, and DDP's destructor then waits for
-a lock which its caller holds. It runs in a module that stays `__main__` until the interpreter ends, as after `python script.py`.
+The script is not run by `runpy`: that tears its module down while the interpreter still lives, and DDP's destructor
+then waits for a lock which its caller holds. It runs in a module that stays `__main__` until the interpreter ends, as
+after `python script.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ RLIMIT_LOCKS = 10
 SPARES = 2
 MOST_SPARES = 16
 """How many ranks wait, forked, for a script: as many as were ever asked for at once, within these bounds."""
-QUIET_S = 0.5
+QUIET_S = 0.25
 """How long after a request spares are forked anew: not while the ranks that it started need the cores."""
 TORCH_FIXED_SEED = 67280421310721
 """What some versions of torch start every process with; others draw a seed."""
@@ -65,7 +67,8 @@ def load(names: list[str]) -> dict[str, Any]:
         raise RuntimeError("importing torch initialised CUDA, which does not survive a fork")
     gc.collect()
     gc.freeze()
-    # OpenBLAS has a pool of threads from its import on, and ends it before a fork, to start it again when it is next used.
+    # OpenBLAS has a pool of threads from its import on, and ends it before a fork, to start it again when it is next
+    # used.
     pid = os.fork()
     if pid == 0:
         os._exit(0)
@@ -75,6 +78,7 @@ def load(names: list[str]) -> dict[str, Any]:
     return {
         "seconds": time.monotonic() - began,
         "missing": missing,
+        "most_threads": torch.get_num_threads() if torch is not None else None,
         "threads": len(os.listdir("/proc/self/task")),
         "modules": sorted(top_level),
         "files": loaded_files(top_level),
@@ -93,21 +97,23 @@ def loaded_files(top_level: set[str]) -> list[str]:
 def serve(control: socket.socket) -> Script:
     """Hands requests to ranks. Comes back only in a rank, with its script.
 
-    A fork of a process with torch in it takes 6 ms and more, so some ranks are forked beforehand and wait for their script.
+    A fork of a process with torch in it takes 6 ms and more, so some ranks are forked beforehand and wait for their
+    script.
     """
     libc = ctypes.CDLL(None)
     openblas = openblas_setters()
     wanted = SPARES
     spares: list[socket.socket] = []
+    quiet = 0.0
     while True:
         missing = wanted - len(spares)
-        ready, _, _ = select.select([control], [], [], QUIET_S if missing > 0 else None)
+        ready, _, _ = select.select([control], [], [], quiet if missing > 0 else None)
         count, passed = 0, array.array("i")
         if ready:
             word, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(8))
             if not word:
                 os._exit(0)
-            count = int(word)
+            count, quiet = int(word), QUIET_S
             passed = array.array("i", ancillary[0][2])
             wanted, missing = max(wanted, min(count, MOST_SPARES)), count - len(spares)
         if missing > 0:
@@ -185,8 +191,11 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Scri
     os.close(request)
     rank = asked["ranks"][int(word)]
     try:
-        # What every descendant inherits, whatever it does to its environment and session; the kernel has no other use for it.
-        resource.setrlimit(RLIMIT_LOCKS, (asked["tag"], resource.getrlimit(RLIMIT_LOCKS)[1]))
+        # What every descendant inherits, whatever it does to its environment and session; the kernel has no other use
+        # for it.
+        hard = resource.getrlimit(RLIMIT_LOCKS)[1]
+        if hard == resource.RLIM_INFINITY:
+            resource.setrlimit(RLIMIT_LOCKS, (asked["tag"], hard))
         prepare(rank, libc, openblas)
     except BaseException as error:
         line.send(json.dumps({"rank": rank["rank"], "error": f"{type(error).__name__}: {error}"}).encode())
@@ -267,7 +276,7 @@ def take_environment(env: dict[str, str], libc: Any) -> None:
 
 
 def show_in_proc(rank: dict[str, Any]) -> None:
-    """Writes argv and environment where the kernel reads /proc/PID/cmdline and environ: over the padding given at exec."""
+    """Writes argv and environment where /proc/PID/cmdline and environ are read: over the padding given at exec."""
     with open("/proc/self/stat", "rb") as stream:
         fields = stream.read().rpartition(b")")[2].split()
     arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
@@ -311,7 +320,7 @@ def script_of(rank: dict[str, Any]) -> Script:
 
 
 def hide_this_file(error: BaseException) -> None:
-    """Has an uncaught exception shown as in a plain run: without the frames of this file, through the script's own hook."""
+    """Has an uncaught exception shown as in a plain run: without frames of this file, by the script's own hook."""
     script_hook = sys.excepthook
 
     def hook(kind: Any, value: Any, traceback: Any) -> None:
@@ -339,7 +348,8 @@ def zygote() -> Script:
 
 if __name__ == "__main__":
     try:
-        # No name may hold the namespace: what the script leaves in it is torn down when the interpreter ends, not before.
+        # No name may hold the namespace: what the script leaves in it is torn down when the interpreter ends, not
+        # before.
         exec(*zygote())  # noqa: S102
     except BaseException as error:
         hide_this_file(error)

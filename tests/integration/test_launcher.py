@@ -3,6 +3,7 @@
 Warm ranks come from a zygote that preloads only `json`, except where a test is marked `torch`.
 """
 
+import ast
 import asyncio
 import json
 import os
@@ -17,18 +18,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.control import launcher_client
 from orchestrator.control.launcher_client import (
     LAUNCHER,
     LauncherClient,
     LauncherGoneError,
     LauncherRefusedError,
-    base_environment,
 )
+from orchestrator.control.rank_env import base_env
 
 FINGERPRINT = Path(__file__).parents[1] / "fixtures" / "fingerprint.py"
 TORCH = "torch,torch.distributed,torch._dynamo"
-ENV = base_environment(os.environ)
+ENV = base_env(os.environ)
 
 
 class Node:
@@ -197,10 +197,11 @@ def test_a_warm_rank_writes_what_a_cold_one_writes(node: Node, text: str) -> Non
 
 def test_an_attempt_that_is_known_is_never_started_twice(node: Node, way: bool) -> None:
     first = node.start("1.1", "print('here'); import time; time.sleep(60)", cold=way)
-    assert node.start("1.1", "print('again')", cold=way) == first
+    again = node.rank("1.1", "", cold=way, argv=[node.script("print('again')")])
+    assert node.call("start", attempt="1.1", lease_s=60, ranks=[again])["ranks"] == first
     node.call("stop", attempt="1.1", grace_s=0)
     node.event("ended", attempt="1.1")
-    assert node.start("1.1", "print('again')", cold=way) == first
+    assert node.call("start", attempt="1.1", lease_s=60, ranks=[again])["ranks"] == first
     assert "again" not in node.log("1.1")
 
 
@@ -231,7 +232,7 @@ def test_a_program_that_will_not_run_takes_the_other_ranks_back(node: Node, way:
     broken.chmod(0o755)
     sleeper = "import time; time.sleep(60)"
     ranks = [node.rank("1.1", sleeper, 0, cold=way), node.rank("1.1", "", 1, python=str(broken))]
-    with pytest.raises(LauncherRefusedError, match="rank 1: .*Exec format error"):
+    with pytest.raises(LauncherRefusedError, match=r"rank 1: .*Exec format error"):
         node.call("start", attempt="1.1", lease_s=60, ranks=ranks)
     assert node.call("hello")["attempts"] == {}
     assert marked("test.1.1") == []
@@ -507,6 +508,14 @@ def test_a_folder_whose_socket_has_too_long_a_path_is_refused_with_its_length(tm
     assert "may have 107" in done.stderr
 
 
+def test_a_new_launcher_takes_over_from_one_that_is_ending(node: Node) -> None:
+    before = node.pid
+    for _ in range(3):
+        node.call("quit")
+        node.connect()
+    assert node.pid != before
+
+
 # Zygotes
 
 
@@ -579,6 +588,10 @@ def test_more_ranks_than_wait_ready_are_forked_at_once(node: Node) -> None:
         assert [node.log(attempt, rank) for rank in range(5)] == [f"{rank}\n" for rank in range(5)]
 
 
+def test_the_zygote_can_be_run_by_python_3_9() -> None:
+    ast.parse(LAUNCHER.with_name("rank.py").read_text(), feature_version=(3, 9))
+
+
 # A warm rank is what a cold one is
 
 
@@ -607,7 +620,8 @@ def compare(node: Node, imports: str, env: dict[str, str]) -> dict[str, tuple[An
     return {name: (cold_one[name], warm_one[name]) for name in cold_one if cold_one[name] != warm_one[name]}
 
 
-# What a warm rank cannot hide: its modules are there before its script asks for them, and the interpreter's first script was another.
+# What a warm rank cannot hide: its modules are there before its script asks for them, and the interpreter's first
+# script was another.
 EXPECTED = {"modules_at_start", "gc_frozen", "stack"}
 
 
@@ -618,7 +632,7 @@ def test_a_warm_rank_is_what_a_cold_one_is(node: Node, env: dict[str, str]) -> N
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("threads", [None, "1", "3"])
+@pytest.mark.parametrize("threads", [None, "1", str(len(os.sched_getaffinity(0)))])
 def test_a_warm_rank_with_torch_is_what_a_cold_one_is(torch_node: Node, threads: str | None) -> None:
     found = compare(torch_node, TORCH, {"OMP_NUM_THREADS": threads} if threads else {})
     # OpenBLAS, which numpy brings, starts its threads again when it is first used after a fork.
@@ -660,15 +674,3 @@ def test_warm_ddp_ranks_end_cleanly_again_and_again(torch_node: Node) -> None:
         assert torch_node.event("ended", attempt=attempt)["swept"] == 0
         seeds += [torch_node.log(attempt, rank).split()[-1] for rank in (0, 1)]
     assert len(set(seeds)) == 20
-
-
-def test_the_environment_of_a_node_is_without_what_ray_and_orch_put_there() -> None:
-    environ = {
-        "PATH": "/bin",
-        "RAY_JOB_ID": "1",
-        "PYTHONPATH": "/x",
-        "OMP_NUM_THREADS": "1",
-        "ORCH_HOME": "/o",
-        "HOME": "/h",
-    }
-    assert launcher_client.base_environment(environ) == {"PATH": "/bin", "HOME": "/h"}
