@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import click
 
 from cli import context
 from cli import output as out
-from cli.errors import NEVER_FITS, Fail
 
 
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="K=V", help="Overrides a key of the file, e.g. --set workers=2x8.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="K=V", help="Overrides a key of the file, e.g. --set workers=2x8."
+)
 @out.output_option
 def plan(job: Path, overrides: tuple[str, ...], output: str) -> None:
     """Where JOB would go, changing nothing.
@@ -26,18 +28,18 @@ def plan(job: Path, overrides: tuple[str, ...], output: str) -> None:
     orch plan job.yaml
     orch plan job.yaml --set workers=4x8 --set near=leaf!
     """
-    from cli.submit import load
-
     settings = context.config()
-    spec = load(job, overrides)
+    spec = context.load_job(job, overrides)
     body = {"spec": spec.model_dump(mode="json"), "user": context.user_name(), "dry_run": True}
     body["secrets"] = dict.fromkeys(spec.secrets, "")
     answer: dict[str, Any] = context.controller(settings).call("POST", "runs", body=body)
-    if output in ("json", "jsonl"):
-        out.print_json({"name": spec.name} | answer) if output == "json" else out.print_jsonl({"name": spec.name} | answer)
-        return
-    for line in lines(spec.name, answer):
-        click.echo(line)
+    if output == "json":
+        out.print_json({"name": spec.name} | answer)
+    elif output == "jsonl":
+        click.echo(json.dumps({"name": spec.name} | answer))
+    else:
+        for line in lines(spec.name, answer):
+            click.echo(line)
 
 
 def lines(name: str, answer: dict[str, Any]) -> list[str]:
@@ -62,6 +64,3 @@ def _bandwidth(placement: dict[str, Any]) -> str:
         return ""
     bound = f", bounded by {placement['busbw_bottleneck']}" if placement.get("busbw_bottleneck") else ""
     return f", all-reduce at {placement['busbw_predicted']:.0f} GB/s predicted{bound}"
-
-
-__all__ = ["NEVER_FITS", "Fail", "lines", "plan"]

@@ -10,22 +10,13 @@ from pathlib import Path
 
 import click
 
+from cli import context
+from cli import output as out
+from cli.errors import NOT_FOUND, USAGE, Fail
 from orchestrator.hardware.as_json import node_to_json, to_json
 from orchestrator.hardware.draw import draw, draw_node
 from orchestrator.hardware.formats import FormatError, read_hardware
 from orchestrator.hardware.model import Cluster, Domain, Node
-
-
-class _Refusal(click.ClickException):
-    """A refusal with its exit code: 2 bad input, 3 no such node, 6 no cluster."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
-
-    @property
-    def exit_code(self) -> int:  # type: ignore[override]
-        return self.code
 
 
 @click.command("topo")
@@ -33,26 +24,45 @@ class _Refusal(click.ClickException):
     "--from", "files", multiple=True, type=click.Path(path_type=Path), help="A file to read; may be repeated."
 )
 @click.option("--node", help="Only this node, drawn whole.")
-@click.option(
-    "-o", "--output", type=click.Choice(["table", "json", "jsonl", "csv", "name"]), default="table", show_default=True
-)
-@click.option("--json", "output", flag_value="json", help="The same as -o json.")
+@out.output_option
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path))
 def topo(files: Sequence[Path], more: Sequence[Path], node: str | None, output: str) -> None:
-    """Pods, leaves, nodes, NVLink islands, GPUs and NICs, drawn as a tree.
+    """The tree of the cluster, and what is free of it.
+
+    Pods, leaves, nodes, NVLink islands and GPUs, as placement sees them.
 
     --from FILE... shows what files say, with no cluster needed: the output of nvidia-smi topo, NCCL's topology XML,
     Slurm's topology.conf, the output of ibnetdiscover, a topograph model, a CSV of places, a cluster.yaml.
+
+    \b
+    orch topo
+    orch topo --node gpu-01
+    orch topo --from topology.conf --json
     """
     if not files:
-        raise _Refusal("The cluster's own topology is not available yet: give files with --from FILE.", 6)
+        _of_the_cluster(node, output)
+        return
     try:
         cluster = read_hardware([*files, *more])
     except FormatError as error:
-        raise _Refusal(str(error), 2) from None
+        raise Fail(str(error), USAGE) from None
     for note in cluster.notes:
         click.echo(note, err=True)
     click.echo("\n".join(_lines(cluster, node, output)))
+
+
+def _of_the_cluster(node: str | None, output: str) -> None:
+    answer = context.controller().call("GET", "topo", query={"node": node} if node else None)
+    for note in [*answer["notes"], *(f"{name}: is declared and has not joined" for name in answer["absent"])]:
+        out.say(note)
+    if output == "json":
+        out.print_json(answer)
+    elif output == "name":
+        click.echo("\n".join(one["name"] for one in answer["nodes"]))
+    elif output in ("jsonl", "csv"):
+        raise Fail(f"-o {output} is for --from FILE; the cluster's tree has -o json", USAGE)
+    else:
+        click.echo("\n".join(map(out.clean, answer["drawing"])))
 
 
 def _lines(cluster: Cluster, name: str | None, output: str) -> list[str]:
@@ -61,7 +71,7 @@ def _lines(cluster: Cluster, name: str | None, output: str) -> list[str]:
         chosen = tuple(node for node in cluster.nodes if node.name == name)
         if not chosen:
             known = ", ".join(node.name for node in cluster.nodes[:5])
-            raise _Refusal(f"there is no node {name} among {len(cluster.nodes)}: {known}, ...", 3)
+            raise Fail(f"there is no node {name} among {len(cluster.nodes)}: {known}, ...", NOT_FOUND)
     if output == "name":
         return [node.name for node in chosen]
     if output == "jsonl":
