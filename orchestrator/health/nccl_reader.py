@@ -323,8 +323,9 @@ class Reader:
                     votes.setdefault(rank, Counter())[host] += self._processes[process] or 1
         if len(self._sizes) < 2:  # else a rank in a line may be that of a smaller communicator
             for process, spoken in self._speakers.items():
-                for rank in spoken if (host := process[0]) is not None else ():
-                    votes.setdefault(rank, Counter())[host] += self._processes[process] or 1
+                host = process[0]
+                for rank in spoken if host else ():
+                    votes.setdefault(rank, Counter())[str(host)] += self._processes[process] or 1
         return {rank: host for rank, counts in votes.items() if (host := _most(counts, alias))}
 
     def _node_count(self, ranks: int, hosts: list[str], places: dict[int, str], links: list[Link]) -> int:
