@@ -20,6 +20,7 @@ COMMANDS = {
     "cancel": "change",
     "retry": "change",
     "nodes": "cluster",
+    "doctor": "doctor",
     "up": "cluster",
     "down": "cluster",
     "status": "cluster",

@@ -53,7 +53,7 @@ def _never(scene: Scene) -> bool:
 
 
 def _one_host_many_nodes(scene: Scene) -> bool:
-    return bool(scene.seen.hosts) and scene.seen.nodes > len(scene.seen.hosts)
+    return scene.seen.one_host_counted_apart
 
 
 def _off(scene: Scene, name: str) -> bool:
@@ -88,8 +88,26 @@ NO_P2P: tuple[Row, ...] = (
     (
         _never,
         lambda s: s.seen.nodes <= 1,
-        "each rank sees only its own GPU (CUDA_VISIBLE_DEVICES, or a container for each rank), so CUDA cannot open the peer's memory",
+        "each rank sees only its own GPU (CUDA_VISIBLE_DEVICES, or a container each), and CUDA cannot open the peer's memory",
         "let every rank of a node see all of its GPUs, and start containers with --ipc=host",
+    ),
+)
+
+FAR: Row = (
+    _never,
+    _always,
+    "the GPUs are under different PCIe root ports, where NCCL prefers shared memory: nothing is wrong then",
+    "see `nvidia-smi topo -m`; place ranks on GPUs that NVLink or one PCIe switch joins",
+)
+"""Possible only where NVLink was not promised."""
+
+NO_NVLINK_BETWEEN_NODES: tuple[Row, ...] = (
+    (lambda s: s.value("NCCL_MNNVL_ENABLE") == "0", _never, "NCCL_MNNVL_ENABLE=0 is set", "unset NCCL_MNNVL_ENABLE"),
+    (
+        _never,
+        _always,
+        "the nodes are in no common NVLink domain, or its IMEX service is down on one of them",
+        "look at `nvidia-smi -q | grep -A4 Fabric` and `nvidia-imex-ctl -N`; NCCL_MNNVL_ENABLE=1 fails instead of falling back",
     ),
 )
 

@@ -117,6 +117,11 @@ class NcclLog:
         return bool(net) and all(link.kind.endswith("/GDRDMA") for link in net)
 
     @property
+    def one_host_counted_apart(self) -> bool:
+        """Whether NCCL counts more nodes than there are hosts, every rank's host being known."""
+        return len(self.rank_hosts) == self.ranks > 0 and self.nodes > len({host for _, host in self.rank_hosts})
+
+    @property
     def env(self) -> dict[str, str]:
         """The variables with one value each (the first by name where ranks differ)."""
         return {name: values[0] for name, values in self.environment}

@@ -88,7 +88,7 @@ def nccl_is_torchs(facts: NodeFacts) -> Iterator[Finding]:
 def shared_memory_suffices(facts: NodeFacts) -> Iterator[Finding]:
     """Ranks of one node that have no P2P, and data loaders, pass their data through /dev/shm."""
     if facts.shm is not None and facts.shm < SHM_SCANT and len(facts.gpus) > 1:
-        problem = f"shared memory (/dev/shm) has {size(facts.shm)}: NCCL's shared memory or a data loader will fail with a bus error"
+        problem = f"shared memory (/dev/shm) has {size(facts.shm)}: NCCL or a data loader will fail with a bus error"
         mend = "start the container with --shm-size=16g or --ipc=host (Kubernetes: an emptyDir of medium Memory)"
         yield Finding("error" if facts.shm <= 64 << 20 else "warning", facts.node, problem, mend)
 

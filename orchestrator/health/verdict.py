@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.health.causes import APART, NO_GDR, NO_P2P, NO_RDMA, Cause, Row, Scene, likely
+from orchestrator.health.causes import (
+    APART,
+    NO_GDR,
+    NO_NVLINK_BETWEEN_NODES,
+    NO_P2P,
+    NO_RDMA,
+    Cause,
+    Row,
+    Scene,
+    likely,
+)
 from orchestrator.health.facts import NodeFacts
 from orchestrator.health.nccl_log import Link, NcclLog
 
@@ -75,8 +85,9 @@ class Shortfall:
     """The likeliest first."""
 
     def __str__(self) -> str:
-        (low, high), took = self.ranks, _WORDS.get(_of_kind(self.seen), self.seen)
-        text = f"{self.links} of {self.of} links promised {_WORDS[self.promised]} go over {took} (such as rank {low} and rank {high})"
+        (low, high), took = self.ranks, _WORDS.get(kept_by(self.seen), self.seen)
+        counts, such = f"{self.links} of {self.of} links", f"such as rank {low} and rank {high}"
+        text = f"{counts} promised {_WORDS[self.promised]} go over {took} ({such})"
         return f"{text}: {self.cost}" if self.cost else text
 
 
@@ -102,7 +113,7 @@ def verdict(planned: PlannedLinks, seen: NcclLog, env: Mapping[str, str], facts:
     """
     links = tuple(seen.links.items())
     if not seen.found:
-        return Verdict("unknown", _nothing_seen(seen), links)
+        return Verdict("unknown", nothing_seen(seen), links)
     ranked = seen.communicator_sizes[-1:] == seen.communicator_sizes
     short: dict[tuple[Promise, str], list[Link]] = {}
     promised: dict[Promise, int] = {}
@@ -119,20 +130,21 @@ def verdict(planned: PlannedLinks, seen: NcclLog, env: Mapping[str, str], facts:
         _shortfall(planned, promise, kind, found, promised[promise], seen, env, facts)
         for (promise, kind), found in short.items()
     ]
-    shortfalls.sort(key=lambda s: (-_LEVEL[_of_kind(s.seen)], _LEVEL[s.promised]))
+    shortfalls.sort(key=lambda s: (-_LEVEL[kept_by(s.seen)], _LEVEL[s.promised]))
     total = sum(promised.values())
     if shortfalls:
         return Verdict("worse than planned", f"{shortfalls[0]}", links, tuple(shortfalls))
     return Verdict("as planned", f"all {total} links are as good as promised", links)
 
 
-def _nothing_seen(seen: NcclLog) -> str:
+def nothing_seen(seen: NcclLog) -> str:
+    """Why a log shows no link."""
     if not seen.lines:
         return "the log has no line of NCCL: it says what it does with NCCL_DEBUG=INFO"
     return f"none of {seen.lines} lines of NCCL tells of a link: from 2.22 on links are made at the first collective"
 
 
-def _of_kind(kind: str) -> Promise:
+def kept_by(kind: str) -> Promise:
     """The promise that a kind of link would just keep."""
     if kind.startswith("P2P"):
         return "P2P" if kind == "P2P/PCIe" else "P2P/NVLink"
@@ -145,7 +157,7 @@ def _of_kind(kind: str) -> Promise:
 
 def _worse(kind: str, promise: Promise) -> bool:
     # A `P2P` whose fabric the log does not tell is given the benefit of the doubt.
-    return _LEVEL[_of_kind(kind)] > _LEVEL[promise]
+    return _LEVEL[kept_by(kind)] > _LEVEL[promise]
 
 
 def _by_host(planned: PlannedLinks, link: Link) -> Promise | None:
@@ -174,13 +186,15 @@ def _shortfall(
     ranks = {rank for link in found for rank in link.ranks}
     names = [node.name for node in planned.nodes if ranks & {*node.ranks}]
     nodes = tuple(facts[name] for name in names if name in facts)
-    causes = likely(_rows(promise, kind), Scene(seen, env, nodes))
+    causes = likely(_rows(promise, kind, len(names) > 1 and planned.across == promise), Scene(seen, env, nodes))
     links = sum(link.channels for link in found)
     return Shortfall(promise, kind, links, of, found[0].ranks, _cost(promise, kind, nodes), causes)
 
 
-def _rows(promise: Promise, kind: str) -> tuple[Row, ...]:
-    took = _of_kind(kind)
+def _rows(promise: Promise, kind: str, across: bool) -> tuple[Row, ...]:
+    took = kept_by(kind)
+    if promise == "P2P/NVLink" and across:
+        return NO_NVLINK_BETWEEN_NODES
     if promise in ("P2P/NVLink", "P2P", "SHM"):
         return NO_P2P if took in ("P2P", "SHM") else (*APART, *NO_P2P)
     return NO_RDMA if took == "Socket" else NO_GDR
@@ -188,7 +202,7 @@ def _rows(promise: Promise, kind: str) -> tuple[Row, ...]:
 
 def _cost(promise: Promise, kind: str, nodes: tuple[NodeFacts, ...]) -> str | None:
     models = {model for facts in nodes for model in facts.gpus}
-    took = _of_kind(kind)
+    took = kept_by(kind)
     for (model, better), expected in _MEASURED.items():
         typical = _MEASURED.get((model, took))
         if better == promise and typical and models and all(model in name for name in models):
@@ -197,88 +211,3 @@ def _cost(promise: Promise, kind: str, nodes: tuple[NodeFacts, ...]) -> str | No
                 f"{expected:g} over {_WORDS[promise]}, {expected / typical:.0f} times less"
             )
     return None
-
-
-# Without a plan -------------------------------------------------------------------------------------------------------
-
-
-def meaning(seen: NcclLog) -> tuple[str, ...]:
-    """What a log means for whoever has no plan to compare it with: sentences, the worst first."""
-    return tuple(sentence for rule in _MEANINGS for sentence in rule(seen))
-
-
-def _says(rows: tuple[Row, ...], seen: NcclLog) -> str:
-    causes = likely(rows, Scene(seen, {}, ()))
-    return ". ".join([("" if cause.shown else "Perhaps ") + f"{cause.text}: {cause.mend}" for cause in causes[:2]])
-
-
-def _no_links(seen: NcclLog) -> list[str]:
-    return [] if seen.transports else [f"{_nothing_seen(seen)[0].upper()}{_nothing_seen(seen)[1:]}"]
-
-
-def _count(seen: NcclLog, level: Promise) -> tuple[int, int]:
-    total = sum(seen.links.values())
-    return sum(n for kind, n in seen.links.items() if _of_kind(kind) == level and not kind.startswith("COLLNET")), total
-
-
-def _sockets(seen: NcclLog) -> list[str]:
-    count, total = _count(seen, "Socket")
-    rows = (*APART[:2], *NO_RDMA) if _inside_one_host(seen) else NO_RDMA
-    return (
-        [f"{count} of {total} links go over TCP sockets, the slowest that there is. {_says(rows, seen)}"]
-        if count
-        else []
-    )
-
-
-def _inside_one_host(seen: NcclLog) -> bool:
-    return bool(seen.hosts) and seen.nodes > len(seen.hosts)
-
-
-def _copied(seen: NcclLog) -> list[str]:
-    count, total = _count(seen, "RDMA")
-    if not count:
-        return []
-    return [f"{count} of {total} links use RDMA through the host's memory, without GPUDirect. {_says(NO_GDR, seen)}"]
-
-
-def _shared_memory(seen: NcclLog) -> list[str]:
-    count, total = _count(seen, "SHM")
-    return [f"{count} of {total} links go through the host's memory (SHM). {_says(NO_P2P, seen)}"] if count else []
-
-
-def _counted_apart(seen: NcclLog) -> list[str]:
-    if not _inside_one_host(seen):
-        return []
-    hosts = ", ".join(seen.hosts)
-    return [f"NCCL counts {seen.nodes} nodes, but all lines come from {len(seen.hosts)}: {hosts}"]
-
-
-def _adapters_differ(seen: NcclLog) -> list[str]:
-    sets = {names for _, names in seen.adapters}
-    if len(sets) < 2:
-        return []
-    lists = "; ".join(f"{host}: {', '.join(names)}" for host, names in seen.adapters)
-    return [f"Hosts have different adapters, over which NCCL may spin for ever: {lists}"]
-
-
-def _versions_differ(seen: NcclLog) -> list[str]:
-    return [f"Ranks have different NCCL versions: {', '.join(seen.versions)}"] if len(seen.versions) > 1 else []
-
-
-def _variables_differ(seen: NcclLog) -> list[str]:
-    differ = [f"{name} ({' / '.join(values)})" for name, values in seen.environment if len(values) > 1]
-    differ = [text for text in differ if not text.startswith(("NCCL_HOSTID", "NCCL_TOPO_DUMP_FILE"))]
-    return [f"Ranks have different settings: {', '.join(differ)}"] if differ else []
-
-
-_MEANINGS = (
-    _no_links,
-    _sockets,
-    _copied,
-    _shared_memory,
-    _counted_apart,
-    _versions_differ,
-    _adapters_differ,
-    _variables_differ,
-)
