@@ -56,6 +56,19 @@ def _one_host_many_nodes(scene: Scene) -> bool:
     return scene.seen.one_host_counted_apart
 
 
+def _named_adapter_is_absent(scene: Scene) -> bool:
+    asked = scene.value("NCCL_IB_HCA") or ""
+    if not asked or asked.startswith("^"):
+        return False
+    exact = asked.startswith("=")
+    names = [part.partition(":")[0] for part in asked.lstrip("=").split(",")]
+    return any(
+        facts.adapters is not None
+        and not any(a.name == name if exact else a.name.startswith(name) for a in facts.adapters for name in names)
+        for facts in scene.nodes
+    )
+
+
 def _off(scene: Scene, name: str) -> bool:
     return scene.value(name) in ("0", "LOC")
 
@@ -147,6 +160,12 @@ NO_RDMA: tuple[Row, ...] = (
         "unset NCCL_NET, or set it to IB",
     ),
     (
+        _named_adapter_is_absent,
+        lambda s: s.value("NCCL_IB_HCA") is not None,
+        "NCCL_IB_HCA names no adapter that is there",
+        "compare NCCL_IB_HCA with `ibstat -l` on every node",
+    ),
+    (
         lambda s: bool(s.seen.no_adapter),
         lambda s: not s.seen.adapters,
         "NCCL found no InfiniBand or RoCE device: /dev/infiniband is not in the container, or its libraries are missing",
@@ -163,12 +182,6 @@ NO_RDMA: tuple[Row, ...] = (
         _never,
         "too little memory may be locked for RDMA",
         "ulimit -l unlimited",
-    ),
-    (
-        _never,
-        lambda s: s.value("NCCL_IB_HCA") is not None,
-        "NCCL_IB_HCA names no adapter that is there",
-        "compare NCCL_IB_HCA with `ibstat -l` on every node",
     ),
     (
         _never,

@@ -144,7 +144,13 @@ VARIABLES: tuple[tuple[str, Holds, Literal["error", "warning"], str, str], ...] 
     ),
     ("NCCL_P2P_LEVEL", lambda v: v in ("0", "LOC"), "error", "no GPU reaches another's memory", "unset it"),
     ("NCCL_ALGO", _any, "warning", "NCCL cannot choose the algorithm; collectives that lack this one fail", "unset it"),
-    ("NCCL_PROTO", _any, "warning", "a forced LL128 can corrupt data where it is not supported", "unset it"),
+    (
+        "NCCL_PROTO",
+        _any,
+        "warning",
+        "NCCL cannot choose the protocol, and LL128 corrupts data where it is not supported",
+        "unset it",
+    ),
     ("NCCL_GRAPH_FILE", _any, "warning", "a fixed graph fits one machine only", "unset it"),
     ("NCCL_NET", lambda v: v == "Socket", "error", "nodes talk over TCP whatever adapters there are", "unset it"),
     (
