@@ -91,7 +91,7 @@ _VIA = re.compile(
 )
 _COLLNET = re.compile(r"Coll(?:Net)? (\d+)(?:/\d+)? ?: (\d{1,7})(?:\[\w+\])? \[(send|receive)\] via COLLNET/(.*)")
 # A name that lacks its device was cut off: `NET/Sock` is no transport.
-_NET = re.compile(r"([A-Za-z][\w .+\-]{0,40})/(\d+)(?:\((\d+)\))?(.*)")
+_NET = re.compile(r"([A-Za-z][\w .+\-]{0,40}?)(?: \(v\d+\))?/(\d+)(?:\((\d+)\))?(.*)")
 _NO_GDR = re.compile(r"(\(PCI\))?(/Shared)?( |$)")
 
 

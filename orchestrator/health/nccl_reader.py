@@ -16,7 +16,7 @@ MOST_RANKS = 1 << 20
 MOST_WARNINGS = 10_000
 WARNINGS_KEPT = 50
 
-_VERSION = re.compile(r"(N|R)CCL version ?:? ?(\d+\.\d+\.\d+)(?=[+\-\sa-z]|$)")
+_VERSION = re.compile(r"(N|R)CCL version ?:? ?([2-9]\.\d+\.\d+)(?=[+\-,\sa-z]|$)")
 _COMM = re.compile(
     r"rank (\d+) n[rR]anks (\d+)(?: nNodes (\d+)\b)?(?: localRanks \d+ localRank \d+ MNNVL (\d))?(?= |$)"
 )

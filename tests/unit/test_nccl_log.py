@@ -127,6 +127,7 @@ P2P = "h:1:1 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/"
         "h:1:1 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/FastSocket/0": "NET/FastSocket",
         "h:1:1 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/AWS Libfabric/11(7)": "NET/AWS Libfabric",
         "h:1:1 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/gIB/0/GDRDMA(PCI)": "NET/gIB/GDRDMA",
+        "h:1:1 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/Libfabric (v10)/0/GDRDMA": "NET/Libfabric/GDRDMA",
         "h:1:1 [0] NCCL INFO Coll 00 : 4 [receive] via COLLNET/SHARP/1": "COLLNET/SHARP",
     }.items(),
 )
