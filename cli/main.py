@@ -24,6 +24,7 @@ COMMANDS = {
     "retry": "change",
     "nodes": "cluster",
     "topo": "topo",
+    "doctor": "doctor",
     "up": "cluster",
     "down": "cluster",
     "status": "cluster",

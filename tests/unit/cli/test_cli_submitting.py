@@ -122,13 +122,34 @@ def test_secrets_come_from_the_environment_and_all_that_are_missing_are_named(or
 
 def test_a_dry_run_sends_no_code_and_says_where_it_would_go(orch, stub, job):
     placement = {"level": "node", "nodes": [{"node": "gpu-01", "gpus": [0, 1], "ranks": [0, 1]}]}
-    stub.answers["POST /runs"] = (200, {"fits_now": True, "reason": None, "placement": placement})
+    drawing = ["gpu-01: GPU 0-1 = rank 0-1"]
+    answer = {"fits_now": True, "reason": None, "placement": placement, "drawing": drawing}
+    stub.answers["POST /runs"] = (200, answer)
     done = orch("submit", job, "--dry-run", "--json")
     assert done.returncode == 0
     answer = json.loads(done.stdout)
     assert (answer["id"], answer["state"], answer["placement"]) == (None, "valid", placement)
-    assert "gpu-01 (2)" in done.stderr
+    assert "would start now, within one node" in done.stderr
+    assert drawing[0] in done.stderr
     assert "PUT /code" not in stub.calls()
+    assert last_run(stub)["dry_run"] is True
+
+
+def test_a_plan_says_where_the_job_would_go_what_else_there_is_and_what_to_know(orch, stub, job):
+    placement = {"level": "leaf", "busbw_predicted": 231.4, "busbw_bottleneck": "a <-> b: 400 Gb/s x 8", "nodes": []}
+    others = [{"level": "node", "answer": "node: never: no node has 16 GPUs", "busbw_predicted": None}]
+    answer = {"fits_now": True, "reason": None, "placement": placement, "drawing": ["a: GPU 0-7 = rank 0-7"]}
+    stub.answers["POST /runs"] = (200, answer | {"alternatives": others, "notices": ["NCCL_ALGO: forces an algorithm"]})
+    done = orch("plan", job)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "train would start now, within one leaf, all-reduce at 231 GB/s predicted, bounded by a <-> b: 400 Gb/s x 8",
+        "  a: GPU 0-7 = rank 0-7",
+        "held to one level:",
+        "  node: never: no node has 16 GPUs",
+        "note: NCCL_ALGO: forces an algorithm",
+    ]
+    assert json.loads(orch("plan", job, "--json").stdout)["placement"] == placement
     assert last_run(stub)["dry_run"] is True
 
 
