@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,11 @@ from cli.errors import UNREACHABLE, Fail, Unreachable
 from cli.output import Column
 
 if TYPE_CHECKING:
+    from cli.api import Controller
     from orchestrator.config import Config
+
+AGENT = 15.0
+"""Seconds that `up` waits for the first node's agent."""
 
 
 @click.command()
@@ -33,10 +38,20 @@ def up() -> None:
     settings = context.config()
     start_local(settings)
     try:
-        answer = context.controller(settings).call("GET", "status")
+        answer = _once_nodes_answer(context.controller(settings))
     except Unreachable as error:
         raise Fail(f"the cluster was started, but {error.message}", UNREACHABLE) from None
     out.say(f"up: {_sum(answer)}")
+
+
+def _once_nodes_answer(api: Controller) -> dict[str, Any]:
+    """The status as soon as a node's agent has answered, at the latest after AGENT seconds."""
+    deadline = time.monotonic() + AGENT
+    while True:
+        answer: dict[str, Any] = api.call("GET", "status")
+        if answer["nodes"] or time.monotonic() > deadline:
+            return answer
+        time.sleep(0.1)
 
 
 @click.command()

@@ -366,7 +366,7 @@ class NodeAgent:
                 await asyncio.wait_for(self._changed.wait(), min(left, LOOK_S if self._parts else left))
 
     def _logs_pending(self) -> bool:
-        """Whether the next report would hold something of a log; the end of one beyond its limit is read when its writer has ended."""
+        """Whether the next report would hold something of a log; the end of an overlong one is read when its writer ended."""
         return any(
             file.pending(part.log_limit) or (part.swept and file.over(part.log_limit) and not file.tail_taken)
             for part in self._parts.values()

@@ -98,7 +98,9 @@ class Controller:
         answer = place(request, topology, free)
         others = [
             {"level": other.level, "answer": str(other), "busbw_predicted": other.busbw}
-            for other in (alternatives(request, topology, free) if spec.workers.total > 1 else ())
+            for other in (
+                alternatives(request, topology, free) if request.device == "cuda" and spec.workers.total > 1 else ()
+            )
         ]
         now = {"device": request.device, "alternatives": others, "notices": self.notices(spec)}
         if isinstance(answer, Rejection):
