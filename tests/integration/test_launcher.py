@@ -7,6 +7,7 @@ import ast
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -429,7 +430,9 @@ def test_the_launcher_is_no_child_of_the_agent_and_the_only_one_of_its_folder(no
     stat = Path(f"/proc/{node.pid}/stat").read_bytes().rpartition(b")")[2].split()
     assert int(stat[1]) != os.getpid()
     assert int(stat[3]) == node.pid
-    second = subprocess.run([sys.executable, LAUNCHER, node.folder / "l"], capture_output=True, text=True, timeout=30)
+    second = subprocess.run(
+        [sys.executable, "-I", LAUNCHER, node.folder / "l"], capture_output=True, text=True, timeout=30
+    )
     assert second.returncode == 1
     assert f"another launcher (process {node.pid}) serves" in second.stderr
     assert (node.folder / "l").stat().st_mode & 0o777 == 0o700
@@ -503,9 +506,16 @@ def test_nonsense_is_answered_with_an_error_and_harms_nobody(node: Node) -> None
 
 def test_a_folder_whose_socket_has_too_long_a_path_is_refused_with_its_length(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
-    done = subprocess.run([sys.executable, LAUNCHER, folder], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-I", LAUNCHER, folder], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert "may have 107" in done.stderr
+
+
+def test_the_launcher_runs_from_any_folder_with_the_standard_library_alone(tmp_path: Path) -> None:
+    shutil.copytree(LAUNCHER, tmp_path / "elsewhere")
+    argv = [sys.executable, "-I", "-S", tmp_path / "elsewhere", "--help"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_new_launcher_takes_over_from_one_that_is_ending(node: Node) -> None:
@@ -589,7 +599,7 @@ def test_more_ranks_than_wait_ready_are_forked_at_once(node: Node) -> None:
 
 
 def test_the_zygote_can_be_run_by_python_3_9() -> None:
-    ast.parse(LAUNCHER.with_name("rank.py").read_text(), feature_version=(3, 9))
+    ast.parse((LAUNCHER / "rank.py").read_text(), feature_version=(3, 9))
 
 
 # A warm rank is what a cold one is

@@ -1,0 +1,37 @@
+"""What a rank must be asked with: the request of one rank, checked and completed, or a refusal that says what is wrong."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from spawning import open_log
+from wire import Message, RefusedError
+
+
+def check_rank(rank: Any) -> Message:
+    """Refuses a rank that could not be started; makes its log file."""
+    types = {"rank": int, "python": str, "argv": list, "cwd": str, "env": dict, "log": str}
+    if not isinstance(rank, dict) or any(not isinstance(rank.get(name), kind) for name, kind in types.items()):
+        raise RefusedError(f"a rank needs {', '.join(f'{name} ({kind.__name__})' for name, kind in types.items())}")
+    who = f"rank {rank['rank']}"
+    words = [*rank["argv"], *rank["env"].keys(), *rank["env"].values()]
+    if not rank["argv"] or any(not isinstance(word, str) or "\0" in word for word in words):
+        raise RefusedError(f"{who}: argv and env must be strings without NUL, and argv not empty")
+    if any("=" in name or not name for name in rank["env"]):
+        raise RefusedError(f"{who}: an environment variable without a name, or with = in it")
+    if not os.path.isabs(rank["python"]) or not os.access(rank["python"], os.X_OK) or os.path.isdir(rank["python"]):
+        raise RefusedError(f"{who}: python: {rank['python']} is not the absolute path of a program that may be run")
+    if not os.path.isabs(rank["cwd"]) or not os.path.isdir(rank["cwd"]) or not os.access(rank["cwd"], os.X_OK):
+        raise RefusedError(f"{who}: cwd: {rank['cwd']} is not a folder that may be entered")
+    try:
+        os.close(open_log(rank["log"]))
+    except OSError as error:
+        raise RefusedError(f"{who}: log: {error.strerror}: {rank['log']}") from None
+    return rank
+
+
+def is_script(rank: Message) -> bool:
+    """Whether argv begins with the file of a script."""
+    name: str = rank["argv"][0]
+    return not name.startswith("-") and name.endswith(".py") and os.path.isfile(os.path.join(rank["cwd"], name))
