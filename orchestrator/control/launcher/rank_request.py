@@ -10,7 +10,7 @@ from wire import Message, RefusedError
 
 
 def check_rank(rank: Any) -> Message:
-    """Refuses a rank that could not be started; makes its log file."""
+    """The rank as it is started. Refuses one that could not be; makes its log file."""
     types = {"rank": int, "python": str, "argv": list, "cwd": str, "env": dict, "log": str}
     if not isinstance(rank, dict) or any(not isinstance(rank.get(name), kind) for name, kind in types.items()):
         raise RefusedError(f"a rank needs {', '.join(f'{name} ({kind.__name__})' for name, kind in types.items())}")
@@ -24,11 +24,43 @@ def check_rank(rank: Any) -> Message:
         raise RefusedError(f"{who}: python: {rank['python']} is not the absolute path of a program that may be run")
     if not os.path.isabs(rank["cwd"]) or not os.path.isdir(rank["cwd"]) or not os.access(rank["cwd"], os.X_OK):
         raise RefusedError(f"{who}: cwd: {rank['cwd']} is not a folder that may be entered")
+    if rank.get("cpus") is not None:
+        check_cpus(who, rank["cpus"])
+    cudnn = asked_of_cudnn(who, rank)
     try:
         os.close(open_log(rank["log"]))
     except OSError as error:
         raise RefusedError(f"{who}: log: {error.strerror}: {rank['log']}") from None
-    return rank
+    # cuBLAS is repeatable only with a workspace of fixed size.
+    fixed = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if cudnn.get("deterministic") else {}
+    return {**rank, "cudnn": cudnn, "env": {**fixed, **rank["env"]}}
+
+
+def check_cpus(who: str, cpus: Any) -> None:
+    if not isinstance(cpus, list) or not cpus or any(type(cpu) is not int for cpu in cpus):
+        raise RefusedError(f"{who}: cpus must be one or more numbers of CPUs")
+    allowed = os.sched_getaffinity(0)
+    missing = sorted(set(cpus) - allowed)
+    if missing:
+        raise RefusedError(
+            f"{who}: cpus: {', '.join(map(str, missing))} not among the {len(allowed)} CPUs that may be used here: "
+            f"{', '.join(map(str, sorted(allowed)))}"
+        )
+
+
+def asked_of_cudnn(who: str, rank: Message) -> dict[str, bool]:
+    """The flags of cuDNN to be set before the script begins; {} where all stay as torch has them."""
+    asked = rank.get("cudnn") or {}
+    if (
+        not isinstance(asked, dict)
+        or asked.keys() - {"benchmark", "deterministic"}
+        or any(value is not None and type(value) is not bool for value in asked.values())
+    ):
+        raise RefusedError(f"{who}: cudnn takes benchmark and deterministic, each true, false or null")
+    flags = {name: value for name, value in asked.items() if value is not None}
+    if flags and not is_script(rank):
+        raise RefusedError(f"{who}: cudnn is set before a script, and {rank['argv'][0]} is not the file of one")
+    return flags
 
 
 def is_script(rank: Message) -> bool:

@@ -1,4 +1,4 @@
-"""How a program becomes a process of this launcher: its own session, its log, and an end with the launcher."""
+"""How a program becomes a process of this launcher: its own session, its log, its CPUs, and an end with the launcher."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ def open_log(path: str) -> int:
 
 
 def spawn(
-    argv: list[str], *, env: dict[str, str], cwd: str, log: str, keep: tuple[int, ...] = (), tag: int | None = None
+    argv: list[str],
+    *,
+    env: dict[str, str],
+    cwd: str,
+    log: str,
+    keep: tuple[int, ...] = (),
+    tag: int | None = None,
+    cpus: list[int] | None = None,
 ) -> int:
-    """Starts a program as the leader of its own session; its pid. OSError where it cannot be.
+    """Starts a program as the leader of its own session; its pid. OSError or SubprocessError where it cannot be.
 
     The kernel ends it with this process, without which nobody watches its lease.
     """
@@ -34,6 +41,8 @@ def spawn(
         hard = resource.getrlimit(RLIMIT_LOCKS)[1]
         if tag is not None and hard == resource.RLIM_INFINITY:
             resource.setrlimit(RLIMIT_LOCKS, (tag, hard))
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
 
     output = open_log(log)
     try:

@@ -21,7 +21,7 @@ from spawning import spawn
 from sweeper import Sweeper
 from why_cold import why_cold
 from wire import Message, RefusedError, Reply
-from zygotes import Zygote, Zygotes
+from zygotes import RANK_PROGRAM, Zygote, Zygotes
 
 WARM_START_S = 5.0
 """How long a zygote may take to fork before it is given up."""
@@ -38,6 +38,12 @@ class Starting:
     why_cold: dict[str, str] = field(default_factory=dict)
     pids: dict[str, int] = field(default_factory=dict)
     lines: dict[socket.socket, tuple[Zygote, set[str]]] = field(default_factory=dict)
+
+
+def cold_argv(rank: Message) -> list[str]:
+    """The command of a cold rank: the script itself, or what becomes it once it has set cuDNN's flags."""
+    before = [RANK_PROGRAM, "become", json.dumps(rank["cudnn"])] if rank["cudnn"] else []
+    return [rank["python"], "-u", *before, *rank["argv"]]
 
 
 class Starts:
@@ -172,8 +178,14 @@ class Starts:
         for key in starting.why_cold:
             rank = starting.ranks[key]
             try:
-                argv = [rank["python"], "-u", *rank["argv"]]
-                pid = spawn(argv, env=rank["env"], cwd=rank["cwd"], log=rank["log"], tag=attempt.tag)
+                pid = spawn(
+                    cold_argv(rank),
+                    env=rank["env"],
+                    cwd=rank["cwd"],
+                    log=rank["log"],
+                    tag=attempt.tag,
+                    cpus=rank.get("cpus"),
+                )
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 self.refuse(starting, f"rank {key}: {rank['python']}: {getattr(error, 'strerror', None) or error}")
                 return

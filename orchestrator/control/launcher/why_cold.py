@@ -38,6 +38,10 @@ def why_cold(rank: Message, zygote: Zygote | None) -> str | None:
         return "OMP_NUM_THREADS is not a plain number"
     if zygote.most_threads is not None and int(threads) > zygote.most_threads:
         return f"OMP_NUM_THREADS is more than the {zygote.most_threads} threads that torch uses here"
+    if rank.get("cpus") and zygote.most_threads is not None and "OMP_NUM_THREADS" not in env:
+        return "torch makes its number of threads of cpus when it is loaded, as there is no OMP_NUM_THREADS"
+    if rank["cudnn"] and "torch" not in zygote.modules:
+        return "cudnn needs torch, which the warm process does not have"
     if not is_script(rank):
         return f"{rank['argv'][0]} is not the file of a script"
     folder = os.path.dirname(os.path.realpath(script))
