@@ -52,6 +52,7 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 # python: /venv/bin/python   # the interpreter of the ranks; default: orch's own
 # env: {{OMP_NUM_THREADS: "4"}}
 # secrets: [WANDB_API_KEY]   # names only; the values are taken from your environment and stored nowhere
+# cudnn: {{benchmark: true}}   # benchmark and deterministic, set before the script's first line
 # checkpoint: ckpt        # a folder that is the same on every attempt, in ORCH_CHECKPOINT_DIR
 # priority: 0             # higher goes first
 # team: vision

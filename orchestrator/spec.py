@@ -108,6 +108,13 @@ class Near(Value):
         return self.level + ("!" if self.required else waits)
 
 
+class Cudnn(Value):
+    """Switches of torch.backends.cudnn; one that is not given stays as torch has it."""
+
+    benchmark: bool | None = None
+    deterministic: bool | None = None
+
+
 def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -158,6 +165,16 @@ Priority = Annotated[
     BeforeValidator(checks.whole),
     AfterValidator(checks.priority),
     WithJsonSchema({"type": "integer", "minimum": -1000, "maximum": 1000}),
+]
+CudnnSwitches = Annotated[
+    Cudnn,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"benchmark": {"type": "boolean"}, "deterministic": {"type": "boolean"}},
+            "additionalProperties": False,
+        }
+    ),
 ]
 NearWish = Annotated[
     Near | None,
@@ -241,6 +258,12 @@ class JobSpec(Value):
         description="Names of variables whose values are taken from the submitter's environment and stored nowhere.",
         examples=[["WANDB_API_KEY"]],
     )
+    cudnn: CudnnSwitches = Field(
+        default=Cudnn(),
+        description="cuDNN's switches, set in every rank before the script's first line. deterministic also sets "
+        "CUBLAS_WORKSPACE_CONFIG.",
+        examples=[{"benchmark": True, "deterministic": False}],
+    )
     checkpoint: Checkpoint = Field(
         default=None,
         description="A folder for checkpoints, given to the script as ORCH_CHECKPOINT_DIR, the same on every attempt: "
@@ -286,13 +309,6 @@ class JobSpec(Value):
 
 
 LATER: dict[str, dict[str, Any]] = {
-    "cudnn": {
-        "description": "cuDNN's settings, applied in every rank before the script's first line.",
-        "type": "object",
-        "properties": {"benchmark": {"type": "boolean"}, "deterministic": {"type": "boolean"}},
-        "additionalProperties": False,
-        "examples": [{"benchmark": True, "deterministic": False}],
-    },
     "requires": {
         "description": "Versions that every node must have, checked first.",
         "type": "object",

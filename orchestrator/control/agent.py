@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from orchestrator.control.backend import (
 from orchestrator.control.gpus import memory_is_free, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
+from orchestrator.control.part import Part
 from orchestrator.control.rank_env import base_env, cpus_by_numa, gpu_name, interface_of, rank_env
 from orchestrator.hardware.model import Node
 from orchestrator.placement.ranks import cpu_affinity
@@ -44,46 +45,6 @@ LOOK_S = 0.1
 REPORT_BYTES = 4 << 20
 GPU_FREE_S = 15.0
 """How long ended ranks' GPU memory may take to be given back before the node is reported all the same."""
-
-
-@dataclass
-class Part:
-    """A gang's part on this node, while the agent knows of it."""
-
-    run: int
-    attempt: int
-    folder: AttemptFolder
-    log_limit: int
-    gpus: tuple[int, ...]
-    ranks: dict[int, int | None] = field(default_factory=dict)
-    swept: bool = False
-    gpu_free: bool = False
-    lease_expired: bool = False
-    first_failed: int | None = None
-    warm: int = 0
-    master_port: int = 0
-
-    @property
-    def key(self) -> str:
-        return f"{self.run}.{self.attempt}"
-
-    def logs_shipped(self) -> bool:
-        return not any(
-            log.pending(self.log_limit) or (log.over(self.log_limit) and not log.tail_taken)
-            for log in map(self.folder.log, self.ranks)
-        )
-
-    def status(self) -> PartStatus:
-        return PartStatus(
-            self.run,
-            self.attempt,
-            dict(self.ranks),
-            self.swept and self.gpu_free and self.logs_shipped(),
-            self.master_port,
-            self.lease_expired,
-            self.first_failed,
-            self.warm,
-        )
 
 
 class NodeAgent:
@@ -312,29 +273,23 @@ class NodeAgent:
             base = {k: v for k, v in base.items() if k != "PYTHONPATH"}
         python = part.python or sys.executable
         base = base | {"PATH": f"{Path(python).parent}:{base.get('PATH', os.defpath)}"}
-        if master_port != part.master_port:
-            part = StartPart(**{**part.__dict__, "master_port": master_port})
+        part = replace(part, master_port=master_port)
         cpus: tuple[tuple[int, ...], ...] = ()
         if part.device == "cuda" and self._node is not None and self._pins():
             cpus = cpu_affinity(self._node.shape, [rank.gpu for rank in part.ranks], self._cpus_of_numa)
+        mark = f"{self._cluster}.{part.key}"
         return [
             {
                 "rank": rank.rank,
-                "cpus": list(cpus[i]) if cpus else None,
                 "python": python,
                 "argv": list(part.argv),
                 "cwd": str(folder.code),
                 "log": str(folder.log(rank.rank).path),
-                "env": rank_env(
-                    base,
-                    part,
-                    rank,
-                    visible=self._visible,
-                    cores=self._cores,
-                    mark=f"{self._cluster}.{part.key}",
-                ),
+                "env": rank_env(base, part, rank, visible=self._visible, cores=self._cores, mark=mark),
+                "cpus": list(cpus[rank.local_rank]) if cpus else None,
+                "cudnn": part.cudnn,
             }
-            for i, rank in enumerate(part.ranks)
+            for rank in part.ranks
         ]
 
     # -- reports -------------------------------------------------------------------------------------------------

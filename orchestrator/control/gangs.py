@@ -27,7 +27,7 @@ from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Failure, Run
-from orchestrator.spec import JobSpec
+from orchestrator.spec import Cudnn, JobSpec
 
 log = logging.getLogger("orch.gangs")
 
@@ -151,6 +151,7 @@ class Gangs:
             master_port=port,
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
+            cudnn=spec.cudnn.model_dump() if spec.cudnn != Cudnn() else None,
         )
 
     def _network_of(self, node: str) -> NodeFacts:
