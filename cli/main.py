@@ -15,6 +15,7 @@ import orchestrator
 
 COMMANDS = {
     "submit": "submit",
+    "plan": "plan",
     "ps": "runs",
     "show": "runs",
     "runs": "runs",
@@ -22,6 +23,8 @@ COMMANDS = {
     "cancel": "change",
     "retry": "change",
     "nodes": "cluster",
+    "topo": "topo",
+    "doctor": "doctor",
     "up": "cluster",
     "down": "cluster",
     "status": "cluster",

@@ -18,12 +18,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from orchestrator.control import snapshot
-from orchestrator.control.backend import LogChunk, PartStatus, Report, StaleController, StartFailed, StartPart
+from orchestrator.control.backend import (
+    AgentGone,
+    LogChunk,
+    PartStatus,
+    Report,
+    StaleController,
+    StartFailed,
+    StartPart,
+)
 from orchestrator.control.gpus import memory_is_free, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
-from orchestrator.control.rank_env import base_env, gpu_name, interface_of, rank_env
+from orchestrator.control.rank_env import base_env, cpus_by_numa, gpu_name, interface_of, rank_env
+from orchestrator.hardware.model import Node
+from orchestrator.placement.ranks import cpu_affinity
 
 log = logging.getLogger("orch.agent")
 
@@ -96,7 +108,10 @@ class NodeAgent:
         self._visible = visible_gpus(environ)
         self._base = base_env(environ)
         self._interface = interface_of(address)
-        self._cores = len(os.sched_getaffinity(0))
+        self._cpus_of_numa = cpus_by_numa()
+        self._node: Node | None = None
+        # Cores, not hyperthreads: that is what MKL and OpenBLAS count, and what a rank gains by.
+        self._cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
         self._epoch = 0
         self._parts: dict[str, Part] = {}
         self._ports: dict[str, socket.socket] = {}
@@ -107,6 +122,7 @@ class NodeAgent:
         self._answered: float | None = None
         self._launcher = LauncherClient(folder / "launcher", self._base)
         self._connecting = asyncio.Lock()
+        self._closed = False
         self._listening: asyncio.Task[None] | None = None
 
     # -- the controller's calls ----------------------------------------------------------------------------------
@@ -170,6 +186,8 @@ class NodeAgent:
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
         await self._take_orders_from(epoch)
+        # The controller goes on asking until it ends, and must not bring a launcher back by that.
+        self._closed = True
         with suppress(LauncherGoneError):
             for key, part in self._parts.items():
                 if not part.swept:
@@ -188,7 +206,9 @@ class NodeAgent:
     # -- the launcher --------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        """Sees to it that a launcher runs and is listened to. Raises LauncherGoneError."""
+        """Sees to it that a launcher runs and is listened to. Raises LauncherGoneError, AgentGone once it was closed."""
+        if self._closed:
+            raise AgentGone("it was closed: the cluster goes down")
         async with self._connecting:
             if self._launcher.connected:
                 return
@@ -294,9 +314,13 @@ class NodeAgent:
         base = base | {"PATH": f"{Path(python).parent}:{base.get('PATH', os.defpath)}"}
         if master_port != part.master_port:
             part = StartPart(**{**part.__dict__, "master_port": master_port})
+        cpus: tuple[tuple[int, ...], ...] = ()
+        if part.device == "cuda" and self._node is not None and self._pins():
+            cpus = cpu_affinity(self._node.shape, [rank.gpu for rank in part.ranks], self._cpus_of_numa)
         return [
             {
                 "rank": rank.rank,
+                "cpus": list(cpus[i]) if cpus else None,
                 "python": python,
                 "argv": list(part.argv),
                 "cwd": str(folder.code),
@@ -305,13 +329,12 @@ class NodeAgent:
                     base,
                     part,
                     rank,
-                    interface=self._interface,
                     visible=self._visible,
                     cores=self._cores,
                     mark=f"{self._cluster}.{part.key}",
                 ),
             }
-            for rank in part.ranks
+            for i, rank in enumerate(part.ranks)
         ]
 
     # -- reports -------------------------------------------------------------------------------------------------
@@ -320,7 +343,7 @@ class NodeAgent:
         if epoch < self._epoch:
             raise StaleController(f"controller of epoch {epoch} was replaced by that of epoch {self._epoch}")
         if epoch > self._epoch:
-            self._epoch, self._unacked, self._sequence = epoch, None, 0
+            self._epoch, self._unacked, self._sequence, self._closed = epoch, None, 0, False
             for part in self._parts.values():
                 for file in part.folder.logs.values():
                     file.taken, file.tail_taken = file.shipped, False
@@ -343,7 +366,12 @@ class NodeAgent:
                 await asyncio.wait_for(self._changed.wait(), min(left, LOOK_S if self._parts else left))
 
     def _logs_pending(self) -> bool:
-        return any(not part.logs_shipped() for part in self._parts.values() if part.ranks)
+        """Whether the next report would hold something of a log; the end of an overlong one is read when its writer ended."""
+        return any(
+            file.pending(part.log_limit) or (part.swept and file.over(part.log_limit) and not file.tail_taken)
+            for part in self._parts.values()
+            for file in map(part.folder.log, part.ranks)
+        )
 
     def _compose(self) -> Report:
         self._changed.clear()
@@ -359,11 +387,22 @@ class NodeAgent:
                     file.trim(part.log_limit)
                     if part.swept:
                         chunks.append(LogChunk(part.run, part.attempt, rank, *file.take_tail(), time.time(), tail=True))
-        info = None if self._info_sent else self._info()
+        info = None if self._info_sent else self._look()
         self._info_sent = True
         self._sequence += 1
         self._unacked = Report(self._sequence, tuple(p.status() for p in self._parts.values()), tuple(chunks), info)
         return self._unacked
+
+    def _look(self) -> dict[str, Any]:
+        found = self._info() | {"interface": self._interface}
+        self._node = found.get("node")
+        return found | {"pins_cpus": self._pins()}
+
+    def _pins(self) -> bool:
+        """Whether ranks are kept on the CPUs of their GPU's NUMA node: where there are several, and the driver tells whose."""
+        return (
+            len(self._cpus_of_numa) > 1 and self._node is not None and any(g.numa is not None for g in self._node.gpus)
+        )
 
     def _answer(self, report: Report) -> Report:
         self._answered = time.monotonic()

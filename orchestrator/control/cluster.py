@@ -11,19 +11,20 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from orchestrator.config import Config, load_config
-from orchestrator.control.home import ClusterNote, Home, InsecureHome
+from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder
 from orchestrator.document import DocumentError
+from orchestrator.hardware.formats import FormatError, read_hardware
 
 Say = Callable[[str], None]
 
@@ -76,8 +77,8 @@ def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str,
 
 
 def temp_dir(home: Home) -> Path:
-    """Where the private head keeps its session: short (Unix sockets), and below a folder that is this user's alone."""
-    return Path(tempfile.gettempdir()) / f"orch-{os.getuid()}" / home.namespace / "ray"
+    """Where the private head keeps its session."""
+    return node_folder(home.namespace) / "ray"
 
 
 @contextmanager
@@ -105,6 +106,10 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
     with one_at_a_time(home):
         if url := controller_url(home):
             return url
+        try:
+            read_hardware([*config.fabric, *([config.hardware] if config.hardware else [])])
+        except FormatError as error:
+            raise ClusterError(str(error), 2) from None
         local = config.address is None
         if local:
             address, dashboard = _local_head(home, config, environ, say)
@@ -119,6 +124,8 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 lease_s=config.lease,
                 log_limit=config.log_limit,
                 code_limit=config.code_limit,
+                fabric=[str(path) for path in config.fabric],
+                hardware=str(config.hardware) if config.hardware else None,
                 dashboard_url=dashboard,
                 local=local,
             )
@@ -127,28 +134,37 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
         return _controller(home, address, ray_env(home, environ, local=local))
 
 
-def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
+@contextmanager
+def _ray(home: Home, address: str, env: Mapping[str, str]) -> Iterator[Any]:
+    """This process as a driver of the Ray cluster at `address`, in the home's namespace. Raises ClusterError."""
+    # Ray reads its way of authentication once per process, when it is imported.
     os.environ.clear()
     os.environ.update(env)
     import ray
     from ray.exceptions import RayError
 
-    from orchestrator.control.ray_backend import ensure_controller
-
     try:
         ray.init(address=address, namespace=home.namespace, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray cluster at {address} lets us in: {str(error).splitlines()[0]}") from None
-    actor = ensure_controller(home, home.namespace)
     try:
-        url: str = ray.get(actor.ready.remote(), timeout=60)
-    except RayError as error:
-        ray.kill(actor)
-        cause = getattr(error, "cause", None) or error
-        code = getattr(cause, "exit_code", 6)
-        raise ClusterError(f"the controller did not start: {str(cause).strip().splitlines()[-1]}", code) from None
+        yield ray
     finally:
         ray.shutdown()
+
+
+def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
+    with _ray(home, address, env) as ray:
+        from orchestrator.control.ray_backend import ensure_controller
+
+        actor = ensure_controller(home, home.namespace)
+        try:
+            url: str = ray.get(actor.ready.remote(), timeout=60)
+        except ray.exceptions.RayError as error:
+            ray.kill(actor)
+            cause = getattr(error, "cause", None) or error
+            code = getattr(cause, "exit_code", 6)
+            raise ClusterError(f"the controller did not start: {str(cause).strip().splitlines()[-1]}", code) from None
     if controller_url(home) is None:
         raise ClusterError(
             f"the controller runs at {url} on the head node of {address}, which is not this machine: run orch there"
@@ -159,7 +175,7 @@ def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
 def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> tuple[str, str | None]:
     """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
     previous = home.read_cluster()
-    if previous is not None and previous.local and _ours(home):
+    if previous is not None and previous.local and _naming(temp_dir(home)):
         return previous.address, previous.dashboard_url
     say("starting a private Ray on this machine")
     folder = temp_dir(home)
@@ -208,9 +224,9 @@ def _free_port() -> int:
         return port
 
 
-def _ours(home: Home) -> list[psutil.Process]:
-    """The processes of this home's private Ray: those that name its session folder."""
-    mark = str(temp_dir(home))
+def _naming(folder: Path) -> list[psutil.Process]:
+    """The processes with a path in `folder` on their command line."""
+    mark = f"{folder}/"
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -219,7 +235,7 @@ def _ours(home: Home) -> list[psutil.Process]:
     return found
 
 
-def down(home: Home, *, force: bool, say: Say) -> None:
+def down(home: Home, environ: Mapping[str, str], *, force: bool, say: Say) -> None:
     """Ends the controller, the agents' launchers and, where orch started it, Ray. Raises ClusterError(7) while runs live."""
     if not home.root.exists():
         return
@@ -233,7 +249,7 @@ def down(home: Home, *, force: bool, say: Say) -> None:
             _end_local(home)
         elif note is not None:
             say("ending the controller and the agents")
-            _end_actors(home, note)
+            _end_actors(home, note, ray_env(home, environ, local=False))
         home.controller_file.unlink(missing_ok=True)
 
 
@@ -257,16 +273,24 @@ def _ask_down(home: Home, *, force: bool) -> None:
 
 
 def _end_local(home: Home) -> None:
-    processes = _ours(home)
-    family = {child for process in processes for child in _children(process)} | set(processes)
-    for process in processes:
+    ray = _naming(temp_dir(home))
+    # It holds nothing that the database does not, and takes more than ten seconds to end by itself.
+    _kill([*ray, *(child for process in ray for child in _children(process))])
+    # The node's launcher; it ends its ranks, should a controller that is gone have left some.
+    launchers = _naming(node_folder(home.namespace))
+    ranks = [child for process in launchers for child in _children(process)]
+    for process in launchers:
         with suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=5)
-    for process in alive:
+    _, alive = psutil.wait_procs(launchers, timeout=5)
+    _kill([*alive, *ranks])
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    psutil.wait_procs(processes, timeout=5)
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -275,19 +299,20 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
-def _end_actors(home: Home, note: ClusterNote) -> None:
-    import ray
-    from ray.util.state import list_actors
+def _end_actors(home: Home, note: ClusterNote, env: Mapping[str, str]) -> None:
+    """Takes what is orch's off a Ray cluster that goes on without it; that cluster may have no dashboard to ask."""
+    with _ray(home, note.address, env) as ray:
+        from ray.util.placement_group import get_placement_group, placement_group_table, remove_placement_group
 
-    ray.init(address=note.address, namespace=home.namespace, log_to_driver=False, configure_logging=False)
-    try:
-        for actor in list_actors(
-            address=note.address, filters=[("ray_namespace", "=", home.namespace), ("state", "!=", "DEAD")]
-        ):
+        from orchestrator.control.ray_backend import hold_name
+
+        for name in ray.util.list_named_actors():
             with suppress(ValueError):
-                ray.kill(ray.get_actor(actor.name, namespace=home.namespace))
-    finally:
-        ray.shutdown()
+                ray.kill(ray.get_actor(name))
+        for row in placement_group_table().values():
+            if row["name"].startswith(hold_name(home.namespace, "")) and row["state"] != "REMOVED":
+                with suppress(ValueError):
+                    remove_placement_group(get_placement_group(row["name"]))
 
 
 def main() -> None:
@@ -303,9 +328,12 @@ def main() -> None:
         if verb == "up":
             up(Home(config.home), config, dict(os.environ), say)
         else:
-            down(Home(config.home), force="--force" in sys.argv, say=say)
+            down(Home(config.home), dict(os.environ), force="--force" in sys.argv, say=say)
     except (ClusterError, InsecureHome, DocumentError) as error:
         print(json.dumps({"error": str(error), "code": getattr(error, "code", 4)}), flush=True)
+        sys.exit(1)
+    except OSError as error:  # a disk that is full or read-only
+        print(json.dumps({"error": f"{error.filename or 'the home folder'}: {error.strerror}", "code": 4}), flush=True)
         sys.exit(1)
     print(json.dumps({"ok": True, "seconds": round(time.monotonic() - began, 1)}), flush=True)
 

@@ -6,14 +6,29 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+_DEEPEST = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SOCKET_PATH = 107
+"""Bytes that the path of a Unix socket may have."""
+
+
+def node_folder(namespace: str) -> Path:
+    """Where a home's Ray session and agent keep their files on a node, below a folder that is this user's alone.
+
+    /tmp where the machine's temporary folder has so long a name that no socket fits into it, as batch systems make them.
+    """
+    below = Path(f"orch-{os.getuid()}") / namespace
+    folder = Path(tempfile.gettempdir()) / below
+    return folder if len(os.fsencode(folder)) + len(_DEEPEST) <= _SOCKET_PATH else Path("/tmp") / below  # noqa: S108
+
 
 class InsecureHome(Exception):
-    """The folder or the token can be read by others."""
+    """The folder cannot be this user's own, or the token can be read by others."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,8 @@ class ClusterNote:
     lease_s: float
     log_limit: int
     code_limit: int
+    fabric: list[str] = field(default_factory=list)
+    hardware: str | None = None
     dashboard_url: str | None = None
     local: bool = True
 
@@ -51,8 +68,11 @@ class Home:
         return self.root / "controller.json"
 
     def make(self) -> None:
-        """The folder, for this user alone. Raises InsecureHome, OSError."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """The folder, for this user alone. Raises InsecureHome."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InsecureHome(f"{self.root} cannot be made: {error.strerror}; choose another ORCH_HOME") from None
         info = self.root.stat()
         if info.st_uid != os.getuid():
             raise InsecureHome(f"{self.root} belongs to another user")

@@ -14,7 +14,8 @@ from typing import Any
 
 Message = dict[str, Any]
 
-LAUNCHER = Path(__file__).with_name("launcher.py")
+LAUNCHER = Path(__file__).with_name("launcher")
+"""A folder that Python runs: `python -I LAUNCHER DIR`."""
 CONNECT_S = 10.0
 """How long a new launcher may take until it listens."""
 LINE_LIMIT = 64 << 20

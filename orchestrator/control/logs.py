@@ -114,8 +114,8 @@ class LogFolder:
         tail = self.file(run, attempt, rank, "tail")
         if tail.exists() and start <= size:
             yield Line(attempt, rank, size + 1, "[orch] the log outgrew its limit; what follows is its end")
-            # The first line is cut off somewhere in its middle.
-            for i, raw in enumerate(tail.read_bytes().split(b"\n")[1:], 2):
+            # The first line is cut off somewhere in its middle, and nothing stands behind the last line's end.
+            for i, raw in enumerate(tail.read_bytes().removesuffix(b"\n").split(b"\n")[1:], 2):
                 yield Line(attempt, rank, size + i, _text(raw))
 
     def last_line(self, run: int, attempt: int, rank: int) -> str:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -22,49 +21,43 @@ from ray.exceptions import RayActorError, RayError, RaySystemError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 import orchestrator
-from orchestrator.control import gpus
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
 from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
-from orchestrator.control.home import Home
+from orchestrator.control.home import ClusterNote, Home, node_folder
+from orchestrator.control.inventory import probe_node
 from orchestrator.control.runtime import Settings
+from orchestrator.hardware.formats import read_hardware
+from orchestrator.hardware.model import Cluster
 from orchestrator.history.store import Store
 
 log = logging.getLogger("orch")
 
 CONTROLLER = "orch-controller"
-HOLD = "orch-hold-"
 CALL_S = 60.0
 """No call to an agent takes longer, a first start with its download aside."""
 START_S = 600.0
 NODE_ID = "ray.io/node-id"
 
 
+def hold_name(namespace: str, node: str) -> str:
+    """The placement group by which the home holds the node."""
+    return f"orch-hold-{namespace}-{node}"
+
+
 # -- on every node -------------------------------------------------------------------------------------------------
 
 
 def node_info() -> dict[str, Any]:
-    """What this node is and which versions it has: for `orch nodes` and the history."""
-    versions: dict[str, Any] = {"python": platform.python_version(), "kernel": platform.release()}
+    """What this node is and which versions it has: for placement, `orch nodes` and the history."""
+    found = probe_node(os.environ)
+    versions = {"python": platform.python_version()}
     for package in ("torch", "ray"):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    if library := gpus.nvml():
-        with suppress(library.NVMLError):
-            versions["driver"] = library.nvmlSystemGetDriverVersion()
-    hardware = {
-        "gpus": gpus.describe(gpus.visible_gpus(os.environ)),
-        "cpus": os.cpu_count(),
-        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
-    }
-    return {"versions": versions, "hardware": hardware}
-
-
-def node_folder(cluster: str, node: str) -> Path:
-    """The agent's folder on its node: short, since a Unix socket's path has 108 bytes."""
-    return Path(tempfile.gettempdir()) / f"orch-{os.getuid()}" / cluster / f"node-{node}"
+    return found | {"versions": versions | found["versions"]}
 
 
 class AgentActor:
@@ -73,7 +66,7 @@ class AgentActor:
     def __init__(self, namespace: str, node: str, address: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
-        self._agent = NodeAgent(namespace, address, node_folder(namespace, node), self._fetch, node_info)
+        self._agent = NodeAgent(namespace, address, node_folder(namespace) / f"node-{node}", self._fetch, node_info)
 
     def __repr__(self) -> str:
         return f"orch agent on {self._node}"
@@ -206,7 +199,7 @@ class RayBackend:
             [bundle],
             strategy="STRICT_PACK",
             lifetime="detached",
-            name=f"{HOLD}{self._namespace}-{node.name}",
+            name=hold_name(self._namespace, node.name),
             bundle_label_selector=[{NODE_ID: node.id}],
         )
         if group.wait(2):
@@ -224,7 +217,7 @@ class RayBackend:
 
     def take_up_holds(self) -> None:
         """The holds that a controller before this one made: kept by name; the controller gives back what it does not need."""
-        start = f"{HOLD}{self._namespace}-"
+        start = hold_name(self._namespace, "")
         for row in placement_group_table().values():
             if row["name"].startswith(start) and row["state"] != "REMOVED":
                 group = ray.util.get_placement_group(row["name"])
@@ -280,7 +273,8 @@ class ControllerActor:
         settings = Settings(
             home=self._home.root, storage=Path(note.storage), lease_s=note.lease_s, log_limit=note.log_limit
         )
-        self._controller = Controller(store, backend, settings, superseded=lambda: os._exit(1))
+        declared = read_declared(note)
+        self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
         api = Api(self._controller, self._code, self._home.token(), self._status, self._down)
@@ -326,6 +320,12 @@ class ControllerActor:
             if node.agent is not None:
                 with suppress(AgentGone):
                     await node.agent.close(controller.runtime.epoch)
+
+
+def read_declared(note: ClusterNote) -> Cluster:
+    """What the operator declared of nodes and fabric. Raises FormatError."""
+    paths = [*note.fabric, *([note.hardware] if note.hardware else [])]
+    return read_hardware(paths) if paths else Cluster()
 
 
 def ensure_controller(home: Home, namespace: str) -> Any:

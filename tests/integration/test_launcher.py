@@ -7,6 +7,7 @@ import ast
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from orchestrator.control.rank_env import base_env
 FINGERPRINT = Path(__file__).parents[1] / "fixtures" / "fingerprint.py"
 TORCH = "torch,torch.distributed,torch._dynamo"
 ENV = base_env(os.environ)
+CPUS = os.sched_getaffinity(0)
 
 
 class Node:
@@ -214,6 +216,12 @@ def test_an_attempt_that_is_known_is_never_started_twice(node: Node, way: bool) 
         ({"log": "/no/such/log"}, "rank 1: log: No such file or directory"),
         ({"argv": []}, "rank 1: argv"),
         ({"env": {"ORCH_MARK": "other"}}, "the same ORCH_MARK"),
+        ({"cpus": []}, "rank 1: cpus must be one or more"),
+        ({"cpus": ["0"]}, "rank 1: cpus must be one or more"),
+        ({"cpus": [min(CPUS), 77777]}, "rank 1: cpus: 77777 not among the"),
+        ({"cudnn": {"benchmark": 1}}, "rank 1: cudnn takes benchmark and deterministic"),
+        ({"cudnn": {"fast": True}}, "rank 1: cudnn takes benchmark and deterministic"),
+        ({"cudnn": {"benchmark": True}, "argv": ["-c", ""]}, "rank 1: cudnn is set before a script"),
     ],
 )
 def test_one_rank_that_cannot_start_leaves_none_running_and_says_why(
@@ -224,6 +232,15 @@ def test_one_rank_that_cannot_start_leaves_none_running_and_says_why(
         node.call("start", attempt="1.1", lease_s=60, ranks=ranks)
     assert node.call("hello")["attempts"] == {}
     assert node.log("1.1") == "" if Path(ranks[0]["log"]).exists() else True
+
+
+def test_a_rank_runs_on_its_cpus_and_one_without_on_all(node: Node, way: bool) -> None:
+    text = "import os, sys; print(sorted(os.sched_getaffinity(0))); sys.exit(len(os.sched_getaffinity(0)))"
+    ranks = [node.rank("1.1", text, 0, cold=way, cpus=[max(CPUS)]), node.rank("1.1", text, 1, cold=way)]
+    started = node.call("start", attempt="1.1", lease_s=60, ranks=ranks)["ranks"]
+    assert [rank["warm"] for rank in started.values()] == [not way, not way]
+    node.event("ended", attempt="1.1")
+    assert [node.log("1.1", rank) for rank in (0, 1)] == [f"[{max(CPUS)}]\n", f"{sorted(CPUS)}\n"]
 
 
 def test_a_program_that_will_not_run_takes_the_other_ranks_back(node: Node, way: bool) -> None:
@@ -429,7 +446,9 @@ def test_the_launcher_is_no_child_of_the_agent_and_the_only_one_of_its_folder(no
     stat = Path(f"/proc/{node.pid}/stat").read_bytes().rpartition(b")")[2].split()
     assert int(stat[1]) != os.getpid()
     assert int(stat[3]) == node.pid
-    second = subprocess.run([sys.executable, LAUNCHER, node.folder / "l"], capture_output=True, text=True, timeout=30)
+    second = subprocess.run(
+        [sys.executable, "-I", LAUNCHER, node.folder / "l"], capture_output=True, text=True, timeout=30
+    )
     assert second.returncode == 1
     assert f"another launcher (process {node.pid}) serves" in second.stderr
     assert (node.folder / "l").stat().st_mode & 0o777 == 0o700
@@ -503,9 +522,16 @@ def test_nonsense_is_answered_with_an_error_and_harms_nobody(node: Node) -> None
 
 def test_a_folder_whose_socket_has_too_long_a_path_is_refused_with_its_length(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
-    done = subprocess.run([sys.executable, LAUNCHER, folder], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-I", LAUNCHER, folder], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert "may have 107" in done.stderr
+
+
+def test_the_launcher_runs_from_any_folder_with_the_standard_library_alone(tmp_path: Path) -> None:
+    shutil.copytree(LAUNCHER, tmp_path / "elsewhere")
+    argv = [sys.executable, "-I", "-S", tmp_path / "elsewhere", "--help"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_new_launcher_takes_over_from_one_that_is_ending(node: Node) -> None:
@@ -589,29 +615,32 @@ def test_more_ranks_than_wait_ready_are_forked_at_once(node: Node) -> None:
 
 
 def test_the_zygote_can_be_run_by_python_3_9() -> None:
-    ast.parse(LAUNCHER.with_name("rank.py").read_text(), feature_version=(3, 9))
+    ast.parse((LAUNCHER / "rank.py").read_text(), feature_version=(3, 9))
 
 
 # A warm rank is what a cold one is
 
 
-def compare(node: Node, imports: str, env: dict[str, str]) -> dict[str, tuple[Any, Any]]:
-    """What differs between the fingerprints of a cold and a warm process."""
+COLD, WARM = {"cold": True}, {"cold": False}
+
+
+def compare(
+    node: Node, imports: str, env: dict[str, str], ways: tuple[dict[str, Any], dict[str, Any]] = (COLD, WARM)
+) -> dict[str, tuple[Any, Any]]:
+    """What differs between the fingerprints of two ways to start a process: a cold and a warm one."""
     folder = node.folder / f"job{len(list(node.folder.iterdir()))}"
     folder.mkdir()
     (folder / "linked.py").symlink_to(FINGERPRINT)
     prints = []
-    for cold in (True, False):
-        attempt = f"{folder.name}.{int(cold)}"
+    for number, way in enumerate(ways):
+        attempt = f"{folder.name}.{number}"
         out = folder / "out"
         env = {**env, "FINGERPRINT_TO": str(out), "FINGERPRINT_IMPORT": imports}
-        rank = node.rank(
-            attempt, "", argv=["./linked.py", "two words", "", "--x=ü"], cwd=str(folder), env=env, cold=cold
-        )
+        rank = node.rank(attempt, "", argv=["./linked.py", "two words", "", "--x=ü"], cwd=str(folder), env=env, **way)
         rank["env"]["ORCH_MARK"] = "test.fingerprint"
         rank["log"] = str(folder / "log")
         started = node.call("start", attempt=attempt, lease_s=60, ranks=[rank])["ranks"]["0"]
-        assert started["warm"] is not cold
+        assert started["warm"] is not way["cold"]
         assert node.event("exit", attempt=attempt)["code"] == 0, (folder / "log").read_text()
         node.event("ended", attempt=attempt)
         prints.append(json.loads(out.read_text()))
@@ -639,6 +668,76 @@ def test_a_warm_rank_with_torch_is_what_a_cold_one_is(torch_node: Node, threads:
     cold, warm = found.pop("kernel", ({}, {}))
     assert {name for name in cold if cold[name] != warm[name]} <= {"Threads"}
     assert found.keys() <= EXPECTED
+
+
+@pytest.mark.torch
+def test_a_warm_rank_with_torch_on_some_cpus_is_what_a_cold_one_is(torch_node: Node) -> None:
+    on = {"cpus": [max(CPUS)]}
+    found = compare(torch_node, TORCH, {"OMP_NUM_THREADS": "1"}, ({**COLD, **on}, {**WARM, **on}))
+    cold, warm = found.pop("kernel", ({}, {}))
+    assert {name for name in cold if cold[name] != warm[name]} <= {"Threads"}
+    assert found.keys() <= EXPECTED
+
+
+@pytest.mark.torch
+def test_torch_counts_the_cpus_of_a_rank_that_sets_no_number_of_threads(torch_node: Node) -> None:
+    rank = torch_node.rank("c.1", "import torch; print(torch.get_num_threads())", cpus=[max(CPUS)])
+    started = torch_node.call("start", attempt="c.1", lease_s=60, ranks=[rank])["ranks"]["0"]
+    assert "no OMP_NUM_THREADS" in started["why_cold"]
+    torch_node.event("ended", attempt="c.1")
+    assert torch_node.log("c.1") == "1\n"
+
+
+@pytest.mark.torch
+def test_a_cold_rank_whose_cudnn_flags_are_set_is_else_what_a_plain_one_is(torch_node: Node) -> None:
+    found = compare(torch_node, TORCH, {}, (COLD, {**COLD, "cudnn": {"benchmark": True, "deterministic": None}}))
+    plain, flagged = found.pop("torch")
+    assert {name for name in plain if plain[name] != flagged[name]} == {"cudnn"}
+    assert (plain["cudnn"], flagged["cudnn"]) == ([False, False], [True, False])
+    assert found.keys() <= EXPECTED
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("cold", [True, False])
+def test_cudnn_flags_are_set_before_the_script_and_its_own_workspace_stays(torch_node: Node, cold: bool) -> None:
+    text = """
+import os, resource, sys
+flags = sys.modules["torch"].backends.cudnn
+print(flags.benchmark, flags.deterministic, os.environ["CUBLAS_WORKSPACE_CONFIG"], getattr(resource, "MINE", False))
+1 / 0
+"""
+    folder = torch_node.folder / f"cudnn{int(cold)}"
+    folder.mkdir()
+    script = folder / "train.py"
+    script.write_text(text)
+    if cold:
+        (folder / "resource.py").write_text("MINE = True")
+    plain = {
+        "cudnn": {"benchmark": False, "deterministic": True},
+        "cold": cold,
+        "argv": ["train.py"],
+        "cwd": str(folder),
+    }
+    for index, (env, workspace) in enumerate([({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8")]):
+        attempt = f"d{int(cold)}.{index}"
+        rank = torch_node.rank(attempt, "", env=env, **plain)
+        started = torch_node.call("start", attempt=attempt, lease_s=60, ranks=[rank])["ranks"]["0"]
+        assert started["warm"] is not cold
+        assert torch_node.event("exit", attempt=attempt)["code"] == 1
+        torch_node.event("ended", attempt=attempt)
+        assert torch_node.log(attempt).splitlines()[:3] == [
+            f"False True {workspace} {cold}",
+            "Traceback (most recent call last):",
+            f'  File "{script}", line 5, in <module>',
+        ]
+
+
+def test_cudnn_flags_without_torch_end_the_rank_with_a_sentence(node: Node) -> None:
+    bare = node.folder / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    node.start("1.1", "print('ran')", python=str(bare / "bin" / "python"), cudnn={"benchmark": True})
+    assert node.event("exit", attempt="1.1")["code"] == 1
+    assert node.log("1.1") == f"cudnn is to be set, and there is no torch in {bare}/bin/python\n"
 
 
 @pytest.mark.torch

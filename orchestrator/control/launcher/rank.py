@@ -1,8 +1,9 @@
 """What a warm rank is: a process that has imported torch already and turns into `python -u script.py`.
 
 Run by the interpreter of the job as `python -u rank.py FD PRELOAD PADDING`, with ORCH_PADDING in its environment: the
-zygote. It imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. Python 3.9 or
-later, standard library only.
+zygote. It imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. As `python -u rank.py
+become FLAGS script.py ...` it is a cold rank that sets FLAGS of cuDNN first. Python 3.9 or later, standard library
+only.
 
 The script is not run by `runpy`: that tears its module down while the interpreter still lives, and DDP's destructor
 then waits for a lock which its caller holds. It runs in a module that stays `__main__` until the interpreter ends, as
@@ -208,7 +209,7 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Scri
     if not line.recv(1) or os.getppid() != asked["launcher"]:
         os._exit(1)
     line.close()
-    script = script_of(rank)
+    script = script_of(rank["argv"][0])
     follow_rank_zero(rank["env"])
     return script
 
@@ -242,9 +243,11 @@ def prepare(rank: dict[str, Any], libc: Any, openblas: list[Any]) -> None:
     os.close(log)
     os.chdir(rank["cwd"])
     take_environment(rank["env"], libc)
-    show_in_proc(rank)
+    show_in_proc(rank["argv"], rank["env"])
     loaded = sys.modules
     move_to(os.getcwd())
+    if rank.get("cpus"):
+        run_on(rank["cpus"])
     if "logging" in loaded:
         logging = vars(loaded["logging"])
         logging["_startTime"] = time.time_ns() if isinstance(logging["_startTime"], int) else time.time()
@@ -254,7 +257,21 @@ def prepare(rank: dict[str, Any], libc: Any, openblas: list[Any]) -> None:
         loaded["torch"].set_num_threads(int(threads))
         if not {"OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"} & os.environ.keys():
             for set_threads in openblas:
-                set_threads(int(threads))
+                set_threads(min(int(threads), len(os.sched_getaffinity(0))))
+    set_cudnn(rank["cudnn"])
+
+
+def run_on(cpus: list[int]) -> None:
+    os.sched_setaffinity(0, cpus)
+    inductor = sys.modules.get("torch._inductor.config")
+    if inductor is not None and hasattr(inductor, "decide_compile_threads"):
+        # It has counted the CPUs when it was imported.
+        vars(inductor)["_config"]["compile_threads"].default = inductor.decide_compile_threads()
+
+
+def set_cudnn(flags: dict[str, bool]) -> None:
+    for name, value in flags.items():
+        setattr(sys.modules["torch"].backends.cudnn, name, value)
 
 
 def move_to(folder: str) -> None:
@@ -300,28 +317,31 @@ def take_environment(env: dict[str, str], libc: Any) -> None:
     time.tzset()
 
 
-def show_in_proc(rank: dict[str, Any]) -> None:
-    """Writes argv and environment where /proc/PID/cmdline and environ are read: over the padding given at exec."""
+def show_in_proc(words: list[str], env: dict[str, str] | None) -> None:
+    """Writes argv, and the environment if it is another, where /proc/PID/cmdline and environ are read.
+
+    That is over what was given at exec, which must have been as long.
+    """
     with open("/proc/self/stat", "rb") as stream:
         fields = stream.read().rpartition(b")")[2].split()
     arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
-    argv = [sys.executable, "-u", *rank["argv"]]
-    for start, end, words in (
-        (arg_start, arg_end, argv),
-        (env_start, env_end, [f"{name}={value}" for name, value in rank["env"].items()]),
-    ):
-        text = b"".join(os.fsencode(word) + b"\0" for word in words)
+    argv = [sys.executable, "-u", *words]
+    texts = [(arg_start, arg_end, argv)]
+    if env is not None:
+        texts.append((env_start, env_end, [f"{name}={value}" for name, value in env.items()]))
+    for start, end, parts in texts:
+        text = b"".join(os.fsencode(part) + b"\0" for part in parts)
         if len(text) > end - start:
             raise OverflowError(f"{len(text)} bytes do not fit into {end - start}")
         ctypes.memmove(start, text + b"\0" * (end - start - len(text)), end - start)
-    sys.argv[:] = rank["argv"]
+    sys.argv[:] = words
     if hasattr(sys, "orig_argv"):
         sys.orig_argv[:] = argv
 
 
-def script_of(rank: dict[str, Any]) -> Script:
+def script_of(name: str) -> Script:
     """The compiled script, and `__main__` as Python makes it for a script."""
-    path = os.path.join(os.getcwd(), rank["argv"][0])
+    path = os.path.join(os.getcwd(), name)
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     module = ModuleType("__main__")
@@ -371,11 +391,32 @@ def zygote() -> Script:
     return serve(control)
 
 
+def become() -> Script:
+    """Of a cold rank: imports torch as its script would, from where and as whom the script would, and sets the flags."""
+    flags = json.loads(sys.argv[2])
+    show_in_proc(sys.argv[3:], None)
+    mine = sys.modules.keys() - LOADED_BY_PYTHON
+    script = script_of(sys.argv[0])
+    folder = os.path.dirname(os.path.realpath(sys.argv[0]))
+    for name in mine:
+        # The script may have a module of that name beside it, and means that one.
+        if os.path.exists(f"{folder}/{name}.py") or os.path.exists(f"{folder}/{name}/__init__.py"):
+            del sys.modules[name]
+    try:
+        importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        sys.exit(f"cudnn is to be set, and there is no torch in {sys.executable}")
+    set_cudnn(flags)
+    return script
+
+
 if __name__ == "__main__":
     try:
         # No name may hold the namespace: what the script leaves in it is torn down when the interpreter ends, not
         # before.
-        exec(*zygote())  # noqa: S102
+        exec(*(become() if sys.argv[1] == "become" else zygote()))  # noqa: S102
     except BaseException as error:
         hide_this_file(error)
         raise
