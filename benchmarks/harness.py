@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ class Meter:
             self._group.mkdir()
         except OSError:
             self.exact = False
+        self.idle = 0.0
+        """Seconds a second of what runs when nothing is asked of it."""
         self.mark = ""
         """Without a cgroup: the daemons are the processes whose command line holds this, and what descends from them."""
 
@@ -53,6 +56,11 @@ class Meter:
             return int((self._group / "cpuacct.usage").read_text()) / 1e9
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime + sum(_cpu(process) for process in self._daemons())
+
+    def measure_idle(self, seconds: float) -> None:
+        before = self.seconds()
+        time.sleep(seconds)
+        self.idle = (self.seconds() - before) / seconds
 
     def _daemons(self) -> set[psutil.Process]:
         found: set[psutil.Process] = set()

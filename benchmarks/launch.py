@@ -168,8 +168,8 @@ def main() -> None:
             launchers = [
                 one for one in launchers if one.name in always or not wanted or any(word in one.name for word in wanted)
             ]
-            for one in {one.meter: one for one in launchers}.values():
-                one.measure_idle(5.0)
+            for meter in {one.meter for one in launchers}:
+                meter.measure_idle(5.0)
             trials: dict[str, list[Trial]] = {one.name: [] for one in launchers}
             for round_ in range(given.n + 1):
                 for one in launchers:

@@ -66,13 +66,6 @@ class Launcher:
         self.name, self.command, self.meter, self._out = name, command, meter, out
         self._finished = finished
         self._env = {**(os.environ if env is None else env), **RANK_ENV, "BENCH_OUT": str(out)}
-        self._idle = 0.0
-
-    def measure_idle(self, seconds: float) -> None:
-        """Learns what the daemons use while there is no job."""
-        before = self.meter.seconds()
-        time.sleep(seconds)
-        self._idle = (self.meter.seconds() - before) / seconds
 
     def start(self, env: Mapping[str, str] | None = None) -> Trial:
         """Runs the job once. Raises RuntimeError where it leaves no stamps."""
@@ -95,7 +88,7 @@ class Launcher:
             raise RuntimeError(f"{self.name}: the job left no stamps: {said[-2000:]}")
         stamps = json.loads(self._out.read_text())
         time.sleep(SETTLE_S)
-        idle = self._idle * (time.time() - began)
+        idle = self.meter.idle * (time.time() - began)
         return Trial(began, returned, finished, stamps, self.meter.seconds() - used, idle, os.getloadavg()[0])
 
 
