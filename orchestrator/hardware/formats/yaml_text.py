@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+import yaml
+from yaml.constructor import ConstructorError
 
 from orchestrator.hardware.formats.errors import FormatError
 
@@ -17,17 +17,42 @@ _TAGS = re.compile(r"(?m)^%TAG|!!merge|:merge>")
 _INDENT = re.compile(r"[ -]*")
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # without libyaml the slow one
+    """Scalars as YAML 1.2 reads them: `no`, `012` and `12:30` are text; a key that stands twice is a mistake."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {}
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _form, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"0|[-+]?[1-9][0-9]*", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("merge", "<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), _first)
+
+
 def load(text: str) -> Any:
     """The value of the one document in `text`. Raises FormatError with the line where the YAML is broken."""
     _check_bounds(text)
     try:
-        return YAML(typ="safe").load(text)
-    except MarkedYAMLError as error:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise FormatError(
             None if mark is None else mark.line + 1, f"broken YAML: {error.problem or error.context}"
         ) from None
-    except (YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError, KeyError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError, KeyError) as error:
         # The loader leaves what its constructors raise as it is: dates that do not exist, unhashable keys.
         raise FormatError(
             None, f"broken YAML: {str(error).splitlines()[0][:200] if str(error) else 'unreadable'}"
