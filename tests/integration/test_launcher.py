@@ -5,6 +5,7 @@ Warm ranks come from a zygote that preloads only `json`, except where a test is 
 
 import ast
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ FINGERPRINT = Path(__file__).parents[1] / "fixtures" / "fingerprint.py"
 TORCH = "torch,torch.distributed,torch._dynamo"
 ENV = base_env(os.environ)
 CPUS = os.sched_getaffinity(0)
+# The sweep is of the whole machine: of another pytest, too, where marks are the same.
+MARK = f"test{os.getpid()}"
 
 
 class Node:
@@ -76,7 +79,7 @@ class Node:
 
     def rank(self, attempt: str, text: str, rank: int = 0, **change: Any) -> dict[str, Any]:
         name = self.script(text, f"train_{attempt.replace('.', '_')}_{rank}.py")
-        env = {**ENV, "ORCH_MARK": f"test.{attempt}", "RANK": str(rank), **change.pop("env", {})}
+        env = {**ENV, "ORCH_MARK": f"{MARK}.{attempt}", "RANK": str(rank), **change.pop("env", {})}
         log = str(self.folder / f"{attempt}.{rank}.log")
         plain = {
             "rank": rank,
@@ -235,7 +238,7 @@ def test_one_rank_that_cannot_start_leaves_none_running_and_says_why(
 
 
 def test_a_rank_runs_on_its_cpus_and_one_without_on_all(node: Node, way: bool) -> None:
-    text = "import os, sys; print(sorted(os.sched_getaffinity(0))); sys.exit(len(os.sched_getaffinity(0)))"
+    text = "import os; print(sorted(os.sched_getaffinity(0)))"
     ranks = [node.rank("1.1", text, 0, cold=way, cpus=[max(CPUS)]), node.rank("1.1", text, 1, cold=way)]
     started = node.call("start", attempt="1.1", lease_s=60, ranks=ranks)["ranks"]
     assert [rank["warm"] for rank in started.values()] == [not way, not way]
@@ -252,7 +255,7 @@ def test_a_program_that_will_not_run_takes_the_other_ranks_back(node: Node, way:
     with pytest.raises(LauncherRefusedError, match=r"rank 1: .*Exec format error"):
         node.call("start", attempt="1.1", lease_s=60, ranks=ranks)
     assert node.call("hello")["attempts"] == {}
-    assert marked("test.1.1") == []
+    assert marked(f"{MARK}.1.1") == []
     # The name is free again.
     node.start("1.1", "", cold=way)
     assert node.event("exit", attempt="1.1")["code"] == 0
@@ -436,10 +439,11 @@ def test_an_agent_that_comes_back_is_told_every_exit_it_missed(node: Node, way: 
 
 
 def alive_ranks(folder: Path, attempt: str, rank: int) -> bool:
-    return any(
-        f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        for pid in marked(f"test.{attempt}")
-    )
+    for pid in marked(f"{MARK}.{attempt}"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                return True
+    return False
 
 
 def test_the_launcher_is_no_child_of_the_agent_and_the_only_one_of_its_folder(node: Node) -> None:
@@ -637,7 +641,7 @@ def compare(
         out = folder / "out"
         env = {**env, "FINGERPRINT_TO": str(out), "FINGERPRINT_IMPORT": imports}
         rank = node.rank(attempt, "", argv=["./linked.py", "two words", "", "--x=ü"], cwd=str(folder), env=env, **way)
-        rank["env"]["ORCH_MARK"] = "test.fingerprint"
+        rank["env"]["ORCH_MARK"] = f"{MARK}.fingerprint"
         rank["log"] = str(folder / "log")
         started = node.call("start", attempt=attempt, lease_s=60, ranks=[rank])["ranks"]["0"]
         assert started["warm"] is not way["cold"]
