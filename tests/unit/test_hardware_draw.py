@@ -116,7 +116,6 @@ def test_several_files_may_follow_one_from():
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ((), 6, "--from"),
         (("--from", "nothing.txt"), 2, "Error: nothing.txt: No such file or directory"),
         (("--from", FIXTURES / "cluster.yaml", "--node", "x"), 3, "there is no node x among 4: gpu-01, gpu-02"),
     ],

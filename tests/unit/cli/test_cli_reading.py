@@ -125,6 +125,20 @@ def test_nodes_say_what_is_on_them(orch, stub):
     assert orch("nodes", "-o", "name").stdout == "gpu-01\n"
 
 
+def test_the_clusters_tree_is_drawn_and_what_disagrees_goes_to_stderr(orch, stub):
+    drawing = ["cluster: 1 node, 1 of 2 GPUs free", "└─ gpu-01  ■□"]
+    answer = {"nodes": [{"name": "gpu-01"}], "domains": [], "notes": ["gpu-01: declared 8 GPUs, found 2"]}
+    stub.answers["GET /topo"] = (200, answer | {"drawing": drawing, "absent": ["gpu-02"], "busy": {}})
+    done = orch("topo")
+    assert done.stdout.splitlines() == drawing
+    assert done.stderr.splitlines() == [
+        "gpu-01: declared 8 GPUs, found 2",
+        "gpu-02: is declared and has not joined",
+    ]
+    assert orch("topo", "-o", "name").stdout == "gpu-01\n"
+    assert json.loads(orch("topo", "--json").stdout)["absent"] == ["gpu-02"]
+
+
 def test_status_is_what_the_controller_says(orch, stub):
     done = orch("status", "--json")
     assert json.loads(done.stdout)["gpus"] == {"total": 16, "busy": 4}
