@@ -49,7 +49,7 @@ fmt: $(READY) ## formats the code and repairs what ruff can
 	@$(BIN)/ruff check --fix .
 
 bench: $(READY) ## measures orch beside torchrun and Ray; minutes
-	@PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/run_all.sh
+	@$(BIN)/python benchmarks/run_all.py
 
 lock: $(READY) ## resolves pyproject.toml anew into requirements.lock
 	@$(BIN)/python scripts/lock.py

@@ -199,7 +199,9 @@ class Api:
         if live and not body.force:
             names = ", ".join(f"{run.id} ({run.name})" for run in live[:5])
             raise Refused(7, f"{len(live)} run(s) live: {names}; cancel them, or use --force")
-        for run in live:
+        # What waits would take the places that become free, on nodes whose launchers are told to end.
+        self._controller.start_no_more()
+        for run in await self._controller.live():
             await self._controller.cancel(str(run.id), by="down")
         await self._down()
         return web.json_response({"ok": True})

@@ -60,6 +60,7 @@ class Controller:
         self._store = store
         self._reasons: dict[int, str] = {}
         """Why each waiting run waits, as the last plan said."""
+        self._starts_runs = True
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -76,6 +77,10 @@ class Controller:
 
     async def close(self) -> None:
         await self.runtime.close()
+
+    def start_no_more(self) -> None:
+        """From now on what waits stays where it is: the cluster goes down, and the next one takes it up."""
+        self._starts_runs = False
 
     # -- what users ask for --------------------------------------------------------------------------------------
 
@@ -193,6 +198,8 @@ class Controller:
         if decided.look_again_s is not None:
             runtime.wake_in(decided.look_again_s + 0.01)
         for run, placement in decided.starts:
+            if not self._starts_runs:
+                break
             self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
         for run in waiting:
             runtime.tell(run.id)
