@@ -45,9 +45,8 @@ def timed(command: list[str], folder: Path, stamp: Path) -> tuple[float, float]:
     """Seconds from the command's start to the first all-reduce, and to the command's end."""
     stamp.unlink(missing_ok=True)
     began = time.time()
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "STAMP": str(stamp)}, check=False
-    )
+    env = {**os.environ, "STAMP": str(stamp)}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env, check=False, timeout=60)
     ended = time.time()
     if done.returncode or not stamp.exists():
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
@@ -68,7 +67,7 @@ def main() -> None:
     job = {"run": "start.py", "workers": f"1x{options.gpus}", "device": "cuda", "env": {"STAMP": str(stamp)}}
     (folder / "job.yaml").write_text(json.dumps(job))
     (folder / "cold.yaml").write_text(json.dumps(job | {"env": job["env"] | {"TORCH_LOGS": "-all"}}))  # type: ignore[operator]
-    orch = [sys.executable, "-m", "cli.main"]
+    orch = [sys.executable, "-m", "cli"]
     ways = {
         "torchrun": [
             sys.executable,

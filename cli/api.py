@@ -114,7 +114,7 @@ class Controller:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError from None
-                raise Lost(f"the controller at {self.url} went away: {error or type(error).__name__}") from None
+                raise Lost(f"the controller at {self.url} went away ({_words(error)})") from None
         finally:
             connection.close()
 
@@ -139,12 +139,20 @@ class Controller:
         except TimeoutError:
             raise Lost(f"the controller at {self.url} did not answer within {self._timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise Lost(f"the controller at {self.url} broke off: {error or type(error).__name__}") from None
+            raise Lost(f"the controller at {self.url} went away ({_words(error)})") from None
         finally:
             connection.close()
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"}
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"nothing was heard of it for {SILENCE:.0f} s"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return "the connection broke off"
 
 
 class _Late(Exception):

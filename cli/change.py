@@ -32,7 +32,7 @@ def cancel(refs: tuple[str, ...], output: str) -> None:
     orch cancel 42 43
     orch cancel resnet50
     """
-    api = context.controller()
+    api = context.answering_controller()
     rows: list[dict[str, Any]] = []
     failed: Fail | None = None
     for ref in dict.fromkeys(refs):
@@ -64,7 +64,7 @@ def retry(run: str, output: str) -> None:
     \b
     orch retry 42
     """
-    api = context.controller()
+    api = context.answering_controller()
     found = context.get_run(api, run)
     if found["state"] not in ("failed", "cancelled"):
         raise Fail(

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,13 @@ from cli import context
 from cli import output as out
 from cli.errors import UNREACHABLE, Fail, Unreachable
 from cli.output import Column
+
+if TYPE_CHECKING:
+    from cli.api import Controller
+    from orchestrator.config import Config
+
+AGENT = 15.0
+"""Seconds that `up` waits for the first node's agent."""
 
 
 @click.command()
@@ -27,12 +36,22 @@ def up() -> None:
     orch up
     """
     settings = context.config()
-    start_local()
+    start_local(settings)
     try:
-        answer = context.controller(settings).call("GET", "status")
+        answer = _once_nodes_answer(context.controller(settings))
     except Unreachable as error:
         raise Fail(f"the cluster was started, but {error.message}", UNREACHABLE) from None
     out.say(f"up: {_sum(answer)}")
+
+
+def _once_nodes_answer(api: Controller) -> dict[str, Any]:
+    """The status as soon as a node's agent has answered, at the latest after AGENT seconds."""
+    deadline = time.monotonic() + AGENT
+    while True:
+        answer: dict[str, Any] = api.call("GET", "status")
+        if answer["nodes"] or time.monotonic() > deadline:
+            return answer
+        time.sleep(0.1)
 
 
 @click.command()
@@ -46,8 +65,7 @@ def down(force: bool) -> None:
     orch down
     orch down --force
     """
-    context.config()
-    _cluster("down", *(["--force"] if force else []))
+    _cluster(context.config(), "down", *(["--force"] if force else []))
     out.say("down; the history stays")
 
 
@@ -153,34 +171,59 @@ def nodes(output: str) -> None:
     out.print_rows(rows, NODES, output, "node", "no node has joined yet")
 
 
-def start_local() -> None:
+def start_local(settings: Config) -> None:
     """Brings the cluster up, with its progress on stderr. Raises Fail with the code that it gives."""
-    _cluster("up")
+    _cluster(settings, "up")
 
 
-def _cluster(*arguments: str) -> None:
+def _cluster(settings: Config, *arguments: str) -> None:
     """Runs the part that needs Ray in a process of its own, so that this one never imports it."""
-    live = out.colored(err=True)
     command = [sys.executable, "-m", "orchestrator.control.cluster", *arguments]
-    flags = {f"ORCH_{name.upper()}": value for name, value in context.flags().items()}
+    # It reads the configuration itself; what flags have overruled reaches it as variables.
+    environment = {
+        **os.environ,
+        "ORCH_HOME": str(settings.home),
+        "ORCH_ADDRESS": settings.address or "local",
+        "ORCH_DATABASE": settings.database,
+    }
     answer: dict[str, Any] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **flags}, text=True) as process:
-        for line in process.stdout or ():
-            try:
-                answer = json.loads(line)
-            except ValueError:
-                continue  # what a library prints is not progress
-            if "step" in answer:
-                click.echo(
-                    f"\r\x1b[K{out.clean(answer['step'])} ..." if live else out.clean(answer["step"]),
-                    nl=not live,
-                    err=True,
-                )
-    if live:
+    # Its complaints go to a file and not to the terminal: they are a library's, and needed only where it gives no answer.
+    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env=environment,
+            text=True,
+            # A cluster must not get the Ctrl-C that ends a follower, nor go with the terminal that started it.
+            start_new_session=True,
+        ) as process:
+            for line in process.stdout or ():
+                answer = _progress(line) or answer
+                if answer.keys() & {"ok", "error"}:
+                    break  # not at the end of the pipe: what was started may have inherited it
+        if answer.keys() & {"ok", "error"}:
+            if "error" in answer:
+                raise Fail(answer["error"], int(answer.get("code", UNREACHABLE)))
+            return
+        complaints.seek(0)
+        last = (complaints.read().strip().splitlines() or ["it said nothing"])[-1]
+        raise Fail(f"`{' '.join(command[1:])}` ended with exit code {process.returncode}: {last}", UNREACHABLE)
+
+
+def _progress(line: str) -> dict[str, Any] | None:
+    """Shows one step; gives what the line says, None for what a library printed."""
+    try:
+        said: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    live = out.colored(err=True)
+    if "step" in said:
+        step = out.clean(str(said["step"]))
+        click.echo(f"\r\x1b[K{step} ..." if live else step, nl=not live, err=True)
+    elif live:
         click.echo("\r\x1b[K", nl=False, err=True)
-    if "error" in answer:
-        raise Fail(answer["error"], int(answer.get("code", UNREACHABLE)))
-    if process.returncode != 0 or not answer.get("ok"):
-        raise Fail(
-            f"`{' '.join(command[1:])}` ended with exit code {process.returncode} before it was done", UNREACHABLE
-        )
+    return said

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.errors import NOT_FOUND, USAGE, Fail
+from cli.errors import NOT_FOUND, USAGE, Fail, Unreachable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from cli.api import Controller
     from orchestrator.config import Config
+    from orchestrator.spec import JobSpec
+
+RESTART = 5.0
+"""Seconds that a command which needs the controller waits for one that is being started again."""
 
 
 def config() -> Config:
@@ -24,15 +28,10 @@ def config() -> Config:
     from orchestrator.config import ConfigError, load_config
 
     try:
-        return load_config(os.environ, Path.cwd(), flags())
+        flags = click.get_current_context().find_root().params
+        return load_config(os.environ, Path.cwd(), flags)
     except ConfigError as error:
         raise Fail(str(error), USAGE) from None
-
-
-def flags() -> dict[str, str]:
-    """The flags that `orch` itself was given, by the configuration's key."""
-    given = click.get_current_context().find_root().params
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def controller(settings: Config | None = None) -> Controller:
@@ -40,6 +39,24 @@ def controller(settings: Config | None = None) -> Controller:
     from cli.api import Controller
 
     return Controller((settings or config()).home)
+
+
+def answering_controller() -> Controller:
+    """The controller once it answers: Ray starts one that was killed again, which takes a moment. Raises Unreachable."""
+    import time
+
+    settings = config()
+    deadline = time.monotonic() + RESTART
+    while True:
+        try:
+            api = controller(settings)
+            api.call("GET", "status")
+            return api
+        except Unreachable:
+            # Without this file nothing is on its way: `orch down` takes it away.
+            if time.monotonic() >= deadline or not (settings.home / "controller.json").exists():
+                raise
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -110,3 +127,16 @@ def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 def run_argument(name: str = "run", **options: Any) -> Callable[[Any], Any]:
     """The argument RUN: an id or a name (its latest run), completed by the shell."""
     return click.argument(name, metavar=options.pop("metavar", "RUN"), shell_complete=complete_run, **options)
+
+
+def load_job(job: Path, overrides: tuple[str, ...]) -> JobSpec:
+    """The checked job, its workdir absolute. All complaints at once, exit 2."""
+    from orchestrator import jobfile
+
+    try:
+        spec = jobfile.load_job(job, overrides)
+    except jobfile.JobFileError as error:
+        for complaint in error.complaints:
+            click.echo(str(complaint), err=True)
+        raise click.exceptions.Exit(USAGE) from None
+    return spec.model_copy(update={"workdir": str(jobfile.job_folder(job) / Path(spec.workdir))})

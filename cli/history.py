@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
 from cli import context
 from cli import output as out
 from cli.errors import NOT_FOUND, UNREACHABLE, Fail, Unreachable
@@ -52,7 +54,10 @@ def read(settings: Config, down: Unreachable, question: Callable[[Store], T]) ->
         if error.exit_code == UNREACHABLE:
             raise down from None
         raise Fail(f"{down.message}; and its history: {error}", error.exit_code) from None
-    out.say(f"{down.message}. This is what its database says")
+    meta = click.get_current_context().meta
+    if not meta.get("cli.offline"):
+        meta["cli.offline"] = True  # said once, however much is read
+        out.say(f"{down.message}. This is what its database says")
     return answer
 
 

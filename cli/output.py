@@ -94,15 +94,13 @@ def print_json(value: Any) -> None:
 def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
     cells = [[_cell(column, row) for column in columns] for row in rows]
     used = [i for i, column in enumerate(columns) if i == 0 or any(line[i] for line in cells)]
-    widths = {i: max(len(columns[i].title), *(len(line[i]) for line in cells)) for i in used}
+    widths = {i: max(len(_title(columns[i])), *(len(line[i]) for line in cells)) for i in used}
     room = shutil.get_terminal_size().columns
     last = used[-1]
     # Only the last column, which is prose, may lose its end.
     widths[last] = max(12, room - sum(widths[i] + 2 for i in used[:-1]))
     click.echo(
-        paint(
-            "  ".join(_pad(columns[i].title.upper(), widths[i], columns[i].right, i == last) for i in used), bold=True
-        )
+        paint("  ".join(_pad(_title(columns[i]), widths[i], columns[i].right, i == last) for i in used), bold=True)
     )
     for row, line in zip(rows, cells, strict=True):
         parts = []
@@ -110,6 +108,11 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
             color = columns[i].color
             parts.append(paint(_pad(line[i], widths[i], columns[i].right, i == last), color(row) if color else None))
         click.echo("  ".join(parts).rstrip())
+
+
+def _title(column: Column) -> str:
+    """`took_s` holds seconds for programs; people are shown `1m15s`."""
+    return column.title.removesuffix("_s").upper()
 
 
 def _cell(column: Column, row: Row) -> str:

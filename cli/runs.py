@@ -36,8 +36,9 @@ def _why(run: dict[str, Any]) -> str:
 
 
 def _since(run: dict[str, Any]) -> float | None:
-    """Seconds in the present state, near enough: waiting since it was submitted, running since it was started."""
-    return between(run["submitted_at"] if run["state"] == "queued" else run.get("started_at"), None)
+    """Seconds that it has waited since it was submitted, or run since it was started."""
+    start = run["submitted_at"] if run["state"] == "queued" else run.get("started_at")
+    return between(start, run.get("finished_at"))
 
 
 _ID = Column("id", lambda run: run["id"], right=True)
@@ -218,11 +219,9 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
     title = out.paint(f"\nattempt {attempt['number']}", bold=True)
     click.echo(f"{title}  {out.paint((outcome or 'lives').replace('_', ' '), color)}  {took}")
     if failure:
-        who = f"rank {failure['rank']}" if failure.get("rank") is not None else ""
-        who = " on ".join(part for part in (who, failure.get("node")) if part)
-        click.echo(
-            out.paint("  " + out.clean(f"{failure['kind']}: {who + ': ' if who else ''}{failure['message']}"), "red")
-        )
+        from cli.watch import failure_text
+
+        click.echo(out.paint("  " + out.clean(f"{failure['kind']}: {failure_text(failure)}"), "red"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
     if nodes:
         click.echo(f"  {placement.get('level', 'cluster')}")

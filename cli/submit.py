@@ -63,7 +63,7 @@ def submit(
     if timeout is not None and not (follow or wait):
         raise click.UsageError("--timeout says how long to wait: give it with --wait or --follow")
     settings = context.config()
-    spec = _load(job, overrides)
+    spec = context.load_job(job, overrides)
     secrets = context.secrets_of(spec.secrets, str(job))
     workdir = Path(spec.workdir)
     snapshot = _snapshot(spec, workdir, job, settings.code_limit)
@@ -96,19 +96,6 @@ def submit(
         _print(run, output)
         if output == "table":
             out.say(f"run {run['id']} ({run['name']}) is {run['state']}: `orch logs -f {run['id']}` follows it")
-
-
-def _load(job: Path, overrides: tuple[str, ...]) -> JobSpec:
-    """The checked job, its workdir absolute. All complaints at once, exit 2."""
-    from orchestrator.jobfile import JobFileError, job_folder, load_job
-
-    try:
-        spec = load_job(job, overrides)
-    except JobFileError as error:
-        for complaint in error.complaints:
-            out.say(str(complaint))
-        raise click.exceptions.Exit(USAGE) from None
-    return spec.model_copy(update={"workdir": str(job_folder(job) / Path(spec.workdir))})
 
 
 def _snapshot(spec: JobSpec, workdir: Path, job: Path, limit: int) -> Snapshot:
@@ -148,7 +135,7 @@ def _connect(settings: Config, dry_run: bool) -> Controller | None:
         return None
     from cli.cluster import start_local
 
-    start_local()
+    start_local(settings)
     return context.controller(settings)
 
 
@@ -195,10 +182,11 @@ def _to_the_end(
 
 def _say_plan(name: str, answer: dict[str, Any], snapshot: Snapshot) -> None:
     """Where a dry run would have gone."""
-    nodes = (answer.get("placement") or {}).get("nodes") or []
-    where = ", ".join(f"{part['node']} ({len(part['gpus'])})" for part in nodes)
-    then = f"would start now on {where}" if answer.get("fits_now") else f"would wait: {answer.get('reason')}"
-    out.say(f"{name}: {len(snapshot.files)} files, {snapshot.size:,} bytes of code; {then}. Nothing was changed")
+    from cli.plan import lines
+
+    for line in lines(name, answer):
+        out.say(line)
+    out.say(f"{len(snapshot.files)} files, {snapshot.size:,} bytes of code. Nothing was changed")
 
 
 def _stop(screen: Any, text: str) -> None:

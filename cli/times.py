@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([smhdw])$")
+from orchestrator.units import parse_duration
 
 
 class Ago(click.ParamType):  # type: ignore[type-arg] # generic since click 8.3
@@ -20,8 +19,8 @@ class Ago(click.ParamType):  # type: ignore[type-arg] # generic since click 8.3
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        if (seconds := parse_duration(value)) is not None:
-            return seconds
+        with suppress(ValueError):
+            return parse_duration(value)
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
@@ -37,15 +36,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = value if isinstance(value, float) else parse_duration(value)
-        if seconds is None:
-            self.fail(f"{value!r} is no duration: write it as 90s, 30m, 12h or 2d", param, ctx)
-        return seconds
-
-
-def parse_duration(text: str) -> float | None:
-    found = _DURATION.match(text.strip())
-    return float(found[1]) * _UNITS[found[2]] if found else None
+        try:
+            return value if isinstance(value, float) else parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
 
 
 def now() -> datetime:

@@ -142,7 +142,8 @@ def follow(home: Path, run: dict[str, Any], screen: Screen | None, timeout: floa
                 screen.say(f"attempt {attempt}")
             screen.log(item)
         elif "state" in item:
-            screen.progress(waiting(item))
+            if item["state"] not in ENDED:  # the end says that itself
+                screen.progress(waiting(item))
         elif "progress" in item:
             screen.progress(item["progress"])
         elif (text := item.get("notice") or item.get("lost")) and (text not in told or "lost" in item):
@@ -163,12 +164,15 @@ def failure_of(run: dict[str, Any]) -> str:
     """Why the last attempt broke, with rank and node; "" where it did not."""
     attempts = run.get("attempts") or [{}]
     failure = attempts[-1].get("failure")
-    if not failure or run["state"] == SUCCEEDED:
-        return ""
-    where = f"rank {failure['rank']}" if failure.get("rank") is not None else ""
-    if failure.get("node"):
-        where += f"{' on ' if where else ''}{failure['node']}"
-    return f"{where}: {failure['message']}" if where else str(failure["message"])
+    return "" if not failure or run["state"] == SUCCEEDED else failure_text(failure)
+
+
+def failure_text(failure: dict[str, Any]) -> str:
+    """A failure with where it was, unless its own words begin with that."""
+    rank, message = failure.get("rank"), str(failure["message"])
+    parts = ["" if rank is None else f"rank {rank}", failure.get("node") or ""]
+    where = " on ".join(part for part in parts if part)
+    return message if not where or message.startswith(where) else f"{where}: {message}"
 
 
 def ending(run: dict[str, Any]) -> str:

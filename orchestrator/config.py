@@ -45,6 +45,10 @@ class Config:
     """Bytes of log that are kept of a rank."""
     local_slots: int
     """CPU slots of the private cluster's head."""
+    fabric: tuple[Path, ...]
+    """Files that say how the nodes hang together: topology.conf, ibnetdiscover's output, a CSV of levels, ..."""
+    hardware: Path | None
+    """The file that declares the nodes' hardware, under `hardware:`."""
     origins: Mapping[str, str]
     """By key: `default`, `ORCH_LEASE`, `--address`, or file and line."""
 
@@ -146,6 +150,10 @@ def _slots(text: str, place: Place) -> int:
     return int(text)
 
 
+def _paths(text: str, place: Place) -> tuple[Path, ...]:
+    return tuple(place.path(part) for part in text.split(os.pathsep) if part)
+
+
 @dataclass(frozen=True)
 class Key:
     """One key of the configuration. Its variable is ORCH_ and its name in capitals; a dot becomes `_`."""
@@ -164,9 +172,19 @@ KEYS: dict[str, Key] = {
     "code_limit": Key("The largest code snapshot", _size(2**20, 100 * 2**30), format_size),
     "log_limit": Key("How much log is kept of a rank", _size(64 * 2**10, 100 * 2**30), format_size),
     "local.slots": Key("CPU slots of a private cluster; ranks may share cores", _slots),
+    "fabric": Key(
+        "Files that say how the nodes hang together, a list (in ORCH_FABRIC with : between them)",
+        _paths,
+        lambda paths: os.pathsep.join(map(str, paths)),
+    ),
+    "hardware": Key(
+        "The nodes' hardware, by name or hostlist; shown is the file that declares it",
+        lambda text, place: place.path(text),
+        lambda path: str(path or ""),
+    ),
 }
 
-LATER = ("fabric", "hardware", "teams", "policy")
+LATER = ("teams", "policy")
 """Keys whose behaviour comes with a later version: refused by name until then."""
 
 
@@ -239,6 +257,8 @@ def _defaults(home: Path) -> dict[str, Any]:
         "log_limit": 64 * 2**20,
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
+        "fabric": (),
+        "hardware": None,
     }
 
 
@@ -280,12 +300,21 @@ def _from_file(file: Path, inside: KeyPath, here: Place) -> tuple[dict[str, Sett
     settings: dict[str, Setting] = {}
     for path, value in _leaves(found, inside):
         name = dotted(path[len(inside) :])
-        if name in KEYS and isinstance(value, str):
+        if (text := _text_of(name, value, file)) is not None:
             mark = found.mark(path)
-            settings[name] = Setting(value, dotted(path), f"{source}:{mark.line}", mark, place)
+            settings[name] = Setting(text, dotted(path), f"{source}:{mark.line}", mark, place)
         else:
             found.complain(path, *_refusal(name, value), at=found.mark(path, key=name not in KEYS))
     return settings, found.complaints
+
+
+def _text_of(name: str, value: Any, file: Path) -> str | None:
+    """The text of a key's value; None where the key or the kind of its value is not known."""
+    if name == "fabric" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return os.pathsep.join(value)
+    if name == "hardware" and isinstance(value, dict):
+        return str(file)  # what is in it is read by the readers of hardware files
+    return value if name in KEYS and name != "hardware" and isinstance(value, str) else None
 
 
 def _orch_part(node: document.Node | None, inside: KeyPath) -> Contents:

@@ -46,10 +46,13 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 
 # device: auto            # cuda, cpu, or auto: cuda where the cluster has it
 # backend: auto           # nccl, gloo, or auto: what init_process_group should use, in ORCH_BACKEND
+# near: leaf              # nvlink, node, leaf, pod or a label; leaf! is never looser, leaf~30m waits that long for it
+# gpu: [H100, H200]       # acceptable types; default: any, but one type to a gang
 # workdir: .              # its snapshot runs; what .gitignore and .orchignore name stays out
 # python: /venv/bin/python   # the interpreter of the ranks; default: orch's own
 # env: {{OMP_NUM_THREADS: "4"}}
 # secrets: [WANDB_API_KEY]   # names only; the values are taken from your environment and stored nowhere
+# cudnn: {{benchmark: true}}   # benchmark and deterministic, set before the script's first line
 # checkpoint: ckpt        # a folder that is the same on every attempt, in ORCH_CHECKPOINT_DIR
 # priority: 0             # higher goes first
 # team: vision

@@ -24,7 +24,7 @@ from pydantic import (
 from orchestrator import checks
 from orchestrator.checks import LABEL, MAX_WORKERS, NAME, SET_BY_ORCH, VARIABLE
 from orchestrator.document import nearest, printable, shown
-from orchestrator.units import DURATION_PATTERN
+from orchestrator.units import DURATION_PATTERN, format_duration, parse_duration
 
 
 class Value(BaseModel):
@@ -75,6 +75,50 @@ class Workers(Value):
         return str(self.total) if self.nodes is None else f"{self.nodes}x{self.per_node}"
 
 
+_NEAR = re.compile(r"(?P<level>[A-Za-z0-9][A-Za-z0-9._/-]{0,62})(?P<required>!)?(~(?P<patience>[0-9a-z.]{2,12}))?")
+
+
+class Near(Value):
+    """How close a gang should be: `leaf` is a wish, `leaf!` a must, `leaf~30m` a must for 30 minutes and a wish then."""
+
+    level: str
+    required: bool = False
+    patience: float | None = None
+    """Seconds that a run waits for the level before it takes what there is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value
+        found = _NEAR.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            raise ValueError(f"must be a level such as leaf, leaf! or leaf~30m, not {shown(value)}")
+        if found["required"] and found["patience"]:
+            raise ValueError("is either a must (!) or waited for (~), not both")
+        patience = parse_duration(found["patience"]) if found["patience"] else None
+        return {"level": found["level"], "required": bool(found["required"]), "patience": patience}
+
+    @model_serializer
+    def _as_written(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        waits = "" if self.patience is None else f"~{format_duration(self.patience)}"
+        return self.level + ("!" if self.required else waits)
+
+
+class Cudnn(Value):
+    """Switches of torch.backends.cudnn; one that is not given stays as torch has it."""
+
+    benchmark: bool | None = None
+    deterministic: bool | None = None
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 Device = Literal["auto", "cuda", "cpu"]
 Backend = Literal["auto", "nccl", "gloo"]
 SCALAR = {"type": ["string", "number", "boolean"]}
@@ -122,6 +166,26 @@ Priority = Annotated[
     AfterValidator(checks.priority),
     WithJsonSchema({"type": "integer", "minimum": -1000, "maximum": 1000}),
 ]
+CudnnSwitches = Annotated[
+    Cudnn,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"benchmark": {"type": "boolean"}, "deterministic": {"type": "boolean"}},
+            "additionalProperties": False,
+        }
+    ),
+]
+NearWish = Annotated[
+    Near | None,
+    WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}(!|~[0-9]+(s|m|h|d))?$"}),
+]
+GpuTypes = Annotated[
+    tuple[Annotated[str, AfterValidator(checks.label)], ...],
+    BeforeValidator(_one_or_several),
+    Field(max_length=16),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "maxItems": 16}),
+]
 Shape = Annotated[
     Workers,
     WithJsonSchema(
@@ -159,6 +223,18 @@ class JobSpec(Value):
         "auto: nccl on CUDA, else gloo.",
         examples=["nccl"],
     )
+    near: NearWish = Field(
+        default=None,
+        description="How close the ranks should be: nvlink, node, leaf, pod, any, or a label of the cluster. "
+        "leaf is a wish, leaf! is never looser, leaf~30m waits that long for it, then takes what there is.",
+        examples=["leaf", "leaf!", "leaf~30m"],
+    )
+    gpu: GpuTypes = Field(
+        default=(),
+        description="Accelerator type, or a list of acceptable ones (which may then be mixed in the gang). "
+        "Default: any, but one type to a gang.",
+        examples=["H100", ["H100", "H200"]],
+    )
     workdir: Annotated[str, AfterValidator(checks.folder)] = Field(
         default=".",
         description="The folder whose snapshot runs, taken at submission; relative to the job file. "
@@ -181,6 +257,12 @@ class JobSpec(Value):
         default=(),
         description="Names of variables whose values are taken from the submitter's environment and stored nowhere.",
         examples=[["WANDB_API_KEY"]],
+    )
+    cudnn: CudnnSwitches = Field(
+        default=Cudnn(),
+        description="cuDNN's switches, set in every rank before the script's first line. deterministic also sets "
+        "CUBLAS_WORKSPACE_CONFIG.",
+        examples=[{"benchmark": True, "deterministic": False}],
     )
     checkpoint: Checkpoint = Field(
         default=None,
@@ -227,25 +309,6 @@ class JobSpec(Value):
 
 
 LATER: dict[str, dict[str, Any]] = {
-    "near": {
-        "description": "How close the ranks should be: nvlink, node, leaf, pod, any, or a label of the cluster. "
-        "leaf! is never looser; leaf~30m waits that long for it.",
-        "type": "string",
-        "examples": ["leaf", "leaf!", "leaf~30m"],
-    },
-    "gpu": {
-        "description": "Accelerator type, or a list of acceptable ones.",
-        "type": ["string", "array"],
-        "items": {"type": "string"},
-        "examples": ["H100", ["H100", "H200"]],
-    },
-    "cudnn": {
-        "description": "cuDNN's settings, applied in every rank before the script's first line.",
-        "type": "object",
-        "properties": {"benchmark": {"type": "boolean"}, "deterministic": {"type": "boolean"}},
-        "additionalProperties": False,
-        "examples": [{"benchmark": True, "deterministic": False}],
-    },
     "requires": {
         "description": "Versions that every node must have, checked first.",
         "type": "object",

@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from orchestrator.control import snapshot
 from orchestrator.control.backend import (
@@ -31,7 +33,10 @@ from orchestrator.control.backend import (
 from orchestrator.control.gpus import memory_is_free, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
-from orchestrator.control.rank_env import base_env, gpu_name, interface_of, rank_env
+from orchestrator.control.part import Part
+from orchestrator.control.rank_env import base_env, cpus_by_numa, gpu_name, interface_of, rank_env
+from orchestrator.hardware.model import Node
+from orchestrator.placement.ranks import cpu_affinity
 
 log = logging.getLogger("orch.agent")
 
@@ -40,46 +45,6 @@ LOOK_S = 0.1
 REPORT_BYTES = 4 << 20
 GPU_FREE_S = 15.0
 """How long ended ranks' GPU memory may take to be given back before the node is reported all the same."""
-
-
-@dataclass
-class Part:
-    """A gang's part on this node, while the agent knows of it."""
-
-    run: int
-    attempt: int
-    folder: AttemptFolder
-    log_limit: int
-    gpus: tuple[int, ...]
-    ranks: dict[int, int | None] = field(default_factory=dict)
-    swept: bool = False
-    gpu_free: bool = False
-    lease_expired: bool = False
-    first_failed: int | None = None
-    warm: int = 0
-    master_port: int = 0
-
-    @property
-    def key(self) -> str:
-        return f"{self.run}.{self.attempt}"
-
-    def logs_shipped(self) -> bool:
-        return not any(
-            log.pending(self.log_limit) or (log.over(self.log_limit) and not log.tail_taken)
-            for log in map(self.folder.log, self.ranks)
-        )
-
-    def status(self) -> PartStatus:
-        return PartStatus(
-            self.run,
-            self.attempt,
-            dict(self.ranks),
-            self.swept and self.gpu_free and self.logs_shipped(),
-            self.master_port,
-            self.lease_expired,
-            self.first_failed,
-            self.warm,
-        )
 
 
 class NodeAgent:
@@ -104,7 +69,10 @@ class NodeAgent:
         self._visible = visible_gpus(environ)
         self._base = base_env(environ)
         self._interface = interface_of(address)
-        self._cores = len(os.sched_getaffinity(0))
+        self._cpus_of_numa = cpus_by_numa()
+        self._node: Node | None = None
+        # Cores, not hyperthreads: that is what MKL and OpenBLAS count, and what a rank gains by.
+        self._cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
         self._epoch = 0
         self._parts: dict[str, Part] = {}
         self._ports: dict[str, socket.socket] = {}
@@ -305,8 +273,11 @@ class NodeAgent:
             base = {k: v for k, v in base.items() if k != "PYTHONPATH"}
         python = part.python or sys.executable
         base = base | {"PATH": f"{Path(python).parent}:{base.get('PATH', os.defpath)}"}
-        if master_port != part.master_port:
-            part = StartPart(**{**part.__dict__, "master_port": master_port})
+        part = replace(part, master_port=master_port)
+        cpus: tuple[tuple[int, ...], ...] = ()
+        if part.device == "cuda" and self._node is not None and self._pins():
+            cpus = cpu_affinity(self._node.shape, [rank.gpu for rank in part.ranks], self._cpus_of_numa)
+        mark = f"{self._cluster}.{part.key}"
         return [
             {
                 "rank": rank.rank,
@@ -314,15 +285,9 @@ class NodeAgent:
                 "argv": list(part.argv),
                 "cwd": str(folder.code),
                 "log": str(folder.log(rank.rank).path),
-                "env": rank_env(
-                    base,
-                    part,
-                    rank,
-                    interface=self._interface,
-                    visible=self._visible,
-                    cores=self._cores,
-                    mark=f"{self._cluster}.{part.key}",
-                ),
+                "env": rank_env(base, part, rank, visible=self._visible, cores=self._cores, mark=mark),
+                "cpus": list(cpus[rank.local_rank]) if cpus else None,
+                "cudnn": part.cudnn,
             }
             for rank in part.ranks
         ]
@@ -356,7 +321,7 @@ class NodeAgent:
                 await asyncio.wait_for(self._changed.wait(), min(left, LOOK_S if self._parts else left))
 
     def _logs_pending(self) -> bool:
-        """Whether the next report would hold something of a log; the end of one beyond its limit is read when its writer has ended."""
+        """Whether the next report would hold something of a log; the end of an overlong one is read when its writer ended."""
         return any(
             file.pending(part.log_limit) or (part.swept and file.over(part.log_limit) and not file.tail_taken)
             for part in self._parts.values()
@@ -377,11 +342,22 @@ class NodeAgent:
                     file.trim(part.log_limit)
                     if part.swept:
                         chunks.append(LogChunk(part.run, part.attempt, rank, *file.take_tail(), time.time(), tail=True))
-        info = None if self._info_sent else self._info()
+        info = None if self._info_sent else self._look()
         self._info_sent = True
         self._sequence += 1
         self._unacked = Report(self._sequence, tuple(p.status() for p in self._parts.values()), tuple(chunks), info)
         return self._unacked
+
+    def _look(self) -> dict[str, Any]:
+        found = self._info() | {"interface": self._interface}
+        self._node = found.get("node")
+        return found | {"pins_cpus": self._pins()}
+
+    def _pins(self) -> bool:
+        """Whether ranks are kept on the CPUs of their GPU's NUMA node: where there are several, and the driver tells whose."""
+        return (
+            len(self._cpus_of_numa) > 1 and self._node is not None and any(g.numa is not None for g in self._node.gpus)
+        )
 
     def _answer(self, report: Report) -> Report:
         self._answered = time.monotonic()

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -17,9 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller, Refused
 from orchestrator.control.follow import Positions, follow, log_lines
+from orchestrator.hardware.as_json import to_json
+from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
 from orchestrator.history.errors import StoreError
 from orchestrator.history.queries import RunFilter
+from orchestrator.placement.draw import draw_free
 from orchestrator.scheduling.lifecycle import IllegalTransition, State
 from orchestrator.scheduling.run import Code, NewRun
 from orchestrator.spec import JobSpec
@@ -88,6 +92,7 @@ class Api:
                 web.get("/api/v1/runs/{ref}/logs", self._logs),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
                 web.get("/api/v1/nodes", self._nodes),
+                web.get("/api/v1/topo", self._topo),
                 web.post("/api/v1/down", self._go_down),
             ]
         )
@@ -164,11 +169,28 @@ class Api:
                     "total": node.facts.total,
                     "busy": len(taken),
                     "runs": sorted(set(taken.values())),
-                    "gpus": node.info.get("hardware", {}).get("gpus", []),
+                    "gpus": [asdict(gpu) for gpu in node.info["node"].gpus] if "node" in node.info else [],
                     "versions": node.info.get("versions", {}),
                     "note": node.note_now(taken),
                 }
             )
+        return web.json_response(answer)
+
+    async def _topo(self, request: web.Request) -> web.Response:
+        """The tree that placement sees, and who holds what of it."""
+        inventory, busy = self._controller.roster.inventory, await self._controller.busy()
+        cluster = inventory.topology.cluster
+        answer = to_json(cluster) | {
+            "busy": {name: {str(gpu): run for gpu, run in held.items()} for name, held in busy.items()},
+            "notes": [*cluster.notes, *map(str, inventory.disagreements)],
+            "absent": list(inventory.absent),
+            "drawing": draw_free(self._controller.roster.free(busy), busy),
+        }
+        if (name := request.query.get("node")) is not None:
+            known = next((node for node in cluster.nodes if node.name == name), None)
+            if known is None:
+                raise Refused(3, f"no such node: {name!r}")
+            answer["drawing"] = draw_node(cluster, known)
         return web.json_response(answer)
 
     async def _go_down(self, request: web.Request) -> web.Response:
@@ -189,7 +211,10 @@ class Api:
 
     async def _put_code(self, request: web.Request) -> web.Response:
         chunks = request.content.iter_chunked(1 << 20)
-        await self._code.put(request.match_info["sha"], chunks)
+        try:
+            await self._code.put(request.match_info["sha"], chunks)
+        except ValueError as error:
+            raise Refused(2, str(error)) from None
         return web.json_response({"ok": True}, status=201)
 
     # -- runs ----------------------------------------------------------------------------------------------------
@@ -203,7 +228,8 @@ class Api:
         code = Code(body.code.sha256, body.code.git, body.code.dirty) if body.code else None
         new = NewRun(body.spec, body.user, code, body.workdir, body.key)
         run, created = await self._controller.submit(new, body.secrets)
-        answer = {"id": run.id, "name": run.name, "state": run.state, "notices": []}
+        notices = self._controller.notices(body.spec)
+        answer = {"id": run.id, "name": run.name, "state": run.state, "notices": notices}
         return web.json_response(answer, status=201 if created else 200)
 
     async def _runs(self, request: web.Request) -> web.Response:

@@ -55,6 +55,8 @@ class StartPart:
     """0: the agent picks a free one and holds it; allowed where the gang is on one node."""
     lease_s: float
     log_limit: int
+    cudnn: dict[str, bool | None] | None = None
+    """benchmark and deterministic, to be set before the script's first line."""
 
     @property
     def key(self) -> str:

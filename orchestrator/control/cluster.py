@@ -24,6 +24,7 @@ import psutil
 from orchestrator.config import Config, load_config
 from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder
 from orchestrator.document import DocumentError
+from orchestrator.hardware.formats import FormatError, read_hardware
 
 Say = Callable[[str], None]
 
@@ -105,6 +106,10 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
     with one_at_a_time(home):
         if url := controller_url(home):
             return url
+        try:
+            read_hardware([*config.fabric, *([config.hardware] if config.hardware else [])])
+        except FormatError as error:
+            raise ClusterError(str(error), 2) from None
         local = config.address is None
         if local:
             address, dashboard = _local_head(home, config, environ, say)
@@ -119,6 +124,8 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 lease_s=config.lease,
                 log_limit=config.log_limit,
                 code_limit=config.code_limit,
+                fabric=[str(path) for path in config.fabric],
+                hardware=str(config.hardware) if config.hardware else None,
                 dashboard_url=dashboard,
                 local=local,
             )

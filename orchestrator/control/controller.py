@@ -16,11 +16,17 @@ from orchestrator.control.backend import Backend
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.hardware.model import Cluster
 from orchestrator.history.queries import RunFilter
 from orchestrator.history.store import Store
+from orchestrator.placement import nccl_env
+from orchestrator.placement.draw import draw_placement
+from orchestrator.placement.explain import alternatives, at_best, hint_levels
+from orchestrator.placement.search import place
 from orchestrator.placement.values import Rejection
+from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.lifecycle import Event, State
-from orchestrator.scheduling.plan import Snapshot, plan, try_place
+from orchestrator.scheduling.plan import Snapshot, device_of, plan, request_of
 from orchestrator.scheduling.run import NewRun, Run
 from orchestrator.spec import JobSpec
 
@@ -41,6 +47,7 @@ class Controller:
         store: Store,
         backend: Backend,
         settings: Settings,
+        declared: Cluster = Cluster(),  # noqa: B008 - frozen
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
@@ -48,7 +55,7 @@ class Controller:
     ) -> None:
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
-        self.gangs = Gangs(self.runtime, backend, self.logs)
+        self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster = self.gangs.roster
         self._store = store
         self._reasons: dict[int, str] = {}
@@ -83,17 +90,42 @@ class Controller:
         return run, created
 
     async def dry_run(self, spec: JobSpec) -> dict[str, Any]:
-        """Where the job would go now, or why it would wait. Raises Refused(5) where it never fits."""
+        """Where the job would go now, what a looser or tighter wish would give, or why it would wait. Raises Refused(5)."""
         self._check_fits(spec)
-        answer = try_place(spec, self.roster.views(await self.busy()))
+        free = self.roster.free(await self.busy())
+        topology = free.topology
+        request = request_of(spec, topology, patient=spec.near is not None and spec.near.patience is not None)
+        answer = place(request, topology, free)
+        others = [
+            {"level": other.level, "answer": str(other), "busbw_predicted": other.busbw}
+            for other in (
+                alternatives(request, topology, free) if request.device == "cuda" and spec.workers.total > 1 else ()
+            )
+        ]
+        now = {"device": request.device, "alternatives": others, "notices": self.notices(spec)}
         if isinstance(answer, Rejection):
-            return {"fits_now": False, "reason": answer.reason, "placement": None}
-        return {"fits_now": True, "reason": None, "placement": asdict(answer)}
+            return {"fits_now": False, "reason": answer.reason, "placement": None} | now
+        drawing = draw_placement(topology, [(part.node, part.gpus, part.ranks) for part in answer.nodes])
+        return {"fits_now": True, "reason": None, "placement": asdict(answer), "drawing": drawing} | now
 
     def _check_fits(self, spec: JobSpec) -> None:
-        answer = try_place(spec, self.roster.views({}))
-        if isinstance(answer, Rejection) and answer.never:
+        topology = self.roster.inventory.topology
+        answer = at_best(request_of(spec, topology), topology)
+        if isinstance(answer, Rejection):
             raise Refused(5, f"can never fit this cluster: {answer.reason}")
+
+    def notices(self, spec: JobSpec) -> list[str]:
+        """What the submitter should know, though nothing is wrong with the job."""
+        topology = self.roster.inventory.topology
+        found = [str(notice) for notice in nccl_env.notices(spec.env)]
+        if spec.device == "auto" and device_of(spec, topology) == "cpu":
+            found.append("device: auto takes the CPU here: no node of the cluster has a GPU")
+        if spec.near is not None and not is_known(spec.near.level, topology):
+            have = ", ".join(level for level in hint_levels(topology) if level != "cluster")
+            found.append(
+                f"near: this cluster has no level or label {spec.near.level!r}, so the wish is moot; it has {have}"
+            )
+        return found
 
     async def cancel(self, ref: str, by: str | None = None) -> tuple[Run, bool]:
         """Asks for the run's end; answers (run, whether it had ended already)."""
@@ -156,8 +188,10 @@ class Controller:
         waiting = [run for run in await runtime.db(store.waiting) if not await self._lost_its_secrets(run)]
         fenced = {run for gpus in busy.values() for run in gpus.values()}
         blocked = {r.id: "waits until the lease of its last attempt has run out" for r in waiting if r.id in fenced}
-        decided = plan(Snapshot(tuple(waiting), self.roster.views(busy), blocked))
+        decided = plan(Snapshot(tuple(waiting), self.roster.free(busy), blocked), runtime.now())
         self._reasons = {run.id: reason for run, reason in decided.waits}
+        if decided.look_again_s is not None:
+            runtime.wake_in(decided.look_again_s + 0.01)
         for run, placement in decided.starts:
             self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
         for run in waiting:

@@ -21,10 +21,13 @@ from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
+from orchestrator.hardware.model import Cluster
+from orchestrator.placement.bandwidth import is_rdma
+from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Failure, Run
-from orchestrator.spec import JobSpec
+from orchestrator.spec import Cudnn, JobSpec
 
 log = logging.getLogger("orch.gangs")
 
@@ -32,9 +35,9 @@ log = logging.getLogger("orch.gangs")
 class Gangs:
     """Every attempt that holds a place."""
 
-    def __init__(self, runtime: Runtime, backend: Backend, logs: LogFolder) -> None:
+    def __init__(self, runtime: Runtime, backend: Backend, logs: LogFolder, declared: Cluster) -> None:
         self._runtime, self._logs = runtime, logs
-        self.roster = Roster(runtime, backend, self._take_in, self._lost)
+        self.roster = Roster(runtime, backend, self._take_in, self._lost, declared)
         self.secrets: dict[int, dict[str, str]] = {}
         """By run: in memory alone."""
         self._gangs: dict[tuple[int, int], Gang] = {}
@@ -117,7 +120,18 @@ class Gangs:
     def _order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
         settings, spec = self._runtime.settings, gang.spec
         part = gang.placement.nodes[node_rank]
-        env = {"ORCH_BACKEND": _backend_of(spec, gang.placement.device)} | spec.env
+        facts = [self._network_of(node.node) for node in gang.placement.nodes]
+        communication = rank_environment(
+            facts[node_rank],
+            facts,
+            run=gang.run,
+            attempt=gang.attempt,
+            # Where every node can, the bandwidth that placed the gang counts on it: NCCL must not fall back in silence.
+            rdma_promised=all(any(map(is_rdma, node.nics)) for node in facts),
+            nvlink_between_nodes=gang.placement.level == "nvlink",
+            job=spec.env,
+        )
+        env = {"ORCH_BACKEND": _backend_of(spec, gang.placement.device)} | communication.variables
         if spec.checkpoint is not None:
             # The same on every attempt, and no other run's. An absolute path is the user's own choice.
             env["ORCH_CHECKPOINT_DIR"] = str(settings.storage / "checkpoints" / str(run.id) / spec.checkpoint)
@@ -137,6 +151,18 @@ class Gangs:
             master_port=port,
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
+            cudnn=spec.cudnn.model_dump() if spec.cudnn != Cudnn() else None,
+        )
+
+    def _network_of(self, node: str) -> NodeFacts:
+        known = self.roster.nodes[node]
+        probed = known.info.get("node")
+        return NodeFacts(
+            node,
+            interface=known.info.get("interface"),
+            nics=() if probed is None else probed.nics,
+            host_id=known.info.get("boot_id"),
+            cpus_pinned=bool(known.info.get("pins_cpus")),
         )
 
     # -- what is reported ----------------------------------------------------------------------------------------

@@ -50,23 +50,3 @@ def memory_is_free(names: Sequence[str]) -> bool:
         except library.NVMLError:
             continue
     return True
-
-
-def describe(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Model, memory (MiB) and UUID of each GPU, by orch's index."""
-    library = nvml()
-    found: list[dict[str, Any]] = []
-    for index, name in enumerate(names if library else ()):
-        try:
-            handle = _handle(library, name)
-            found.append(
-                {
-                    "index": index,
-                    "model": library.nvmlDeviceGetName(handle),  # type: ignore[union-attr]
-                    "memory_mib": library.nvmlDeviceGetMemoryInfo(handle).total >> 20,  # type: ignore[union-attr]
-                    "uuid": library.nvmlDeviceGetUUID(handle),  # type: ignore[union-attr]
-                }
-            )
-        except library.NVMLError:  # type: ignore[union-attr]
-            found.append({"index": index, "model": None})
-    return found

@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class ClusterNote:
     lease_s: float
     log_limit: int
     code_limit: int
+    fabric: list[str] = field(default_factory=list)
+    hardware: str | None = None
     dashboard_url: str | None = None
     local: bool = True
 

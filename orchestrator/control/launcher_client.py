@@ -1,4 +1,4 @@
-"""The agent's end of the launcher's socket: starts the launcher where there is none, asks it, and hears what it tells."""
+"""How the agent reaches its node's launcher: starts one where there is none, asks it, hears what it tells."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from typing import Any
 
 Message = dict[str, Any]
 
-LAUNCHER = Path(__file__).with_name("launcher.py")
+LAUNCHER = Path(__file__).with_name("launcher")
+"""A folder that Python runs: `python -I LAUNCHER DIR`."""
 CONNECT_S = 10.0
 """How long a new launcher may take until it listens."""
 LINE_LIMIT = 64 << 20
 
-# A first process starts the launcher in a session of its own and ends, so that the launcher is no child of the agent: Ray kills those.
+# A first process starts the launcher in a session of its own and ends, so that the launcher is no child of the agent:
+# Ray kills those.
 DETACH = """
-import subprocess, sys
-subprocess.Popen(sys.argv[1:], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+from subprocess import DEVNULL, Popen
+import sys
+Popen(sys.argv[1:], start_new_session=True, stdin=DEVNULL, stdout=DEVNULL)
 """
 
 
@@ -37,8 +40,8 @@ class LauncherGoneError(Exception):
 class LauncherClient:
     """One connection to the launcher of a folder. Every event comes once, in order, from `events()`.
 
-    After `LauncherGoneError` call `connect()` again: it takes up the launcher that is there or starts another. Ask `hello` then: the
-    answer holds every attempt and every exit that was told to nobody.
+    After `LauncherGoneError` call `connect()` again: it takes up the launcher that is there or starts another. Ask
+    `hello` then: the answer holds every attempt and every exit that was told to nobody.
     """
 
     def __init__(self, folder: Path, env: Mapping[str, str], options: tuple[str, ...] = ()) -> None:
@@ -66,7 +69,7 @@ class LauncherClient:
         await self.close()
 
     async def connect(self) -> None:
-        """Connects to the folder's launcher, starting one where none listens. Raises LauncherGoneError where that fails."""
+        """Connects to the folder's launcher, starting one where none listens. LauncherGoneError where that fails."""
         await self.close()
         path = str(self.folder / "launcher.sock")
         try:
@@ -125,14 +128,14 @@ class LauncherClient:
         self._events.put_nowait(None)
 
     async def call(self, op: str, **fields: Any) -> Message:
-        """Asks the launcher. Raises LauncherRefusedError with its reason, LauncherGoneError where there is no connection."""
+        """Asks the launcher. Raises LauncherRefusedError with its reason, LauncherGoneError without a connection."""
         if self._writer is None:
             raise LauncherGoneError("not connected to a launcher")
         number = next(self._numbers)
         self._waiting[number] = waiting = asyncio.get_running_loop().create_future()
         self._writer.write(json.dumps({"id": number, "op": op, **fields}).encode() + b"\n")
         try:
-            answer = await waiting
+            answer: Message = await waiting
         finally:
             self._waiting.pop(number, None)
         if "error" in answer:

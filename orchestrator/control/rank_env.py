@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 import psutil
 
@@ -34,23 +36,19 @@ def rank_env(
     part: StartPart,
     rank: RankStart,
     *,
-    interface: str | None,
     visible: tuple[str, ...],
     cores: int,
     mark: str,
 ) -> dict[str, str]:
     """Everything one rank finds in its environment.
 
-    `visible` are CUDA's own names of the node's GPUs, by orch's index; `interface` carries the node's address; the job's own
-    `env:` wins over what orch would choose, and the ranks' coordinates win over all.
+    `visible` are CUDA's own names of the node's GPUs, by orch's index. What the controller chose and the job set (part.env)
+    wins over the node's environment, and the ranks' coordinates win over all.
     """
     local_world = len(part.ranks)
     env = dict(base)
     # As torchrun does, but with the cores there are: ranks that share a node must not each start a thread per core.
     env["OMP_NUM_THREADS"] = str(max(1, cores // max(1, local_world)))
-    if interface is not None:
-        env["NCCL_SOCKET_IFNAME"] = f"={interface}"
-        env["GLOO_SOCKET_IFNAME"] = interface
     env.update(part.env)
     env.update(part.secrets)
     gpus = ",".join(gpu_name(visible, r.gpu) for r in part.ranks) if part.device == "cuda" else ""
@@ -87,3 +85,16 @@ def interface_of(address: str) -> str | None:
             if entry.family in (socket.AF_INET, socket.AF_INET6) and entry.address.split("%")[0] == address:
                 return name
     return None
+
+
+def cpus_by_numa(root: Path = Path("/sys/devices/system/node")) -> dict[int, tuple[int, ...]]:
+    """The CPUs of each NUMA node that this process may run on; empty where the kernel does not say."""
+    mine = os.sched_getaffinity(0)
+    found = {}
+    for folder in root.glob("node[0-9]*"):
+        text = (folder / "cpulist").read_text().strip()
+        spans = (part.partition("-") for part in text.split(",") if part)
+        cpus = {cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1)}
+        if cpus & mine:
+            found[int(folder.name.removeprefix("node"))] = tuple(sorted(cpus & mine))
+    return found

@@ -21,14 +21,16 @@ from ray.exceptions import RayActorError, RayError, RaySystemError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 import orchestrator
-from orchestrator.control import gpus
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
 from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
-from orchestrator.control.home import Home, node_folder
+from orchestrator.control.home import ClusterNote, Home, node_folder
+from orchestrator.control.inventory import probe_node
 from orchestrator.control.runtime import Settings
+from orchestrator.hardware.formats import read_hardware
+from orchestrator.hardware.model import Cluster
 from orchestrator.history.store import Store
 
 log = logging.getLogger("orch")
@@ -49,20 +51,13 @@ def hold_name(namespace: str, node: str) -> str:
 
 
 def node_info() -> dict[str, Any]:
-    """What this node is and which versions it has: for `orch nodes` and the history."""
-    versions: dict[str, Any] = {"python": platform.python_version(), "kernel": platform.release()}
+    """What this node is and which versions it has: for placement, `orch nodes` and the history."""
+    found = probe_node(os.environ)
+    versions = {"python": platform.python_version()}
     for package in ("torch", "ray"):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    if library := gpus.nvml():
-        with suppress(library.NVMLError):
-            versions["driver"] = library.nvmlSystemGetDriverVersion()
-    hardware = {
-        "gpus": gpus.describe(gpus.visible_gpus(os.environ)),
-        "cpus": os.cpu_count(),
-        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
-    }
-    return {"versions": versions, "hardware": hardware}
+    return found | {"versions": versions | found["versions"]}
 
 
 class AgentActor:
@@ -278,7 +273,8 @@ class ControllerActor:
         settings = Settings(
             home=self._home.root, storage=Path(note.storage), lease_s=note.lease_s, log_limit=note.log_limit
         )
-        self._controller = Controller(store, backend, settings, superseded=lambda: os._exit(1))
+        declared = read_declared(note)
+        self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
         api = Api(self._controller, self._code, self._home.token(), self._status, self._down)
@@ -324,6 +320,12 @@ class ControllerActor:
             if node.agent is not None:
                 with suppress(AgentGone):
                     await node.agent.close(controller.runtime.epoch)
+
+
+def read_declared(note: ClusterNote) -> Cluster:
+    """What the operator declared of nodes and fabric. Raises FormatError."""
+    paths = [*note.fabric, *([note.hardware] if note.hardware else [])]
+    return read_hardware(paths) if paths else Cluster()
 
 
 def ensure_controller(home: Home, namespace: str) -> Any:

@@ -10,9 +10,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
+from orchestrator.control.inventory import Inventory, Seen, free_view, take_inventory
 from orchestrator.control.runtime import Runtime
+from orchestrator.hardware.as_json import node_to_json
+from orchestrator.hardware.model import Cluster
 from orchestrator.history.errors import StaleEpoch
-from orchestrator.placement.values import NodeView
+from orchestrator.placement.tree import Free
 from orchestrator.scheduling.run import NodeRecord
 
 log = logging.getLogger("orch.nodes")
@@ -40,11 +43,11 @@ class Node:
             return f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
         return self.note
 
-    def view(self, taken: Mapping[int, int]) -> NodeView:
-        """The node as the placer sees it."""
-        facts, note = self.facts, self.note_now(taken)
-        free = tuple(i for i in range(facts.total) if i not in taken)
-        return NodeView(facts.name, facts.device, facts.total, free, self.up and note is None, note)
+    @property
+    def seen(self) -> Seen:
+        """The node as the inventory takes it."""
+        facts = self.facts
+        return Seen(facts.name, facts.total, facts.device == "cuda", facts.labels, self.info.get("node"))
 
 
 class Roster:
@@ -56,6 +59,7 @@ class Roster:
         backend: Backend,
         on_report: Callable[[str, Report, bool], Awaitable[None]],
         on_lost: Callable[[str, str], Awaitable[None]],
+        declared: Cluster,
     ) -> None:
         """`on_report(node, report, fresh)`: `fresh` where the agent is heard for the first time, or again.
 
@@ -64,6 +68,8 @@ class Roster:
         self._runtime, self._backend = runtime, backend
         self._on_report, self._on_lost = on_report, on_lost
         self.nodes: dict[str, Node] = {}
+        self._declared = declared
+        self._inventory: tuple[tuple[Seen, ...], Inventory] = ((), take_inventory((), declared))
 
     async def start(self) -> None:
         await self._look()
@@ -76,9 +82,20 @@ class Roster:
             raise AgentGone(f"{node} has no agent")
         return known.agent
 
-    def views(self, busy: Mapping[str, Mapping[int, int]]) -> tuple[NodeView, ...]:
-        """The nodes as the placer sees them, given who holds which GPU (or CPU slot)."""
-        return tuple(node.view(busy.get(name, {})) for name, node in sorted(self.nodes.items()))
+    @property
+    def inventory(self) -> Inventory:
+        """The hardware of the nodes that are, or were, in the cluster: made anew when one of them changes."""
+        seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
+        if seen != self._inventory[0]:
+            self._inventory = seen, take_inventory(seen, self._declared)
+        return self._inventory[1]
+
+    def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
+        """What placement may give now, given who holds which GPU (or CPU slot)."""
+        notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
+        return free_view(
+            self.inventory.topology, busy, {name: note for name, note in notes.items() if note is not None}
+        )
 
     def lease_end(self, node: str) -> datetime:
         """The time after which no lease can hold on the node: it stops its ranks by then, whether it hears of us or not."""
@@ -142,7 +159,9 @@ class Roster:
 
     async def _record(self, node: Node, state: str) -> None:
         facts, info, now = node.facts, node.info, self._runtime.now()
-        hardware = {"device": facts.device, "total": facts.total, "labels": facts.labels} | info.get("hardware", {})
+        hardware = {"device": facts.device, "total": facts.total, "labels": facts.labels}
+        if (probed := info.get("node")) is not None:
+            hardware |= node_to_json(probed)
         record = NodeRecord(facts.name, facts.address, state, now, now, hardware, info.get("versions", {}))
         await self._runtime.db(self._runtime.store.upsert_node, record)
 
@@ -189,6 +208,7 @@ class Roster:
         if report.info is not None:
             node.info = report.info
             await self._record(node, "up")
+            self._runtime.wake.set()
         if not node.up:
             node.up, node.note = True, None
             self._runtime.wake.set()

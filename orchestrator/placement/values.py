@@ -16,6 +16,19 @@ class Request:
 
     workers: Workers
     device: Device
+    near: str | None = None
+    """The widest level that the gang should span: nvlink, node, a level or a label of the cluster; None or `any`: no
+    wish."""
+    required: bool = False
+    """Whether `near` is a must (`leaf!`) and not a wish."""
+    relax: bool = True
+    """Whether a wish may be given up now; False while the run still has patience (`leaf~30m`)."""
+    gpu: tuple[str, ...] = ()
+    """Acceptable GPU models. One model to a gang, unless several are listed: then they may be mixed."""
+    exclude: frozenset[str] = frozenset()
+    """Nodes that this run must not get."""
+    prefer: frozenset[str] = frozenset()
+    """Nodes that this run had before: taken again where nothing faster is free."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,12 @@ class Placement:
 
     device: Device
     level: str
-    """The tightest level of the cluster that holds the gang: node, leaf, pod, cluster."""
+    """The tightest level of the cluster that holds the gang: nvlink, node, leaf, pod, cluster."""
     nodes: tuple[NodePlacement, ...]
+    busbw_predicted: float | None = None
+    """GB/s of bus bandwidth expected of an all-reduce of 1 GiB; None for a single rank."""
+    busbw_bottleneck: str | None = None
+    """The link that bounds it: `gpu-01 <-> gpu-02: 400 Gb/s x 8`."""
 
     @property
     def world_size(self) -> int:

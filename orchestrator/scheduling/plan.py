@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 
-from orchestrator.placement import fewest
-from orchestrator.placement.values import Device, NodeView, Placement, Rejection, Request
+from orchestrator.placement.search import place
+from orchestrator.placement.tree import Free, Topology
+from orchestrator.placement.values import Device, Placement, Rejection, Request
 from orchestrator.scheduling.run import Run
 from orchestrator.spec import JobSpec
 
@@ -17,8 +19,9 @@ class Snapshot:
 
     waiting: tuple[Run, ...]
     """Longest-waiting of the highest priority first."""
-    nodes: tuple[NodeView, ...]
-    blocked: Mapping[int, str]
+    free: Free
+    """What nobody holds; not changed."""
+    blocked: Mapping[int, str] = field(default_factory=dict)
     """Runs that may not start yet, and why: an earlier attempt's lease has not run out."""
 
 
@@ -28,24 +31,50 @@ class Plan:
 
     starts: tuple[tuple[Run, Placement], ...] = ()
     waits: tuple[tuple[Run, str], ...] = ()
+    look_again_s: float | None = None
+    """When the first patience for a tight place runs out, in seconds from now; None where nobody waits for one."""
 
 
-def device_of(spec: JobSpec, nodes: Iterable[NodeView]) -> Device:
+def device_of(spec: JobSpec, topology: Topology) -> Device:
     """What `device: auto` means on this cluster: cuda where any node has it."""
     if spec.device != "auto":
         return spec.device
-    return "cuda" if any(node.device == "cuda" for node in nodes) else "cpu"
+    return "cuda" if any(kind.device == "cuda" for kind in topology.kinds) else "cpu"
 
 
-def plan(snapshot: Snapshot) -> Plan:
+def request_of(spec: JobSpec, topology: Topology, *, patient: bool = False, prefer: Iterable[str] = ()) -> Request:
+    """What placement is asked for. `patient`: the run still waits for the level that it wishes for."""
+    near = spec.near
+    return Request(
+        spec.workers,
+        device_of(spec, topology),
+        near=None if near is None else near.level,
+        required=near is not None and near.required,
+        relax=not patient,
+        gpu=spec.gpu,
+        prefer=frozenset(prefer),
+    )
+
+
+def patience_left(run: Run, now: datetime) -> float:
+    """Seconds that the run still waits for its level; 0 where it takes what there is."""
+    near = run.spec.near
+    if near is None or near.patience is None:
+        return 0.0
+    return max(0.0, near.patience - (now - run.queued_at).total_seconds())
+
+
+def plan(snapshot: Snapshot, now: datetime) -> Plan:
     """In order of priority and age; a run that does not fit holds back the ones behind it.
 
     Strictly in order: the run at the head can always say when it starts, and no stream of small runs keeps a gang waiting.
+    A run that only waits for a tighter place than there is holds nobody back: it could start, and chose to wait.
     """
-    free = {node.name: node for node in snapshot.nodes}
+    free = snapshot.free.copy()
     starts: list[tuple[Run, Placement]] = []
     waits: list[tuple[Run, str]] = []
     ahead: Run | None = None
+    patience = []
     for run in snapshot.waiting:
         if run.id in snapshot.blocked:
             waits.append((run, snapshot.blocked[run.id]))
@@ -53,23 +82,16 @@ def plan(snapshot: Snapshot) -> Plan:
         if ahead is not None:
             waits.append((run, f"behind run {ahead.id} ({ahead.name}), which waits for its place"))
             continue
-        answer = try_place(run.spec, tuple(free.values()))
+        left = patience_left(run, now)
+        had = {part.node for part in run.attempt.placement.nodes} if run.attempt else ()
+        answer = place(request_of(run.spec, free.topology, patient=left > 0, prefer=had), free.topology, free)
         if isinstance(answer, Rejection):
-            waits.append((run, answer.reason))
+            waits.append((run, answer.reason + (f"; waits {left:.0f} s more for it" if left else "")))
+            patience.append(left)
             # A run that no longer fits the cluster at all does not hold the others back.
-            ahead = None if answer.never else run
+            ahead = None if answer.never or left else run
             continue
         starts.append((run, answer))
-        _take(free, answer)
-    return Plan(tuple(starts), tuple(waits))
-
-
-def try_place(spec: JobSpec, nodes: Sequence[NodeView]) -> Placement | Rejection:
-    """Where this job would go on these nodes, or why it would not."""
-    return fewest.place(Request(spec.workers, device_of(spec, nodes)), nodes)
-
-
-def _take(free: dict[str, NodeView], placement: Placement) -> None:
-    for part in placement.nodes:
-        node = free[part.node]
-        free[part.node] = replace(node, free=tuple(i for i in node.free if i not in part.gpus))
+        for part in answer.nodes:
+            free.take(part.node, part.gpus)
+    return Plan(tuple(starts), tuple(waits), min((left for left in patience if left), default=None))

@@ -128,7 +128,7 @@ def test_runs_wait_in_order_and_say_why(tmp_path: Path) -> None:
                 return (await controller.find(str(run.id))).reason
 
             await until(lambda: reason(third))
-            assert await reason(urgent) == "needs 1 GPUs; 0 of 2 GPUs on 1 node are free"
+            assert await reason(urgent) == "the cluster has room for 0 of 1 workers"
             assert (await reason(second) or "").startswith(f"behind run {urgent.id}")
             cluster.agents["a"].end(first.id, 1)
             await reaches(controller, urgent, State.RUNNING)
@@ -140,7 +140,7 @@ def test_runs_wait_in_order_and_say_why(tmp_path: Path) -> None:
 def test_a_run_that_never_fits_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
     async def story() -> None:
         async with controlling(tmp_path, FakeCluster(a=2)) as controller:
-            with pytest.raises(Refused, match="needs 3 GPUs; the cluster has 2") as refusal:
+            with pytest.raises(Refused, match="has room for 2 of 3 workers") as refusal:
                 await controller.submit(job("3"), {})
             assert refusal.value.code == 5
             assert await controller.runs(RunFilter()) == []

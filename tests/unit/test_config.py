@@ -63,6 +63,14 @@ def test_a_flag_wins_over_a_variable_over_the_cluster_over_the_user_over_the_def
     }
 
 
+def test_fabric_is_a_list_of_files_beside_the_cluster_file_and_hardware_is_the_file_itself(cwd: Path) -> None:
+    cluster_file(cwd, "fabric: [topology.conf, /etc/levels.csv]\nhardware: {nodes: {a: {gpus: 8xH100}}}")
+    config = load(cwd)
+    assert config.fabric == (cwd / "topology.conf", Path("/etc/levels.csv"))
+    assert config.hardware == cwd / "cluster.yaml"
+    assert config.origins["hardware"].startswith("cluster.yaml:")
+
+
 def test_what_hangs_on_home_follows_it(cwd: Path) -> None:
     config = load(cwd, ORCH_HOME="elsewhere")
     assert config.home == cwd / "elsewhere"
@@ -77,6 +85,8 @@ def test_every_key_has_a_variable_and_a_row(cwd: Path, key: str) -> None:
         "address": "10.0.0.1:6379",
         "database": "postgresql://db/orch",
         "storage": "/s",
+        "fabric": "/f/topology.conf",
+        "hardware": "/f/hardware.yaml",
         "lease": "1m",
         "code_limit": "1GiB",
         "log_limit": "1MiB",

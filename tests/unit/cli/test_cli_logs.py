@@ -96,6 +96,7 @@ def test_without_a_controller_history_and_logs_are_read_from_its_files(orch, his
     assert "no controller is running" in listed.stderr
     assert orch("runs", "--tag", "sweep=b").stdout == ""
     assert orch("ps", "-o", "name").stdout == ""
+    assert orch("ps", "--all").stderr.count("no controller is running") == 1
 
 
 def test_without_a_controller_an_unknown_run_is_still_exit_3(orch, history):

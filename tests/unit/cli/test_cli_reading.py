@@ -243,3 +243,11 @@ def test_config_says_where_each_value_comes_from(orch, tmp_path):
 )
 def test_no_text_can_steer_the_terminal(text, shown):
     assert clean(text) == shown
+
+
+def test_since_takes_a_duration_or_a_date(orch, stub):
+    stub.answers["GET /runs"] = (200, [])
+    for text in ("90s", "2026-11-01", "2026-11-01T12:00+00:00"):
+        assert orch("runs", "--since", text).returncode == 0
+    asked = [query["since"][0] for _, query, _ in stub.asked]
+    assert [since[:10] for since in asked[1:]] == ["2026-11-01", "2026-11-01"]

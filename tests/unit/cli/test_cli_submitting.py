@@ -122,13 +122,34 @@ def test_secrets_come_from_the_environment_and_all_that_are_missing_are_named(or
 
 def test_a_dry_run_sends_no_code_and_says_where_it_would_go(orch, stub, job):
     placement = {"level": "node", "nodes": [{"node": "gpu-01", "gpus": [0, 1], "ranks": [0, 1]}]}
-    stub.answers["POST /runs"] = (200, {"fits_now": True, "reason": None, "placement": placement})
+    drawing = ["gpu-01: GPU 0-1 = rank 0-1"]
+    answer = {"fits_now": True, "reason": None, "placement": placement, "drawing": drawing}
+    stub.answers["POST /runs"] = (200, answer)
     done = orch("submit", job, "--dry-run", "--json")
     assert done.returncode == 0
     answer = json.loads(done.stdout)
     assert (answer["id"], answer["state"], answer["placement"]) == (None, "valid", placement)
-    assert "gpu-01 (2)" in done.stderr
+    assert "would start now, within one node" in done.stderr
+    assert drawing[0] in done.stderr
     assert "PUT /code" not in stub.calls()
+    assert last_run(stub)["dry_run"] is True
+
+
+def test_a_plan_says_where_the_job_would_go_what_else_there_is_and_what_to_know(orch, stub, job):
+    placement = {"level": "leaf", "busbw_predicted": 231.4, "busbw_bottleneck": "a <-> b: 400 Gb/s x 8", "nodes": []}
+    others = [{"level": "node", "answer": "node: never: no node has 16 GPUs", "busbw_predicted": None}]
+    answer = {"fits_now": True, "reason": None, "placement": placement, "drawing": ["a: GPU 0-7 = rank 0-7"]}
+    stub.answers["POST /runs"] = (200, answer | {"alternatives": others, "notices": ["NCCL_ALGO: forces an algorithm"]})
+    done = orch("plan", job)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "train would start now, within one leaf, all-reduce at 231 GB/s predicted, bounded by a <-> b: 400 Gb/s x 8",
+        "  a: GPU 0-7 = rank 0-7",
+        "held to one level:",
+        "  node: never: no node has 16 GPUs",
+        "note: NCCL_ALGO: forces an algorithm",
+    ]
+    assert json.loads(orch("plan", job, "--json").stdout)["placement"] == placement
     assert last_run(stub)["dry_run"] is True
 
 
@@ -284,9 +305,10 @@ def test_a_cluster_that_cannot_start_is_a_sentence_with_its_code(orch, job, tmp_
     done = orch("submit", job)
     assert (done.returncode, done.stdout) == (7, "")
     assert "port 6379 is taken" in done.stderr
-    fake_cluster(orch, tmp_path, "sys.exit(9)")
+    fake_cluster(orch, tmp_path, "print('Segmentation', file=sys.stderr); sys.exit(9)")
     done = orch("up")
-    assert (done.returncode, "exit code 9" in done.stderr) == (6, True)
+    assert done.returncode == 6
+    assert "exit code 9: Segmentation" in done.stderr
 
 
 def test_a_bad_job_starts_no_cluster(orch, job, tmp_path):
@@ -315,16 +337,23 @@ def fake_cluster(orch, tmp_path, program):
     orch.command = [sys.executable, "-c", hook]
 
 
-def test_down_asks_the_controller_and_then_ends_the_cluster(orch, stub, tmp_path):
-    fake_cluster(orch, tmp_path, 'print(json.dumps({"step": " ".join(sys.argv[1:])})); print(json.dumps({"ok": True}))')
-    stub.answers["POST /down"] = (409, {"error": "1 run(s) live: 42 (resnet50)", "code": 7})
+def test_down_is_the_clusters_affair_and_force_is_passed_on(orch, tmp_path):
+    fake_cluster(
+        orch,
+        tmp_path,
+        """
+        if "--force" not in sys.argv:
+            print(json.dumps({"error": "1 run(s) live: 42 (resnet50)", "code": 7}))
+            sys.exit(1)
+        print(json.dumps({"step": " ".join([sys.argv[1], os.environ["ORCH_HOME"], os.environ["ORCH_DATABASE"]])}))
+        print(json.dumps({"ok": True}))
+        """,
+    )
     done = orch("down")
-    assert done.returncode == 7
-    assert "resnet50" in done.stderr
-    stub.answers["POST /down"] = (200, {"ok": True})
-    done = orch("down", "--force")
-    assert (done.returncode, stub.asked[-1][2]) == (0, {"force": True})
-    assert "down --force" in done.stderr
+    assert (done.returncode, "resnet50" in done.stderr) == (7, True)
+    done = orch("--database", "sqlite:////elsewhere/x.db", "down", "--force")
+    assert done.returncode == 0
+    assert f"down {orch.home} sqlite:////elsewhere/x.db" in done.stderr
 
 
 def test_cancel_goes_on_after_a_run_that_is_not_there(orch, stub):

@@ -43,7 +43,7 @@ def waiting(stub, a_run):
 
 def test_a_terminal_gets_a_table_with_signs_and_words_whose_ids_are_whole(terminal, waiting):
     text = whole(terminal("ps"))
-    assert re.search(r"ID +NAME +USER +STATE", text)
+    assert re.search(r"ID +NAME +USER +STATE +POSITION +FOR ", text)
     assert "1234567" in text
     assert "○ queued" in text
     assert "…" in text

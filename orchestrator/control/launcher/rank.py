@@ -1,10 +1,13 @@
 """What a warm rank is: a process that has imported torch already and turns into `python -u script.py`.
 
-Run by the interpreter of the job as `python -u rank.py FD PRELOAD PADDING`, with ORCH_PADDING in its environment: the zygote. It
-imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. Python 3.9 or later, standard library only.
+Run by the interpreter of the job as `python -u rank.py FD PRELOAD PADDING`, with ORCH_PADDING in its environment: the
+zygote. It imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. As `python -u rank.py
+become FLAGS script.py ...` it is a cold rank that sets FLAGS of cuDNN first. Python 3.9 or later, standard library
+only.
 
-The script is not run by `runpy`: that tears its module down while the interpreter still lives, and DDP's destructor then waits for
-a lock which its caller holds. It runs in a module that stays `__main__` until the interpreter ends, as after `python script.py`.
+The script is not run by `runpy`: that tears its module down while the interpreter still lives, and DDP's destructor
+then waits for a lock which its caller holds. It runs in a module that stays `__main__` until the interpreter ends, as
+after `python script.py`.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ if sys.path[0] == THIS_FILE.rpartition("/")[0]:
 LOADED_BY_PYTHON = frozenset(sys.modules)
 
 import array  # noqa: E402
+import contextlib  # noqa: E402
 import ctypes  # noqa: E402
 import gc  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import resource  # noqa: E402
 import select  # noqa: E402
 import socket  # noqa: E402
 import threading  # noqa: E402
@@ -34,11 +39,14 @@ from typing import Any, Dict, Tuple  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 SIGKILL = 9
+RLIMIT_LOCKS = 10
 SPARES = 2
 MOST_SPARES = 16
 """How many ranks wait, forked, for a script: as many as were ever asked for at once, within these bounds."""
-QUIET_S = 0.5
+QUIET_S = 0.25
 """How long after a request spares are forked anew: not while the ranks that it started need the cores."""
+HEAD_START_S = 0.1
+"""How long the other ranks of rank 0's node let it go ahead, at most."""
 TORCH_FIXED_SEED = 67280421310721
 """What some versions of torch start every process with; others draw a seed."""
 ZYGOTE_FOLDER = os.getcwd()
@@ -63,7 +71,8 @@ def load(names: list[str]) -> dict[str, Any]:
         raise RuntimeError("importing torch initialised CUDA, which does not survive a fork")
     gc.collect()
     gc.freeze()
-    # OpenBLAS has a pool of threads from its import on, and ends it before a fork, to start it again when it is next used.
+    # OpenBLAS has a pool of threads from its import on, and ends it before a fork, to start it again when it is next
+    # used.
     pid = os.fork()
     if pid == 0:
         os._exit(0)
@@ -73,6 +82,7 @@ def load(names: list[str]) -> dict[str, Any]:
     return {
         "seconds": time.monotonic() - began,
         "missing": missing,
+        "most_threads": torch.get_num_threads() if torch is not None else None,
         "threads": len(os.listdir("/proc/self/task")),
         "modules": sorted(top_level),
         "files": loaded_files(top_level),
@@ -91,22 +101,24 @@ def loaded_files(top_level: set[str]) -> list[str]:
 def serve(control: socket.socket) -> Script:
     """Hands requests to ranks. Comes back only in a rank, with its script.
 
-    A fork of a process with torch in it takes 6 ms and more, so some ranks are forked beforehand and wait for their script.
+    A fork of a process with torch in it takes 6 ms and more, so some ranks are forked beforehand and wait for their
+    script.
     """
     libc = ctypes.CDLL(None)
+    openblas = openblas_setters()
     wanted = SPARES
     spares: list[socket.socket] = []
+    quiet = 0.0
     while True:
         missing = wanted - len(spares)
-        ready, _, _ = select.select([control], [], [], QUIET_S if missing > 0 else None)
-        count, request, line = 0, -1, None
+        ready, _, _ = select.select([control], [], [], quiet if missing > 0 else None)
+        count, passed = 0, array.array("i")
         if ready:
             word, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(8))
             if not word:
                 os._exit(0)
-            count = int(word)
+            count, quiet = int(word), QUIET_S
             passed = array.array("i", ancillary[0][2])
-            request, line = passed[0], socket.socket(fileno=passed[1])
             wanted, missing = max(wanted, min(count, MOST_SPARES)), count - len(spares)
         if missing > 0:
             threads = len(os.listdir("/proc/self/task"))
@@ -114,27 +126,33 @@ def serve(control: socket.socket) -> Script:
                 more, mine = fork_ranks(missing)
                 if mine is not None:
                     # The parent's ends of the others' sockets: while open here, they would outlive their zygote.
-                    for other in [control, line, *spares]:
-                        if other is not None:
-                            other.close()
-                    if request >= 0:
-                        os.close(request)
-                    return wait_for_script(mine, libc)
+                    for other in [control, *spares]:
+                        other.close()
+                    for descriptor in passed:
+                        os.close(descriptor)
+                    return wait_for_script(mine, libc, openblas)
                 spares += more
-            elif line is not None:
-                line.send(json.dumps({"refused": f"it has {threads} threads"}).encode())
+            elif ready:
+                os.write(passed[1], json.dumps({"refused": f"it has {threads} threads"}).encode())
                 count = 0
             else:
                 wanted = 0
-        for index in range(count if line is not None else 0):
+        for index in range(count):
             with spares.pop(0) as spare:
-                spare.sendmsg(
-                    [str(index).encode()],
-                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [request, line.fileno()]))],
-                )
-        if line is not None:
-            os.close(request)
-            line.close()
+                spare.sendmsg([str(index).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+        for descriptor in passed:
+            os.close(descriptor)
+
+
+def openblas_setters() -> list[Any]:
+    """The functions that set the number of threads of each OpenBLAS in this process, numpy's for instance."""
+    with open("/proc/self/maps") as stream:
+        paths = {line.split(maxsplit=5)[5].strip() for line in stream if "openblas" in line}
+    names = [
+        f"{prefix}openblas_set_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_", "_64", "_")
+    ]
+    libraries = [ctypes.CDLL(path) for path in paths]
+    return [getattr(library, name) for library in libraries for name in names if hasattr(library, name)]
 
 
 def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
@@ -162,7 +180,7 @@ def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
     return [ours for ours, _ in pairs], None
 
 
-def wait_for_script(post: socket.socket, libc: Any) -> Script:
+def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Script:
     """The life of a rank until its script begins."""
     # A rank without its launcher has no lease, so the kernel ends it with the launcher.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
@@ -177,7 +195,12 @@ def wait_for_script(post: socket.socket, libc: Any) -> Script:
     os.close(request)
     rank = asked["ranks"][int(word)]
     try:
-        prepare(rank, libc)
+        # What every descendant inherits, whatever it does to its environment and session; the kernel has no other use
+        # for it.
+        hard = resource.getrlimit(RLIMIT_LOCKS)[1]
+        if hard == resource.RLIM_INFINITY:
+            resource.setrlimit(RLIMIT_LOCKS, (asked["tag"], hard))
+        prepare(rank, libc, openblas)
     except BaseException as error:
         line.send(json.dumps({"rank": rank["rank"], "error": f"{type(error).__name__}: {error}"}).encode())
         os._exit(1)
@@ -186,10 +209,32 @@ def wait_for_script(post: socket.socket, libc: Any) -> Script:
     if not line.recv(1) or os.getppid() != asked["launcher"]:
         os._exit(1)
     line.close()
-    return script_of(rank)
+    script = script_of(rank["argv"][0])
+    follow_rank_zero(rank["env"])
+    return script
 
 
-def prepare(rank: dict[str, Any], libc: Any) -> None:
+def follow_rank_zero(env: dict[str, str]) -> None:
+    """Lets rank 0, where it is on this node, come to its rendezvous first.
+
+    A client of torch's store that finds nobody listening pauses for 0.25 to 0.75 s before it tries again, and ranks that are forked
+    together come to it together: without a head start a busy machine loses that race every other time.
+    """
+    port = env.get("MASTER_PORT", "")
+    if env.get("NODE_RANK") != "0" or env.get("RANK") == "0" or not port.isdigit():
+        return
+    address = b":%04X" % int(port)
+    deadline = time.monotonic() + HEAD_START_S
+    while time.monotonic() < deadline:
+        for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+            with contextlib.suppress(OSError), open(table, "rb") as stream:
+                # Local address, and 0A for one that listens.
+                if any(row[1].endswith(address) and row[3] == b"0A" for row in map(bytes.split, stream)):
+                    return
+        time.sleep(0.002)
+
+
+def prepare(rank: dict[str, Any], libc: Any, openblas: list[Any]) -> None:
     """Makes of this fork what `python -u script.py` finds itself in."""
     os.setsid()
     log = os.open(rank["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -198,16 +243,35 @@ def prepare(rank: dict[str, Any], libc: Any) -> None:
     os.close(log)
     os.chdir(rank["cwd"])
     take_environment(rank["env"], libc)
-    show_in_proc(rank)
+    show_in_proc(rank["argv"], rank["env"])
     loaded = sys.modules
     move_to(os.getcwd())
+    if rank.get("cpus"):
+        run_on(rank["cpus"])
     if "logging" in loaded:
         logging = vars(loaded["logging"])
         logging["_startTime"] = time.time_ns() if isinstance(logging["_startTime"], int) else time.time()
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and "torch" in loaded:
-        # libgomp read the variable when it was loaded.
+        # libgomp and OpenBLAS read the variable when they were loaded.
         loaded["torch"].set_num_threads(int(threads))
+        if not {"OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"} & os.environ.keys():
+            for set_threads in openblas:
+                set_threads(min(int(threads), len(os.sched_getaffinity(0))))
+    set_cudnn(rank["cudnn"])
+
+
+def run_on(cpus: list[int]) -> None:
+    os.sched_setaffinity(0, cpus)
+    inductor = sys.modules.get("torch._inductor.config")
+    if inductor is not None and hasattr(inductor, "decide_compile_threads"):
+        # It has counted the CPUs when it was imported.
+        vars(inductor)["_config"]["compile_threads"].default = inductor.decide_compile_threads()
+
+
+def set_cudnn(flags: dict[str, bool]) -> None:
+    for name, value in flags.items():
+        setattr(sys.modules["torch"].backends.cudnn, name, value)
 
 
 def move_to(folder: str) -> None:
@@ -253,28 +317,31 @@ def take_environment(env: dict[str, str], libc: Any) -> None:
     time.tzset()
 
 
-def show_in_proc(rank: dict[str, Any]) -> None:
-    """Writes argv and environment where the kernel reads /proc/PID/cmdline and environ: over the padding given at exec."""
+def show_in_proc(words: list[str], env: dict[str, str] | None) -> None:
+    """Writes argv, and the environment if it is another, where /proc/PID/cmdline and environ are read.
+
+    That is over what was given at exec, which must have been as long.
+    """
     with open("/proc/self/stat", "rb") as stream:
         fields = stream.read().rpartition(b")")[2].split()
     arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
-    argv = [sys.executable, "-u", *rank["argv"]]
-    for start, end, words in (
-        (arg_start, arg_end, argv),
-        (env_start, env_end, [f"{name}={value}" for name, value in rank["env"].items()]),
-    ):
-        text = b"".join(os.fsencode(word) + b"\0" for word in words)
+    argv = [sys.executable, "-u", *words]
+    texts = [(arg_start, arg_end, argv)]
+    if env is not None:
+        texts.append((env_start, env_end, [f"{name}={value}" for name, value in env.items()]))
+    for start, end, parts in texts:
+        text = b"".join(os.fsencode(part) + b"\0" for part in parts)
         if len(text) > end - start:
             raise OverflowError(f"{len(text)} bytes do not fit into {end - start}")
         ctypes.memmove(start, text + b"\0" * (end - start - len(text)), end - start)
-    sys.argv[:] = rank["argv"]
+    sys.argv[:] = words
     if hasattr(sys, "orig_argv"):
         sys.orig_argv[:] = argv
 
 
-def script_of(rank: dict[str, Any]) -> Script:
+def script_of(name: str) -> Script:
     """The compiled script, and `__main__` as Python makes it for a script."""
-    path = os.path.join(os.getcwd(), rank["argv"][0])
+    path = os.path.join(os.getcwd(), name)
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     module = ModuleType("__main__")
@@ -298,7 +365,7 @@ def script_of(rank: dict[str, Any]) -> Script:
 
 
 def hide_this_file(error: BaseException) -> None:
-    """Has an uncaught exception shown as in a plain run: without the frames of this file, through the script's own hook."""
+    """Has an uncaught exception shown as in a plain run: without frames of this file, by the script's own hook."""
     script_hook = sys.excepthook
 
     def hook(kind: Any, value: Any, traceback: Any) -> None:
@@ -324,10 +391,32 @@ def zygote() -> Script:
     return serve(control)
 
 
+def become() -> Script:
+    """Of a cold rank: imports torch as its script would, from where and as whom the script would, and sets the flags."""
+    flags = json.loads(sys.argv[2])
+    show_in_proc(sys.argv[3:], None)
+    mine = sys.modules.keys() - LOADED_BY_PYTHON
+    script = script_of(sys.argv[0])
+    folder = os.path.dirname(os.path.realpath(sys.argv[0]))
+    for name in mine:
+        # The script may have a module of that name beside it, and means that one.
+        if os.path.exists(f"{folder}/{name}.py") or os.path.exists(f"{folder}/{name}/__init__.py"):
+            del sys.modules[name]
+    try:
+        importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        sys.exit(f"cudnn is to be set, and there is no torch in {sys.executable}")
+    set_cudnn(flags)
+    return script
+
+
 if __name__ == "__main__":
     try:
-        # No name may hold the namespace: what the script leaves in it is torn down when the interpreter ends, not before.
-        exec(*zygote())  # noqa: S102
+        # No name may hold the namespace: what the script leaves in it is torn down when the interpreter ends, not
+        # before.
+        exec(*(become() if sys.argv[1] == "become" else zygote()))  # noqa: S102
     except BaseException as error:
         hide_this_file(error)
         raise

@@ -1,0 +1,65 @@
+# orch: `make demo` and `make test` need Linux, make and Python 3.11, 3.12 or 3.13; they set up the rest in .venv.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The first of these that runs and is new enough; PYTHON=/path/to/python overrides it.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$python" && break; done)
+
+.PHONY: help setup demo test lint fmt bench lock picture clean
+
+help: ## says what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## makes .venv with everything in it, once; the other targets do it by themselves
+
+$(READY): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "orch needs Python 3.11, 3.12 or 3.13, and none of python3.11, python3.12, python3.13 and python3 is one." >&2; \
+		echo "Install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python" >&2; \
+		exit 1; fi
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "PYTHON=$(PYTHON) is not there, or not Python 3.11, 3.12 or 3.13." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv module with ensurepip. Debian, Ubuntu: apt-get install $(notdir $(PYTHON))-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$("$(PYTHON)" --version): a few minutes the first time; torch is most of it."
+	@$(BIN)/python -c 'import pip' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## starts a cluster on this machine, trains on real digits with two ranks, shows the run, stops it all
+	@scripts/demo.sh
+
+test: $(READY) ## runs every test; what this machine lacks (PostgreSQL, network namespaces) is skipped and named
+	@$(BIN)/python -m pytest -q
+
+lint: $(READY) ## ruff, mypy and import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+fmt: $(READY) ## formats the code and repairs what ruff can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(READY) ## measures orch beside torchrun and Ray; minutes
+	@PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/run_all.sh
+
+lock: $(READY) ## resolves pyproject.toml anew into requirements.lock
+	@$(BIN)/python scripts/lock.py
+
+picture: $(READY) ## records docs/images/demo.svg from a real run, and draws the table of states in docs/architecture.md
+	@$(BIN)/python scripts/draw_states.py
+	@ORCH_HOME="$(CURDIR)/.orch/picture" PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/record.py docs/images/demo.svg \
+		--title "orch: two ranks, real digits" -- \
+		"orch submit jobs/digits.yaml --follow" "orch runs" "orch show digits"
+	@ORCH_HOME="$(CURDIR)/.orch/picture" $(BIN)/orch down
+
+clean: ## removes .venv, caches and the demo's cluster files
+	@rm -rf $(VENV) .orch build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,66 @@
+"""`orch plan`: where a job would go, and what another wish would give; nothing is changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import context
+from cli import output as out
+
+
+@click.command()
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="K=V", help="Overrides a key of the file, e.g. --set workers=2x8."
+)
+@out.output_option
+def plan(job: Path, overrides: tuple[str, ...], output: str) -> None:
+    """Where JOB would go, changing nothing.
+
+    Says at which level of the fabric, with what predicted bandwidth and bottleneck, and what a looser or tighter `near:`
+    would give; or why it would wait; or why it can never fit (exit 5).
+
+    \b
+    orch plan job.yaml
+    orch plan job.yaml --set workers=4x8 --set near=leaf!
+    """
+    settings = context.config()
+    spec = context.load_job(job, overrides)
+    body = {"spec": spec.model_dump(mode="json"), "user": context.user_name(), "dry_run": True}
+    body["secrets"] = dict.fromkeys(spec.secrets, "")
+    answer: dict[str, Any] = context.controller(settings).call("POST", "runs", body=body)
+    if output == "json":
+        out.print_json({"name": spec.name} | answer)
+    elif output == "jsonl":
+        click.echo(json.dumps({"name": spec.name} | answer))
+    else:
+        for line in lines(spec.name, answer):
+            click.echo(line)
+
+
+def lines(name: str, answer: dict[str, Any]) -> list[str]:
+    """A plan as a person reads it."""
+    said = []
+    if answer.get("fits_now"):
+        placement = answer["placement"]
+        said.append(f"{name} would start now, within one {placement['level']}{_bandwidth(placement)}")
+        said += [f"  {line}" for line in answer.get("drawing", ())]
+    else:
+        said.append(f"{name} would wait: {answer.get('reason')}")
+    others = answer.get("alternatives") or ()
+    if others:
+        said.append("held to one level:")
+        said += [f"  {other['answer']}" for other in others]
+    said += [f"note: {notice}" for notice in answer.get("notices") or ()]
+    return [out.clean(line) for line in said]
+
+
+def _bandwidth(placement: dict[str, Any]) -> str:
+    if placement.get("busbw_predicted") is None:
+        return ""
+    bound = f", bounded by {placement['busbw_bottleneck']}" if placement.get("busbw_bottleneck") else ""
+    return f", all-reduce at {placement['busbw_predicted']:.0f} GB/s predicted{bound}"

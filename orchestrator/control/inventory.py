@@ -1,0 +1,160 @@
+"""What there is to place on: each node's own account of itself, put together with what is declared of it and of the fabric."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.hardware.merge import Disagreement, merge
+from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape
+from orchestrator.placement.tree import Free, Topology
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One node as the cluster and its agent show it."""
+
+    name: str
+    total: int
+    """GPUs that the cluster gives to work, or CPU slots on a node without GPU."""
+    cuda: bool
+    labels: Mapping[str, str] = field(default_factory=dict)
+    probed: Node | None = None
+    """None until the agent has reported."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The cluster that placement sees."""
+
+    topology: Topology
+    disagreements: tuple[Disagreement, ...] = ()
+    absent: tuple[str, ...] = ()
+    """Nodes that are declared and have not joined."""
+
+
+def take_inventory(seen: Iterable[Seen], declared: Cluster) -> Inventory:
+    """Nodes that have joined, with what is declared of them; the fabric as declared.
+
+    A machine is right about itself; what it cannot tell is taken from the declaration.
+    """
+    known = {node.name: node for node in declared.nodes}
+    nodes: list[Node] = []
+    slots: dict[str, int] = {}
+    disagreements: list[Disagreement] = []
+    for one in seen:
+        node = _given(one)
+        if one.name in known:
+            node, said = merge(known[one.name], node)
+            # Before the agent has reported, nothing can disagree with it.
+            disagreements += said if one.probed is not None else ()
+            node = replace(node, shape=_first(node.shape, one.total if one.cuda else 0))
+        nodes.append(node)
+        if not one.cuda:
+            slots[one.name] = one.total
+    joined = {node.name for node in nodes}
+    domains = tuple(
+        replace(domain, members=tuple(m for m in domain.members if m in joined or m not in known))
+        for domain in declared.domains
+    )
+    cluster = Cluster(tuple(nodes), domains, declared.notes)
+    return Inventory(Topology(cluster, slots=slots), tuple(disagreements), tuple(sorted(known.keys() - joined)))
+
+
+def _given(one: Seen) -> Node:
+    """The node with as many GPUs as the cluster gives to work, and the labels that the cluster knows it by."""
+    probed = one.probed or Node(one.name)
+    labels = {**probed.labels, **plain_labels(one.labels)}
+    clique = probed.clique or one.labels.get("ray.io/gpu-domain")
+    model = one.labels.get("ray.io/accelerator-type")
+    shape = _first(probed.shape, one.total if one.cuda else 0, model)
+    return replace(probed, name=one.name, shape=shape, labels=labels, clique=clique)
+
+
+def plain_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Ray's labels as placement knows them: by their whole key, and those of orch by its last word (`orch.io/leaf`: `leaf`)."""
+    plain = {key: value for key, value in labels.items() if key != "ray.io/node-id"}
+    return plain | {key.rpartition("/")[2]: value for key, value in labels.items() if key.startswith("orch.io/")}
+
+
+def _first(shape: Shape, gpus: int, model: str | None = None) -> Shape:
+    """The shape with exactly the first `gpus` GPUs; those that no driver shows are known by their index alone."""
+    have = len(shape.gpus)
+    if have == gpus:
+        return shape
+    if have > gpus:
+        return visible(shape, list(range(gpus)))
+    if have:
+        return replace(shape, gpus=_plain_gpus(gpus, shape.gpus[0].model), links=(), peer_access=())
+    return replace(shape, gpus=_plain_gpus(gpus, model), links=(), peer_access=())
+
+
+def _plain_gpus(count: int, model: str | None) -> tuple[Gpu, ...]:
+    return tuple(Gpu(index, model) for index in range(count))
+
+
+def visible(shape: Shape, positions: Sequence[int]) -> Shape:
+    """The shape of a machine of which only the GPUs at these positions are given, numbered anew in this order."""
+    chosen = [shape.gpus[position] for position in positions]
+    new = {gpu.index: index for index, gpu in enumerate(chosen)}
+    pairs = [(a, b) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
+    return replace(
+        shape,
+        gpus=tuple(replace(gpu, index=new[gpu.index]) for gpu in chosen),
+        links=tuple(shape.link(a.index, b.index) for a, b in pairs) if shape.links else (),
+        peer_access=tuple(shape.peer(a.index, b.index) for a, b in pairs) if shape.peer_access else (),
+        nics=tuple(_near(nic, new) for nic in shape.nics),
+    )
+
+
+def _near(nic: Nic, new: Mapping[int, int]) -> Nic:
+    return replace(nic, near=tuple(sorted(new[index] for index in nic.near if index in new)))
+
+
+def positions_of(names: Sequence[str], node: Node) -> list[int]:
+    """Where CUDA's names (indices or UUIDs) of the GPUs that Ray was given stand among the node's GPUs."""
+    by_index = {str(gpu.index): position for position, gpu in enumerate(node.gpus)}
+    by_uuid = {uuid: position for position, uuid in enumerate(node.uuids)}
+    found = (by_index.get(name, next((p for u, p in by_uuid.items() if u.startswith(name)), None)) for name in names)
+    return [position for position in found if position is not None]
+
+
+def free_view(topology: Topology, busy: Mapping[str, Mapping[int, int]], notes: Mapping[str, str]) -> Free:
+    """What nobody holds now; `notes` says of which nodes nothing may be given, and why."""
+    free = Free(topology)
+    for name, held in busy.items():
+        if name in topology.index:
+            # A node may have come back with fewer GPUs than an attempt held on it.
+            kind = topology.nodes[topology.index[name]].kind
+            has = set(kind.gpus_of(kind.full))
+            free.take(name, [gpu for gpu in held if gpu in has])
+    for name, note in notes.items():
+        if name in topology.index:
+            free.set_usable(name, (), note)
+    return free
+
+
+def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
+    """This node as its agent reports it: the GPUs that Ray was given, by orch's index, and the versions."""
+    from orchestrator.control.gpus import visible_gpus
+    from orchestrator.hardware.probe import probe
+
+    found = probe()
+    node = found.node
+    positions = positions_of(visible_gpus(environ), node)
+    uuids = tuple(node.uuids[position] for position in positions) if node.uuids else ()
+    node = replace(node, shape=visible(node.shape, positions), uuids=uuids)
+    versions = {
+        "driver": found.versions.driver,
+        "cuda_driver": found.versions.cuda_driver,
+        "kernel": found.versions.kernel or os.uname().release,
+    }
+    return {
+        "node": node,
+        "versions": {name: value for name, value in versions.items() if value is not None},
+        "boot_id": found.boot_id,
+        "shm_mib": found.shm_mib,
+        "notes": list(found.notes),
+    }

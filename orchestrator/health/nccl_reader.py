@@ -1,0 +1,427 @@
+"""From lines of NCCL's log, in any order, to the value that they amount to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from orchestrator.health.nccl_fabric import FabricEvidence, Islands
+from orchestrator.health.nccl_lines import LONGEST, Said, collnet, said, via
+from orchestrator.health.nccl_log import Link, NcclLog
+from orchestrator.health.nccl_tuning import TuningTables
+
+MOST_RANKS = 1 << 20
+MOST_WARNINGS = 10_000
+WARNINGS_KEPT = 50
+
+_VERSION = re.compile(r"(N|R)CCL version ?:? ?([2-9]\.\d+\.\d+)(?=[+\-,\sa-z]|$)")
+_COMM = re.compile(
+    r"rank (\d+) n[rR]anks (\d+)(?: nNodes (\d+)\b)?(?: localRanks \d+ localRank \d+ MNNVL (\d))?(?= |$)"
+)
+_CALL = re.compile(r"\[nranks=(\d+)\]")
+_RING = re.compile(r"Channel \d+(?:/\d+)? ?:((?: +\d+)+)$")
+_TEST = re.compile(r"# +Rank +(\d+) (?:Group +\d+ )?Pid +(\d+) on +(\S+) device +(\d+)")
+_NETWORK = re.compile(r"Using network ([\w .+\-]+)$")
+_ALL_RINGS = re.compile(r"use ring PXN (\d) GDR (\d)")
+_CHANNELS = re.compile(r"(\d+) coll channels,(?:.*?(\d+) nvls channels,)?")
+_ADAPTER = re.compile(r"\[\d+\]([\w.+\-]+:\d+(?::\d+)*/\w+)")
+_INTERFACE = re.compile(r"(?:\[\d+\]|Using )([A-Za-z][\w.@\-]*):[0-9a-f]")
+_OOB = re.compile(r"; OOB ([A-Za-z][\w.@\-]*):")
+_SET = re.compile(r"\b((?:NCCL|RCCL)_[A-Z0-9_]+) set (?:by environment )?to (.*)$")
+_ALGORITHM = re.compile(r"(\w+): \d+ Bytes -> Algo (\w+) proto (\w+)")
+_ALGORITHMS = ("TREE", "RING", "COLLNET_DIRECT", "COLLNET_CHAIN", "NVLS", "NVLS_TREE", "PAT")
+_PROTOCOLS = ("LL", "LL128", "SIMPLE")
+_POINTER = re.compile(r"0x[0-9a-f]+")
+
+_NOTES = (
+    ("P2P is disabled between", "p2p refused"),
+    ("Could not enable P2P", "p2p refused"),
+    ("Failed to initialize NET plugin IB", "ib failed"),
+    ("Error while attaching to shared memory", "shm failed"),
+    ("Error: failed to extend /dev/shm", "shm failed"),
+)
+
+Process = tuple[str | None, int, int]
+Alias = Mapping[str | None, str | None]
+Pair = tuple[str | None, int, str | None, int, str | None, str]
+"""The host (None for a link over the network), the lower rank and its GPU, the higher and its GPU, the transport."""
+
+
+class _Joined:
+    """What lines tell of one pair of GPUs over one transport."""
+
+    __slots__ = ("channels", "lower", "nvlink", "reads", "upper")
+
+    def __init__(self) -> None:
+        self.channels: dict[int, bool | None] = {}
+        self.lower: Counter[str] = Counter()
+        self.upper: Counter[str] = Counter()
+        self.nvlink = self.reads = False
+
+
+class Reader:
+    """Takes lines in any order; `log()` is what they say together. Everything kept is a set or a count for that reason."""
+
+    def __init__(self) -> None:
+        self._processes: Counter[Process] = Counter()
+        self._lines = 0
+        self._versions: Counter[tuple[str, str]] = Counter()
+        self._ranks_of: dict[Process, set[tuple[int, int]]] = {}
+        """By process: (size of the communicator, its rank there)."""
+        self._sizes: Counter[int] = Counter()
+        self._rings: set[int] = set()
+        """Lengths of the rings, which long lines may cut short."""
+        self._nodes: dict[int, set[int]] = {}
+        self._mnnvl = False
+        self._joined: dict[Pair, _Joined] = {}
+        self._collnet: dict[tuple[str | None, int, str], dict[tuple[int, str], bool | None]] = {}
+        self._speakers: dict[Process, set[int]] = {}
+        self._fabric = FabricEvidence()
+        self._channels: set[int] = set()
+        self._nvls_channels: set[int] = set()
+        self._nvls = False
+        self._network: Counter[str] = Counter()
+        self._pxn: set[bool] = set()
+        self._adapters: dict[str | None, set[str]] = {}
+        self._no_adapter: set[str | None] = set()
+        self._interfaces: set[str] = set()
+        self._gdr_refused: Counter[str] = Counter()
+        self._algorithms: Counter[str] = Counter()
+        self._environment: dict[str, set[str]] = {}
+        self._warnings: Counter[str] = Counter()
+        self._notes: set[str] = set()
+        self._tuning = TuningTables()
+
+    def line(self, line: str) -> None:
+        if "CCL" not in line and " via " not in line:
+            if " Pid " in line and (found := _TEST.search(line[:LONGEST])):  # the head that nccl-tests prints
+                self._rank((found[3], int(found[2]), int(found[4])), int(found[1]), None)
+            return
+        if "CCL version" in line and (found := _VERSION.search(line[:LONGEST])):
+            self._versions[(f"{found[1]}CCL", found[2])] += 1
+        for message in said(line):
+            self._lines += 1
+            process = message.host, message.pid, message.device
+            self._processes[process] += 1
+            if message.warning:
+                self._warn(message)
+            if " via " in message.text:
+                self._link(message, process)
+            else:
+                for needle, take in _TAKES:
+                    if needle in message.text:
+                        take(self, message, process)
+
+    def _link(self, message: Said, process: Process) -> None:
+        if found := collnet(message.text):
+            channel, rank, end, name, gdr = found
+            ends = self._collnet.setdefault((message.host, rank, name), {})
+            ends[channel, end] = _either(ends.get((channel, end)), gdr)
+            return
+        link = via(message.text)
+        if link is None or max(link.sender, link.receiver) >= MOST_RANKS:
+            return
+        speaker_sends = link.end != "receive"
+        self._speakers.setdefault(process, set()).add(link.sender if speaker_sends else link.receiver)
+        ends_of = sorted([(link.sender, link.sender_gpu or "", True), (link.receiver, link.receiver_gpu or "", False)])
+        (low, low_gpu, low_sends), (high, high_gpu, _) = ends_of
+        # Both ends print a link over the network; all others only the sender prints, and both are on its host.
+        local = None if link.transport.startswith("NET/") else message.host
+        key = (local, low, low_gpu or None, high, high_gpu or None, link.transport)
+        joined = self._joined.get(key)
+        if joined is None:
+            joined = self._joined[key] = _Joined()
+        joined.channels[link.channel] = _either(joined.channels.get(link.channel), link.gdr)
+        joined.nvlink |= link.nvlink
+        joined.reads |= link.reads
+        if message.host is not None:
+            (joined.lower if low_sends == speaker_sends else joined.upper)[message.host] += 1
+        if link.proxy:
+            self._pxn.add(True)
+
+    def _rank(self, process: Process, rank: int, size: int | None) -> None:
+        if rank < (size or MOST_RANKS) <= MOST_RANKS:
+            self._ranks_of.setdefault(process, set()).add((size or 0, rank))
+            if size:
+                self._sizes[size] += 1
+            else:
+                self._speakers.setdefault(process, set()).add(rank)
+
+    def _communicator(self, message: Said, process: Process) -> None:
+        self._fabric.gpu(message.host, message.text)
+        if not (found := _COMM.search(message.text)):
+            return
+        rank, size = int(found[1]), int(found[2])
+        self._rank(process, rank, size)
+        if found[3] and 0 < int(found[3]) <= size:
+            self._nodes.setdefault(size, set()).add(int(found[3]))
+        if found[4] == "1":
+            self._mnnvl = True
+            self._fabric.switched.add(message.host)
+
+    def _call(self, message: Said, process: Process) -> None:
+        if (found := _CALL.search(message.text)) and int(found[1]) <= MOST_RANKS:
+            self._sizes[int(found[1])] += 1
+
+    def _ring(self, message: Said, process: Process) -> None:
+        if found := _RING.search(message.text):
+            ring = [int(rank) for rank in found[1].split()]
+            if sorted(ring) == list(range(len(ring))):
+                self._rings.add(len(ring))
+
+    def _used_network(self, message: Said, process: Process) -> None:
+        if found := _NETWORK.search(message.text):
+            self._network[found[1].strip()] += 1
+
+    def _connected(self, message: Said, process: Process) -> None:
+        if found := _ALL_RINGS.search(message.text):
+            self._pxn.add(found[1] == "1")
+
+    def _channel_count(self, message: Said, process: Process) -> None:
+        if found := _CHANNELS.search(message.text):
+            self._channels.add(int(found[1]))
+            if found[2] and int(found[2]):
+                self._nvls_channels.add(int(found[2]))
+                self._uses_nvls(message, process)
+
+    def _uses_nvls(self, message: Said, process: Process) -> None:
+        self._nvls = True
+        self._fabric.switched.add(message.host)
+
+    def _ib(self, message: Said, process: Process) -> None:
+        if "No device found" in message.text:
+            self._no_adapter.add(message.host)
+        elif adapters := _ADAPTER.findall(message.text):
+            self._adapters.setdefault(message.host, set()).update(adapters)
+        self._interfaces.update(_OOB.findall(message.text))
+
+    def _socket(self, message: Said, process: Process) -> None:
+        self._interfaces.update(_INTERFACE.findall(message.text))
+
+    def _gdr_off(self, message: Said, process: Process) -> None:
+        tail = message.text.partition("GPU Direct RDMA Disabled")[2]
+        why = "module" if "no module" in tail else "distance" if "distance" in tail else "adapter"
+        self._gdr_refused[why] += 1
+
+    def _algorithm(self, message: Said, process: Process) -> None:
+        if found := _ALGORITHM.search(message.text):
+            algorithm, protocol = _named(found[2], _ALGORITHMS), _named(found[3], _PROTOCOLS)
+            self._algorithms[f"{found[1]} {algorithm} {protocol}"] += 1
+            if algorithm.startswith("NVLS"):
+                self._uses_nvls(message, process)
+
+    def _variable(self, message: Said, process: Process) -> None:
+        if found := _SET.search(message.text):
+            value = found[2].strip()
+            if value.endswith(".") and value[:-1].lstrip("-").isdecimal():
+                value = value[:-1]  # NCCL ends the line of a number with a full stop
+            self._environment.setdefault(found[1], set()).add(value)
+
+    def _table(self, message: Said, process: Process) -> None:
+        self._tuning.row((message.host, message.pid, message.thread), message.text)
+
+    def _path(self, message: Said, process: Process) -> None:
+        self._fabric.path(message.host, message.text)
+
+    @staticmethod
+    def _note(note: str, reader: Reader, message: Said, process: Process) -> None:
+        reader._notes.add(note)
+
+    def _pattern(self, message: Said, process: Process) -> None:
+        self._fabric.pattern(message.host, message.text)
+
+    def _warn(self, message: Said) -> None:
+        text = _POINTER.sub("0x…", message.text)[:300]
+        if text in self._warnings or len(self._warnings) < MOST_WARNINGS:
+            self._warnings[text] += 1
+
+    def log(self, islands: Islands | None = None) -> NcclLog:
+        """The log as a value."""
+        alias = _aliases(self._processes)
+        self._fabric.merge(alias)
+        links = self._links(alias, islands)
+        ranks = self._rank_count(links, alias)
+        places = self._places(ranks, alias)
+        # Launchers and proxies have no rank; a host counts where a GPU's process spoke.
+        hosts = sorted({host for host, _, _ in self._processes if host is not None and host not in alias})
+        version = min(self._versions, key=lambda found: (-self._versions[found], found), default=None)
+        warnings = sorted(self._warnings.items(), key=lambda item: (-item[1], item[0]))
+        return NcclLog(
+            lines=self._lines,
+            library="RCCL" if any(name == "RCCL" for name, _ in self._versions) else "NCCL",
+            version=version[1] if version else None,
+            versions=tuple(sorted({number for _, number in self._versions})),
+            ranks=ranks,
+            nodes=self._node_count(ranks, hosts, places, links),
+            communicator_sizes=tuple(sorted(self._sizes)),
+            hosts=tuple(hosts),
+            rank_hosts=tuple(sorted(places.items())),
+            found=tuple(links),
+            channels=max(self._channels, default=None),
+            nvls_channels=max(self._nvls_channels, default=0),
+            nvls=self._nvls,
+            network=tuple(sorted(self._network)),
+            pxn=any(self._pxn) if self._pxn else None,
+            adapters=tuple(
+                sorted((host, tuple(sorted(names))) for host, names in _by_host(self._adapters, alias).items())
+            ),
+            no_adapter=tuple(sorted({alias.get(host, host) or "" for host in self._no_adapter})),
+            interfaces=tuple(sorted(self._interfaces)),
+            gdr_refused=tuple(sorted(self._gdr_refused.items())),
+            algorithms=tuple(sorted(self._algorithms.items())),
+            environment=tuple(sorted((name, tuple(sorted(values))) for name, values in self._environment.items())),
+            warnings=tuple(warnings[:WARNINGS_KEPT]),
+            notes=tuple(sorted(self._notes)),
+            tuning=tuple(sorted(self._tuning.cells)),
+        )
+
+    def _links(self, alias: Alias, islands: Islands | None) -> list[Link]:
+        merged = _merged(self._joined, alias)
+        counts: Counter[tuple[tuple[int, int], tuple[str | None, str | None], str]] = Counter()
+        reads_prove = "NCCL_P2P_READ_ENABLE" not in self._environment
+        for (host, low, low_gpu, high, high_gpu, transport), joined in merged.items():
+            where = _most(joined.lower, alias), _most(joined.upper, alias)
+            if not transport.startswith("NET/") and not joined.nvlink:
+                where = (host, host)
+            kind = transport
+            if transport == "P2P":
+                sure = joined.nvlink or (joined.reads and reads_prove)
+                fabric = "NVLink" if sure else self._fabric.of(host, low_gpu, high_gpu, islands)
+                kind = f"P2P/{fabric}" if fabric else "P2P"
+            for gdr in joined.channels.values():
+                counts[(low, high), where, f"{kind}/GDRDMA" if gdr else kind] += 1
+        for (host, rank, name), ends in self._collnet.items():
+            host = alias.get(host, host)
+            for gdr in ends.values():
+                counts[(rank, rank), (host, host), f"COLLNET/{name}" + ("/GDRDMA" if gdr else "")] += 1
+        found = [Link(ranks, where, kind, count) for (ranks, where, kind), count in counts.items()]
+        return sorted(found, key=lambda link: (link.ranks, link.kind, [host or "" for host in link.hosts]))
+
+    def _rank_count(self, links: list[Link], alias: Alias) -> int:
+        if self._sizes:
+            return max(self._sizes)
+        most = max((link.ranks[1] + 1 for link in links), default=0)
+        # A process that was heard but whose rank no line gives: on a host where rank minus device is the same for all
+        # others, it is the same for this one too.
+        offsets: dict[str | None, set[int]] = {}
+        for (host, _, device), ranks in self._speakers.items():
+            offsets.setdefault(alias.get(host, host), set()).update(rank - device for rank in ranks)
+        for host, _, device in self._processes:
+            of_host = offsets.get(alias.get(host, host), set())
+            if len(of_host) == 1 and device >= 0:
+                most = max(most, device + next(iter(of_host)) + 1)
+        return max([most, *self._rings, *(rank + 1 for ranks in self._speakers.values() for rank in ranks)])
+
+    def _places(self, ranks: int, alias: Alias) -> dict[int, str]:
+        """The host of each rank of the largest communicator."""
+        votes: dict[int, Counter[str]] = {}
+        for process, pairs in self._ranks_of.items():
+            for size, rank in pairs:
+                if size in (0, ranks) and (host := process[0]) is not None:
+                    votes.setdefault(rank, Counter())[host] += self._processes[process] or 1
+        if len(self._sizes) < 2:  # else a rank in a line may be that of a smaller communicator
+            for process, spoken in self._speakers.items():
+                host = process[0]
+                for rank in spoken if host else ():
+                    votes.setdefault(rank, Counter())[str(host)] += self._processes[process] or 1
+        return {rank: host for rank, counts in votes.items() if (host := _most(counts, alias))}
+
+    def _node_count(self, ranks: int, hosts: list[str], places: dict[int, str], links: list[Link]) -> int:
+        here = len(set(places.values()) or set(hosts))
+        if said := self._nodes.get(ranks):
+            # An NVLink domain across hosts is one node to NCCL.
+            return max(max(said), here) if self._mnnvl else max(said)
+        # A rank at the far end of a network link, whose own lines are not here, is on a host that is not here either.
+        missing = any(link.kind.startswith("NET/") and any(rank not in places for rank in link.ranks) for link in links)
+        return max(1 if ranks else 0, here + missing)
+
+
+_TAKES: tuple[tuple[str, Callable[[Reader, Said, Process], None]], ...] = (
+    ("anks ", Reader._communicator),
+    ("[nranks=", Reader._call),
+    ("Channel ", Reader._ring),
+    ("Using network", Reader._used_network),
+    ("use ring PXN", Reader._connected),
+    (" coll channels", Reader._channel_count),
+    ("Connected NVLS tree", Reader._uses_nvls),
+    ("NVLS comm 0x", Reader._uses_nvls),
+    ("NET/IB : ", Reader._ib),
+    ("NET/Socket : Using", Reader._socket),
+    ("Bootstrap", Reader._socket),
+    ("GPU Direct RDMA Disabled", Reader._gdr_off),
+    (" Bytes -> Algo ", Reader._algorithm),
+    (" set ", Reader._variable),
+    ("|", Reader._table),
+    (":GPU/", Reader._path),
+    ("Pattern ", Reader._pattern),
+    *((needle, partial(Reader._note, note)) for needle, note in _NOTES),
+)
+"""What a message holds, and who reads it."""
+
+
+def _either(one: bool | None, other: bool | None) -> bool | None:
+    # One end is enough: a GPU may send through the host's memory and receive straight from the adapter.
+    return True if one or other else False if one is False or other is False else None
+
+
+def _named(word: str, names: tuple[str, ...]) -> str:
+    return names[int(word)] if word.isdecimal() and int(word) < len(names) else word
+
+
+def _merged(joined: Mapping[Pair, _Joined], alias: Alias) -> dict[Pair, _Joined]:
+    """One entry for each pair: under the host that is meant, and a line that has lost its sender with those that have not."""
+    hosts: dict[tuple[int, str | None, int, str | None, str], set[str]] = {}
+    for host, *pair in joined:
+        if host is not None:
+            hosts.setdefault(tuple(pair), set()).add(alias.get(host) or host)  # type: ignore[arg-type]
+    merged: dict[Pair, _Joined] = {}
+    for key, entry in joined.items():
+        known = hosts.get(key[1:], set())
+        host = alias.get(key[0], key[0]) if key[0] is not None else min(known, default=None)
+        into = merged.setdefault((host, *key[1:]), _Joined())
+        _add(into, entry)
+    return merged
+
+
+def _add(into: _Joined, other: _Joined) -> None:
+    for channel, gdr in other.channels.items():
+        into.channels[channel] = _either(into.channels.get(channel), gdr)
+    into.lower.update(other.lower)
+    into.upper.update(other.upper)
+    into.nvlink |= other.nvlink
+    into.reads |= other.reads
+
+
+def _most(counts: Counter[str], alias: Alias) -> str | None:
+    """The host named most often, garbled names counted for the host that is meant."""
+    meant: Counter[str] = Counter()
+    for host, count in counts.items():
+        meant[alias.get(host) or host] += count
+    return min(meant, key=lambda host: (-meant[host], host), default=None)
+
+
+def _by_host(table: dict[str | None, set[str]], alias: Alias) -> dict[str, set[str]]:
+    merged: dict[str, set[str]] = {}
+    for host, names in table.items():
+        merged.setdefault(alias.get(host, host) or "", set()).update(names)
+    return merged
+
+
+def _aliases(processes: Counter[Process]) -> dict[str | None, str | None]:
+    """Names of hosts that another process's output was written into, and the name that is meant: one process id, seldom
+    seen, and one name the end of the other (`0.43gpu-01` for `gpu-01`)."""
+    lines: Counter[str] = Counter()
+    by_pid: dict[int, set[str]] = {}
+    for (host, pid, _), count in processes.items():
+        if host is not None:
+            lines[host] += count
+            by_pid.setdefault(pid, set()).add(host)
+    alias: dict[str | None, str | None] = {}
+    for names in by_pid.values():
+        best = min(names, key=lambda name: (-lines[name], name))
+        for name in names - {best}:
+            if lines[name] * 10 <= lines[best] and (name.endswith(best) or best.endswith(name)):
+                alias[name] = best
+    return alias
