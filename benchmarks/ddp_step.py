@@ -31,7 +31,7 @@ def main(out: str, *, group_is_there: bool = False) -> None:
         stamps.setdefault("first_step", time.time())
     rank = dist.get_rank()
     # Before the group: when DDP's reducer is the last to let go of it, the group's destructor joins its threads with the GIL held,
-    # which one of them may be waiting for. That hung one start in some dozens on a busy machine.
+    # which one of them may be waiting for. One start hung at its end before this was so.
     del model, optimizer
     if not group_is_there:
         dist.destroy_process_group()
