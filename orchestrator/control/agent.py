@@ -53,6 +53,7 @@ class NodeAgent:
     def __init__(
         self,
         cluster: str,
+        node: str,
         address: str,
         folder: Path,
         fetch: Callable[[str], AsyncIterator[bytes]],
@@ -60,7 +61,7 @@ class NodeAgent:
         environ: dict[str, str] | None = None,
     ) -> None:
         environ = dict(os.environ) if environ is None else environ
-        self._cluster = cluster
+        self._cluster, self._name = cluster, node
         self._address = address
         self._files = NodeFiles(folder)
         self._fetch = fetch
@@ -277,7 +278,8 @@ class NodeAgent:
         cpus: tuple[tuple[int, ...], ...] = ()
         if part.device == "cuda" and self._node is not None and self._pins():
             cpus = cpu_affinity(self._node.shape, [rank.gpu for rank in part.ranks], self._cpus_of_numa)
-        mark = f"{self._cluster}.{part.key}"
+        # Of this node alone: two nodes may share one machine, and the part that ends first must not take the other's ranks.
+        mark = f"{self._cluster}.{part.key}.{self._name}"
         return [
             {
                 "rank": rank.rank,

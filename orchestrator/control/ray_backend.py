@@ -66,7 +66,9 @@ class AgentActor:
     def __init__(self, namespace: str, node: str, address: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
-        self._agent = NodeAgent(namespace, address, node_folder(namespace) / f"node-{node}", self._fetch, node_info)
+        self._agent = NodeAgent(
+            namespace, node, address, node_folder(namespace) / f"node-{node}", self._fetch, node_info
+        )
 
     def __repr__(self) -> str:
         return f"orch agent on {self._node}"

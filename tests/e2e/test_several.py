@@ -37,6 +37,12 @@ while not pathlib.Path(sys.argv[1]).exists():
 """
 
 
+ENDS_LATER_ON_THE_SECOND_NODE = """
+import os, time
+time.sleep(2 * int(os.environ["NODE_RANK"]))
+"""
+
+
 def test_homes_and_a_users_own_ray_do_not_meet(home, job):
     first = home.submit(job("print('first')"), "--wait")
     controller = home.controller()
@@ -156,6 +162,11 @@ class TestAttached:
         assert gpus_of(attached, small, 0)[1] == "4,5"
         until(lambda: other_work.available_resources().get("GPU") == 12, 10, "Ray has all of its GPUs again")
 
+    def test_a_part_that_ends_first_leaves_the_ranks_of_the_other_node_alone(self, attached, job):
+        # Both nodes are on this machine, and every process of both can be seen from either.
+        run = attached.submit(job(ENDS_LATER_ON_THE_SECOND_NODE, workers="2x1", device="cuda"))
+        assert attached.end(run)["attempts"][0]["exit_codes"] == {"0": 0, "1": 0}
+
     def test_a_run_waits_for_the_gpus_of_other_ray_work_and_says_so(self, attached, other_work, job, gate):
         @other_work.remote(num_gpus=1, resources={"node:127.0.0.11": 0.01})
         class Other:
@@ -171,7 +182,7 @@ class TestAttached:
         until(lambda: told in (attached.show(run)["reason"] or ""), 10, "it says who holds what")
         shown = attached.show(run)
         assert shown["state"] == "queued"
-        assert "needs 2 nodes with 4 GPUs each; 1 of 2 nodes have that many free" in shown["reason"]
+        assert "room for 4 of 8 workers" in shown["reason"]
         other_work.kill(actor)
         attached.end(run)
 
