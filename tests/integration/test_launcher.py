@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.control.launcher_client import (
@@ -506,6 +507,20 @@ def test_a_launcher_that_nobody_needs_ends(tmp_path: Path) -> None:
     idle = Node(tmp_path, "--preload", "", "--idle", "0.3")
     idle.disconnect()
     until(lambda: not alive(idle.pid))
+    end(idle)
+
+
+def test_a_launcher_that_keeps_an_ended_attempt_sleeps(tmp_path: Path) -> None:
+    idle = Node(tmp_path, "--preload", "", "--idle", "0.1")
+    idle.start("1.1", "pass")
+    idle.event("ended", attempt="1.1")
+    idle.disconnect()
+    process = psutil.Process(idle.pid)
+    before, began = process.cpu_times(), time.monotonic()
+    # Nothing happens in this second: that is what is measured.
+    time.sleep(1)
+    used = sum(process.cpu_times()[:2]) - sum(before[:2])
+    assert used < 0.3 * (time.monotonic() - began)
     end(idle)
 
 

@@ -59,13 +59,19 @@ class Launcher:
         times = [
             now() + (1.0 if self.attempts or self.starts.starting else 10.0),
             self.sweeper.observe_at,
-            self.idle_since + self.idle_s,
+            self.idle_end,
         ]
         times += [starting.deadline for starting in self.starts.starting.values()]
         for attempt in self.attempts.values():
-            if not attempt.ended:
+            # What is killed already has no deadline but the sweeper's: one in the past would keep select() from sleeping.
+            if not (attempt.ended or attempt.killing):
                 times += [attempt.lease_end] if attempt.kill_at is None else [attempt.lease_end, attempt.kill_at]
         return min(times)
+
+    @property
+    def idle_end(self) -> float:
+        """When it ends by itself if nobody connects: later where the end of an attempt waits to be heard of."""
+        return self.idle_since + (KEEP_ENDED_S if self.attempts else self.idle_s)
 
     def tick(self) -> None:
         at = now()
@@ -85,7 +91,7 @@ class Launcher:
             self.done = True
         if kept or self.peers.connections:
             self.idle_since = at
-        elif at >= self.idle_since + (KEEP_ENDED_S if self.attempts else self.idle_s):
+        elif at >= self.idle_end:
             self.done = True
 
     def signalled(self, numbers: bytes) -> None:
