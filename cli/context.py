@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from cli.api import Controller
     from orchestrator.config import Config
-    from orchestrator.spec import JobSpec
 
 RESTART = 5.0
 """Seconds that a command which needs the controller waits for one that is being started again."""
@@ -127,16 +126,3 @@ def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 def run_argument(name: str = "run", **options: Any) -> Callable[[Any], Any]:
     """The argument RUN: an id or a name (its latest run), completed by the shell."""
     return click.argument(name, metavar=options.pop("metavar", "RUN"), shell_complete=complete_run, **options)
-
-
-def load_job(job: Path, overrides: tuple[str, ...]) -> JobSpec:
-    """The checked job, its workdir absolute. All complaints at once, exit 2."""
-    from orchestrator import jobfile
-
-    try:
-        spec = jobfile.load_job(job, overrides)
-    except jobfile.JobFileError as error:
-        for complaint in error.complaints:
-            click.echo(str(complaint), err=True)
-        raise click.exceptions.Exit(USAGE) from None
-    return spec.model_copy(update={"workdir": str(jobfile.job_folder(job) / Path(spec.workdir))})

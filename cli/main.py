@@ -14,25 +14,26 @@ import click
 import orchestrator
 
 COMMANDS = {
-    "submit": "submit",
-    "plan": "plan",
-    "ps": "runs",
-    "show": "runs",
-    "runs": "runs",
-    "logs": "logs",
-    "cancel": "change",
-    "retry": "change",
-    "nodes": "cluster",
-    "topo": "topo",
-    "doctor": "doctor",
-    "up": "cluster",
-    "down": "cluster",
-    "status": "cluster",
-    "init": "files",
-    "schema": "files",
-    "config": "files",
+    "submit": ("submit", "Queues a run of JOB and prints its id."),
+    "plan": ("plan", "Where JOB would go, changing nothing."),
+    "ps": ("runs", "What runs, and what waits for what."),
+    "show": ("runs", "One run whole."),
+    "runs": ("runs", "The history of runs, the latest first."),
+    "logs": ("logs", "What the ranks of a run printed."),
+    "cancel": ("change", "Ends runs, or takes them out of the queue."),
+    "retry": ("change", "Queues an ended run again."),
+    "nodes": ("cluster", "The nodes: their state and what is on them."),
+    "topo": ("topo", "The tree of the cluster, and what is free of it."),
+    "doctor": ("doctor", "What would go wrong with NCCL, or has gone wrong."),
+    "up": ("cluster", "Starts the cluster and its controller."),
+    "down": ("cluster", "Ends the controller and the cluster."),
+    "status": ("cluster", "Whether the controller is up, and how busy it is."),
+    "init": ("files", "Writes a job.yaml to start from."),
+    "schema": ("files", "Prints the JSON Schema of job files, for editors."),
+    "config": ("files", "The configuration, and where each value is from."),
 }
-"""The command and the module of `cli` that has a function of its name, imported only when it is needed."""
+"""The module of `cli` that has a function of the command's name, imported only when it is needed, and the first sentence of
+its help, so that `orch --help` imports none of them."""
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -47,8 +48,12 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"cli.{COMMANDS[cmd_name]}"), cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"cli.{COMMANDS[cmd_name][0]}"), cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

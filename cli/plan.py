@@ -10,6 +10,7 @@ import click
 
 from cli import context
 from cli import output as out
+from cli.job import checked
 
 
 @click.command()
@@ -29,8 +30,8 @@ def plan(job: Path, overrides: tuple[str, ...], output: str) -> None:
     orch plan job.yaml --set workers=4x8 --set near=leaf!
     """
     settings = context.config()
-    spec = context.load_job(job, overrides)
-    body = {"spec": spec.model_dump(mode="json"), "user": context.user_name(), "dry_run": True}
+    spec = checked(settings, job, overrides)
+    body = {"spec": spec.spec, "user": context.user_name(), "dry_run": True}
     body["secrets"] = dict.fromkeys(spec.secrets, "")
     answer: dict[str, Any] = context.controller(settings).call("POST", "runs", body=body)
     if output == "json":

@@ -14,6 +14,7 @@ import click
 from cli import context
 from cli import output as out
 from cli.errors import TIMED_OUT, USAGE, Fail, Unreachable
+from cli.job import Job, checked
 from cli.output import Column
 from cli.times import Duration
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from cli.api import Controller
     from orchestrator.config import Config
     from orchestrator.control.snapshot import Snapshot
-    from orchestrator.spec import JobSpec
 
 
 @click.command()
@@ -63,14 +63,13 @@ def submit(
     if timeout is not None and not (follow or wait):
         raise click.UsageError("--timeout says how long to wait: give it with --wait or --follow")
     settings = context.config()
-    spec = context.load_job(job, overrides)
+    spec = checked(settings, job, overrides)
     secrets = context.secrets_of(spec.secrets, str(job))
-    workdir = Path(spec.workdir)
-    snapshot = _snapshot(spec, workdir, job, settings.code_limit)
+    snapshot = _snapshot(spec, job, settings.code_limit)
     body = {
-        "spec": spec.model_dump(mode="json"),
+        "spec": spec.spec,
         "code": {"sha256": snapshot.sha256, "git": snapshot.git, "dirty": snapshot.dirty},
-        "workdir": str(workdir.resolve()),
+        "workdir": str(spec.workdir.resolve()),
         "user": context.user_name(),
         "secrets": secrets,
         # With a key of its own every submission can be sent again when the answer to it got lost.
@@ -91,18 +90,18 @@ def submit(
         _say_plan(spec.name, run, snapshot)
         _print({"id": None, "name": spec.name, "state": "valid"}, output, run)
     elif follow or wait:
-        _to_the_end(settings, run, spec.workers.total, follow, timeout, output)
+        _to_the_end(settings, run, spec.ranks, follow, timeout, output)
     else:
         _print(run, output)
         if output == "table":
             out.say(f"run {run['id']} ({run['name']}) is {run['state']}: `orch logs -f {run['id']}` follows it")
 
 
-def _snapshot(spec: JobSpec, workdir: Path, job: Path, limit: int) -> Snapshot:
+def _snapshot(spec: Job, job: Path, limit: int) -> Snapshot:
     """The code, with the script in it. Raises Fail(2)."""
     from orchestrator.control.snapshot import SnapshotError, take
 
-    script = spec.argv[0]
+    script, workdir = spec.script, spec.workdir
     if Path(script).is_absolute():
         raise Fail(
             f"{job}: run: {script} is an absolute path, and what runs is a snapshot of {workdir}: "

@@ -7,16 +7,16 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cli import context
 from cli import output as out
 from cli.errors import NOT_FOUND, USAGE, Fail
-from orchestrator.hardware.as_json import node_to_json, to_json
-from orchestrator.hardware.draw import draw, draw_node
-from orchestrator.hardware.formats import FormatError, read_hardware
-from orchestrator.hardware.model import Cluster, Domain, Node
+
+if TYPE_CHECKING:
+    from orchestrator.hardware.model import Cluster, Domain, Node
 
 
 @click.command("topo")
@@ -42,6 +42,8 @@ def topo(files: Sequence[Path], more: Sequence[Path], node: str | None, output: 
     if not files:
         _of_the_cluster(node, output)
         return
+    from orchestrator.hardware.formats import FormatError, read_hardware
+
     try:
         cluster = read_hardware([*files, *more])
     except FormatError as error:
@@ -66,6 +68,10 @@ def _of_the_cluster(node: str | None, output: str) -> None:
 
 
 def _lines(cluster: Cluster, name: str | None, output: str) -> list[str]:
+    from orchestrator.hardware.as_json import node_to_json, to_json
+    from orchestrator.hardware.draw import draw, draw_node
+    from orchestrator.hardware.model import Cluster as Hardware
+
     chosen = cluster.nodes
     if name is not None:
         chosen = tuple(node for node in cluster.nodes if node.name == name)
@@ -79,7 +85,7 @@ def _lines(cluster: Cluster, name: str | None, output: str) -> list[str]:
     if output == "csv":
         return _csv(cluster, chosen)
     if output == "json":
-        return [json.dumps(to_json(cluster if name is None else Cluster(chosen, _around(cluster, chosen[0].name))))]
+        return [json.dumps(to_json(cluster if name is None else Hardware(chosen, _around(cluster, chosen[0].name))))]
     return draw(cluster) if name is None else draw_node(cluster, chosen[0])
 
 

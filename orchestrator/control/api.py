@@ -18,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller, Refused
 from orchestrator.control.follow import Positions, follow, log_lines
+from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
 from orchestrator.history.errors import StoreError
 from orchestrator.history.queries import RunFilter
+from orchestrator.jobfile import parse_job
 from orchestrator.placement.draw import draw_free
 from orchestrator.scheduling.lifecycle import IllegalTransition, State
 from orchestrator.scheduling.run import Code, NewRun
@@ -55,6 +57,12 @@ class SubmitBody(_Body):
     dry_run: bool = False
 
 
+class CheckBody(_Body):
+    text: Annotated[str, Field(max_length=64 * 1024)]
+    filename: Annotated[str, Field(max_length=4096)]
+    overrides: Annotated[list[str], Field(max_length=256)] = []
+
+
 class RetryBody(_Body):
     secrets: dict[str, str] = {}
 
@@ -84,6 +92,7 @@ class Api:
                 web.get("/api/v1/status", self._get_status),
                 web.head("/api/v1/code/{sha}", self._has_code),
                 web.put("/api/v1/code/{sha}", self._put_code),
+                web.post("/api/v1/check", self._check),
                 web.post("/api/v1/runs", self._submit),
                 web.get("/api/v1/runs", self._runs),
                 web.get("/api/v1/runs/{ref}", self._show),
@@ -115,6 +124,8 @@ class Api:
             return _error(refusal.code, str(refusal))
         except ValidationError as error:
             return _error(2, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10]))
+        except DocumentError as error:
+            return _error(2, str(error))
         except IllegalTransition as error:
             return _error(7, str(error))
         except StoreError as error:
@@ -220,6 +231,12 @@ class Api:
         return web.json_response({"ok": True}, status=201)
 
     # -- runs ----------------------------------------------------------------------------------------------------
+
+    async def _check(self, request: web.Request) -> web.Response:
+        """A job file's text as the spec that it means: a command need not load the checker for it."""
+        body = CheckBody.model_validate(await _json(request))
+        spec = await asyncio.to_thread(parse_job, body.text, body.filename, body.overrides)
+        return web.json_response({"spec": spec.model_dump(mode="json")})
 
     async def _submit(self, request: web.Request) -> web.Response:
         body = SubmitBody.model_validate(await _json(request))

@@ -46,6 +46,7 @@ def test_every_command_has_help_with_an_example_and_is_in_the_docs(name):
     assert re.search(rf"^ +(\w+=\$\()?orch {name}\b", shown.output, re.MULTILINE), "an example"
     assert f"orch {name}" in DOCS
     command = group.get_command(click.Context(group), name)
+    assert command.get_short_help_str(limit=80) == COMMANDS[name][1], "the list says the same"
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.opts} has no help"
