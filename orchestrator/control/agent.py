@@ -80,6 +80,7 @@ class NodeAgent:
         self._starting: dict[str, asyncio.Lock] = {}
         self._changed = asyncio.Event()
         self._sequence = 0
+        self._syncs = 0
         self._unacked: Report | None = None
         self._answered: float | None = None
         self._launcher = LauncherClient(folder / "launcher", self._base)
@@ -92,8 +93,11 @@ class NodeAgent:
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
         """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`."""
         await self._take_orders_from(epoch)
+        self._syncs += 1
+        mine = self._syncs
         await self._connect()
         await self._renew(lease_s)
+        self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
             return self._answer(self._unacked)
         if self._unacked is not None:
@@ -102,7 +106,16 @@ class NodeAgent:
             self._info_sent = False
         else:
             await self._wait_for_news(wait_s)
+            self._check_heard(mine)
         return self._answer(self._compose())
+
+    def _check_heard(self, sync: int) -> None:
+        """Raises StaleController where somebody has asked since: whoever made this call has died, or has given up waiting.
+
+        What it would be told, the lines of logs above all, would be lost: Ray goes on with the calls of a dead actor.
+        """
+        if sync != self._syncs:
+            raise StaleController("another sync has come since")
 
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         await self._take_orders_from(epoch)

@@ -58,7 +58,7 @@ def test_ps_lists_what_lives_and_runs_the_history_with_the_same_keys(home, waiti
         (run, "running", None),
         (waits, "queued", 1),
     ]
-    assert "12 CPU slots" in live[1]["reason"]
+    assert "room for 0 of 1 workers" in live[1]["reason"]
     assert all(row.keys() >= LISTED and "spec" not in row and "events" not in row for row in live)
     assert home("ps", "-o", "name").stdout.split() == [str(run), str(waits)]
     gate.touch()
@@ -102,7 +102,7 @@ def test_a_run_that_does_not_exist_is_3(home, job):
 def test_a_job_that_can_never_fit_is_5_and_leaves_no_run(home, job):
     last = home.submit(job(PRINTS), "--wait")
     refused = home("submit", job(PRINTS, workers=13), code=5)
-    assert "needs 13 CPU slots; the cluster has 12 CPU slots on 1 node" in refused.stderr
+    assert "room for 12 of 13 workers" in refused.stderr
     assert "no node of the cluster has a GPU" in home("submit", job(PRINTS, device="cuda"), code=5).stderr
     assert home.json("runs", "--limit", 1)[0]["id"] == last
 
