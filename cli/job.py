@@ -42,7 +42,7 @@ class Job:
 
     @property
     def workdir(self) -> Path:
-        return self.folder / self.spec["workdir"]
+        return self.folder / str(self.spec["workdir"])
 
     @property
     def script(self) -> str:

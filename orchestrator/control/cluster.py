@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -176,7 +177,10 @@ def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say
     """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
     previous = home.read_cluster()
     if previous is not None and previous.local and _naming(temp_dir(home)):
-        return previous.address, previous.dashboard_url
+        if _listens(previous.address):
+            return previous.address, previous.dashboard_url
+        say("ending what is left of a Ray whose head has died")
+        _end_local(home)
     say("starting a private Ray on this machine")
     folder = temp_dir(home)
     _private_parents(folder)
@@ -215,9 +219,14 @@ def _private_parents(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _free_port() -> int:
-    import socket
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with suppress(OSError), socket.create_connection((host, int(port)), timeout=2):
+        return True
+    return False
 
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from orchestrator.jobfile import JobFileError, parse_job
+
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "a-token"
 
@@ -69,6 +71,7 @@ class Stub:
             ),
             "POST /runs": (201, {"id": 42, "name": "train", "state": "queued", "notices": []}),
         }
+        self.checked = 0
         self.asked: list[tuple[str, dict[str, list[str]], Any]] = []
         self.code: dict[str, bytes] = {}
         home.mkdir(mode=0o700, exist_ok=True)
@@ -91,6 +94,15 @@ class Stub:
     def calls(self) -> list[str]:
         return [call for call, _, _ in self.asked]
 
+    def check(self, body: dict[str, Any]) -> tuple[int, Any]:
+        """As the controller does."""
+        try:
+            spec = parse_job(body["text"], body["filename"], body["overrides"])
+        except JobFileError as error:
+            return 400, {"error": str(error), "code": 2}
+        self.checked += 1
+        return 200, {"spec": spec.model_dump(mode="json")}
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         stub = self
 
@@ -112,6 +124,8 @@ class Stub:
                     if self.command == "PUT":
                         stub.code[sha] = body
                     return self.answer(200 if sha in stub.code else 404, None)
+                if call == "POST /check":  # asks and changes nothing, so it is not among what was asked
+                    return self.answer(*stub.check(json.loads(body)))
                 stub.asked.append((call, parse_qs(parts.query), json.loads(body) if body else None))
                 given = stub.answers.get(call, (404, {"error": f"no such run: {path!r}", "code": 3}))
                 return given(self) if callable(given) else self.answer(*given)

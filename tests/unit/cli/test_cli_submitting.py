@@ -6,8 +6,10 @@ import io
 import json
 import os
 import pwd
+import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -133,6 +135,22 @@ def test_a_dry_run_sends_no_code_and_says_where_it_would_go(orch, stub, job):
     assert drawing[0] in done.stderr
     assert "PUT /code" not in stub.calls()
     assert last_run(stub)["dry_run"] is True
+
+
+def test_the_controller_checks_the_file_where_one_runs_and_the_command_loads_no_checker(orch, stub, job):
+    probe = "import sys, cli.main\ntry:\n    cli.main.main()\nexcept SystemExit:\n    print(sorted({'pydantic', 'yaml'} & set(sys.modules)), file=sys.stderr)"
+    env = orch.env | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-c", probe, "submit", str(job)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout == "42\n"
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert stub.checked == 1
 
 
 def test_a_plan_says_where_the_job_would_go_what_else_there_is_and_what_to_know(orch, stub, job):
