@@ -138,16 +138,17 @@ def test_a_dry_run_sends_no_code_and_says_where_it_would_go(orch, stub, job):
 
 
 def test_the_controller_checks_the_file_where_one_runs_and_the_command_loads_no_checker(orch, stub, job):
-    probe = "import sys, cli.main\ntry:\n    cli.main.main()\nexcept SystemExit:\n    print(sorted({'pydantic', 'yaml'} & set(sys.modules)), file=sys.stderr)"
+    probe = """
+import sys, cli.main
+try:
+    cli.main.main()
+except SystemExit:
+    print(sorted({"pydantic", "yaml"} & set(sys.modules)), file=sys.stderr)
+"""
+    command = [sys.executable, "-c", probe, "submit", str(job)]
     env = orch.env | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(
-        [sys.executable, "-c", probe, "submit", str(job)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    # In the job's folder: a cluster.yaml in the current one would be read.
+    done = subprocess.run(command, cwd=job.parent, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "42\n"
     assert done.stderr.splitlines()[-1] == "[]"
     assert stub.checked == 1
