@@ -77,9 +77,9 @@ def breakdown(orch: Orch, warm: Launcher, rounds: int) -> dict[str, list[float]]
         began = [
             ("CLI: Python starts", trial.began),
             ("CLI: click, the configuration", cli["python"]),
-            ("CLI: the job file (pydantic, YAML)", cli["orchestrator.jobfile"]),
+            ("CLI and controller: the job file is checked", cli["connects"][0]),
             ("CLI: the snapshot", cli["orchestrator.control.snapshot"]),
-            (f"CLI and controller: {len(cli['connects']) - 1} calls until the run is recorded", cli["connects"][0]),
+            (f"CLI and controller: {len(cli['connects']) - 2} calls until the run is recorded", cli["connects"][1]),
             ("controller: commit, decide", at["submitted"]),
             ("controller, agent, launcher: commit, hold, lay out the code, fork", at["placed"]),
             ("script: imports (loaded already)", stamps["first_line"]),

@@ -42,6 +42,8 @@ log = logging.getLogger("orch.agent")
 
 LOOK_S = 0.1
 """How often logs are looked at while ranks live."""
+LOOK_AGAIN_S = 30.0
+"""How often the machine is looked at: a GPU that is lost, or a NIC that goes down, is told within that time."""
 REPORT_BYTES = 4 << 20
 GPU_FREE_S = 15.0
 """How long ended ranks' GPU memory may take to be given back before the node is reported all the same."""
@@ -67,6 +69,8 @@ class NodeAgent:
         self._fetch = fetch
         self._info = info
         self._info_sent = False
+        self._found: dict[str, Any] | None = None
+        self._looked = 0.0
         self._visible = visible_gpus(environ)
         self._base = base_env(environ)
         self._interface = interface_of(address)
@@ -106,7 +110,8 @@ class NodeAgent:
             self._info_sent = False
         else:
             await self._wait_for_news(wait_s)
-            self._check_heard(mine)
+        await self._look()
+        self._check_heard(mine)
         return self._answer(self._compose())
 
     def _check_heard(self, sync: int) -> None:
@@ -357,16 +362,21 @@ class NodeAgent:
                     file.trim(part.log_limit)
                     if part.swept:
                         chunks.append(LogChunk(part.run, part.attempt, rank, *file.take_tail(), time.time(), tail=True))
-        info = None if self._info_sent else self._look()
+        info = None if self._info_sent else self._found
         self._info_sent = True
         self._sequence += 1
         self._unacked = Report(self._sequence, tuple(p.status() for p in self._parts.values()), tuple(chunks), info)
         return self._unacked
 
-    def _look(self) -> dict[str, Any]:
-        found = self._info() | {"interface": self._interface}
-        self._node = found.get("node")
-        return found | {"pins_cpus": self._pins()}
+    async def _look(self) -> None:
+        """Looks at the machine every now and then; what has changed goes into the next report."""
+        if self._found is not None and time.monotonic() - self._looked < LOOK_AGAIN_S:
+            return
+        found = await asyncio.to_thread(self._info)
+        self._looked, self._node = time.monotonic(), found.get("node")
+        found |= {"interface": self._interface, "pins_cpus": self._pins()}
+        if found != self._found:
+            self._found, self._info_sent = found, False
 
     def _pins(self) -> bool:
         """Whether ranks are kept on the CPUs of their GPU's NUMA node: where there are several, and the driver tells whose."""

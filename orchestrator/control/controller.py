@@ -138,8 +138,8 @@ class Controller:
         if run.ended:
             return run, True
         run = await self.runtime.db(self._store.record, run.id, Event.CANCEL_ASKED, self.runtime.now(), by=by)
-        if (gang := self.gangs.of(run)) is not None:
-            self.gangs.cancel(gang)
+        if run.live:
+            self.gangs.cancel(run)
         self.runtime.tell(run.id)
         self.runtime.wake.set()
         return run, False

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.control.backend import (
     AgentGone,
@@ -22,10 +23,11 @@ from orchestrator.control.logs import LogFolder
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.hardware.model import Cluster
+from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.placement.bandwidth import is_rdma
 from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
-from orchestrator.scheduling.lifecycle import Event, Outcome, State
+from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Failure, Run
 from orchestrator.spec import Cudnn, JobSpec
 
@@ -40,6 +42,8 @@ class Gangs:
         self.roster = Roster(runtime, backend, self._take_in, self._lost, declared)
         self.secrets: dict[int, dict[str, str]] = {}
         """By run: in memory alone."""
+        self._asked_to_end: set[int] = set()
+        """Live runs that somebody cancelled; it may be asked between an attempt's record and its beginning here."""
         self._gangs: dict[tuple[int, int], Gang] = {}
 
     def of(self, run: Run) -> Gang | None:
@@ -63,7 +67,6 @@ class Gangs:
         """Takes up a live run of the controller before this one: its parts are as good as their agents will say."""
         gang = self._add(run)
         assert run.attempt is not None
-        gang.cancelled = run.state is State.STOPPING
         gang.up = run.attempt.ranks_started_at is not None
         for part in gang.parts.values():
             part.state = PartState.UP
@@ -80,6 +83,7 @@ class Gangs:
     def _add(self, run: Run) -> Gang:
         assert run.attempt is not None
         gang = Gang(run.id, run.attempt.number, run.spec, run.attempt.placement)
+        gang.cancelled = run.state is State.STOPPING or run.id in self._asked_to_end
         self._gangs[gang.run, gang.attempt] = gang
         return gang
 
@@ -218,17 +222,20 @@ class Gangs:
             return
         if gang.started == gang.world_size and not gang.up:
             gang.up = True
-            if not gang.cancelled:
+            # A cancel may be on its way to the database before it is here: then the run does not start any more.
+            with suppress(IllegalTransition):
                 await self._runtime.db(self._runtime.store.record, gang.run, Event.STARTED, self._runtime.now())
         self._follow_up(gang)
         if gang.over and self._gangs.pop((gang.run, gang.attempt), None) is not None:
             await self._finish(gang)
         self._runtime.tell(gang.run)
 
-    def cancel(self, gang: Gang) -> None:
-        """Somebody asked for the run's end."""
-        gang.cancelled = True
-        self._follow_up(gang)
+    def cancel(self, run: Run) -> None:
+        """Somebody asked for the end of a live run; it is recorded already."""
+        self._asked_to_end.add(run.id)
+        if (gang := self.of(run)) is not None:
+            gang.cancelled = True
+            self._follow_up(gang)
 
     def _follow_up(self, gang: Gang) -> None:
         if gang.must_stop and any(part.state is PartState.UP for part in gang.parts.values()):
@@ -248,8 +255,7 @@ class Gangs:
         event, outcome = gang.verdict()
         failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
         until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
-        run = await runtime.db(
-            runtime.store.finish,
+        run = await self._record_end(
             gang.run,
             event,
             outcome,
@@ -259,6 +265,7 @@ class Gangs:
             exit_codes=gang.exit_codes,
             fenced=until,
         )
+        self._asked_to_end.discard(run.id)
         if run.ended:
             self.secrets.pop(run.id, None)
         for end in until.values():
@@ -270,6 +277,17 @@ class Gangs:
             runtime.wake_in(2.0)
         else:
             runtime.wake.set()
+
+    async def _record_end(self, *what: Any, **more: Any) -> Run:
+        """Tried until it is written: an end that is not recorded would hold its GPUs for ever."""
+        while True:
+            try:
+                return await self._runtime.db(self._runtime.store.finish, *what, **more)
+            except StaleEpoch:
+                raise
+            except StoreError as error:
+                log.error("the end of run %s could not be recorded yet: %s", what[0], error)
+                await asyncio.sleep(1)
 
     def _with_excerpt(self, gang: Gang) -> Failure | None:
         """The failure with the last line of the first failing rank's log: what the script itself said."""

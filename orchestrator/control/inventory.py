@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.control.gpus import visible_gpus
 from orchestrator.hardware.merge import Disagreement, merge
 from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape
+from orchestrator.hardware.probe import GpuState, probe
 from orchestrator.placement.tree import Free, Topology
 
 
@@ -121,8 +123,13 @@ def positions_of(names: Sequence[str], node: Node) -> list[int]:
     return [position for position in found if position is not None]
 
 
-def free_view(topology: Topology, busy: Mapping[str, Mapping[int, int]], notes: Mapping[str, str]) -> Free:
-    """What nobody holds now; `notes` says of which nodes nothing may be given, and why."""
+def free_view(
+    topology: Topology,
+    busy: Mapping[str, Mapping[int, int]],
+    notes: Mapping[str, str],
+    unfit: Mapping[str, Mapping[int, str]] | None = None,
+) -> Free:
+    """What nobody holds now; `notes` says of which nodes nothing may be given, and why; `unfit` of which GPUs."""
     free = Free(topology)
     for name, held in busy.items():
         if name in topology.index:
@@ -130,17 +137,36 @@ def free_view(topology: Topology, busy: Mapping[str, Mapping[int, int]], notes: 
             kind = topology.nodes[topology.index[name]].kind
             has = set(kind.gpus_of(kind.full))
             free.take(name, [gpu for gpu in held if gpu in has])
+    for name, bad in (unfit or {}).items():
+        if name in topology.index and bad:
+            kind = topology.nodes[topology.index[name]].kind
+            well = [gpu for gpu in kind.gpus_of(kind.full) if gpu not in bad]
+            free.set_usable(name, well, "; ".join(f"GPU {gpu}: {why}" for gpu, why in sorted(bad.items())))
     for name, note in notes.items():
         if name in topology.index:
             free.set_usable(name, (), note)
     return free
 
 
+def unfit_gpus(states: Iterable[GpuState], indices: Sequence[int]) -> dict[int, str]:
+    """By orch's index, the GPUs that no run should get, and why: the driver's own verdict, and MIG.
+
+    `indices` are the driver's own, in orch's order.
+    """
+    order = {index: position for position, index in enumerate(indices)}
+    found = {}
+    for state in states:
+        if state.index not in order:
+            continue
+        if state.recovery_action not in (None, "NONE"):
+            found[order[state.index]] = f"the driver asks for {state.recovery_action}"
+        elif state.mig:
+            found[order[state.index]] = "it is cut into MIG instances"
+    return found
+
+
 def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
     """This node as its agent reports it: the GPUs that Ray was given, by orch's index, and the versions."""
-    from orchestrator.control.gpus import visible_gpus
-    from orchestrator.hardware.probe import probe
-
     found = probe()
     node = found.node
     positions = positions_of(visible_gpus(environ), node)
@@ -154,6 +180,7 @@ def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
     return {
         "node": node,
         "versions": {name: value for name, value in versions.items() if value is not None},
+        "unfit": unfit_gpus(found.gpus, [found.node.gpus[position].index for position in positions]),
         "boot_id": found.boot_id,
         "shm_mib": found.shm_mib,
         "notes": list(found.notes),

@@ -11,6 +11,7 @@ from orchestrator.control.controller import Controller, Refused
 from orchestrator.control.runtime import Settings
 from orchestrator.history.queries import RunFilter
 from orchestrator.history.store import Store
+from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import NewRun, Run
 from orchestrator.spec import JobSpec, Workers
@@ -304,5 +305,24 @@ def test_a_waiting_run_whose_secrets_went_with_the_controller_fails_and_says_wha
         async with controlling(tmp_path, cluster) as controller:
             run = await reaches(controller, run, State.FAILED)
             assert f"orch retry {run.id}" in (run.reason or "")
+
+    asyncio.run(story())
+
+
+def test_a_cancel_between_an_attempts_record_and_its_beginning_stands(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        async with controlling(tmp_path, cluster) as controller:
+            controller.start_no_more()  # so that the test does what the scheduler would
+            run, _ = await controller.submit(job(), {})
+            placement = Placement("cuda", "node", (NodePlacement("a", (0,), (0,)),))
+            placed = await controller.runtime.db(
+                controller.runtime.store.place, run.id, placement, controller.runtime.now()
+            )
+            assert (await controller.cancel(str(run.id)))[0].state is State.STOPPING
+            controller.gangs.begin(placed)
+            await reaches(controller, run, State.CANCELLED)
+            assert cluster.agents["a"].parts == {}
+            assert await controller.busy() == {}
 
     asyncio.run(story())

@@ -1,7 +1,16 @@
 import pytest
 
-from orchestrator.control.inventory import Seen, free_view, plain_labels, positions_of, take_inventory, visible
+from orchestrator.control.inventory import (
+    Seen,
+    free_view,
+    plain_labels,
+    positions_of,
+    take_inventory,
+    unfit_gpus,
+    visible,
+)
 from orchestrator.hardware.model import Cluster, Domain
+from orchestrator.hardware.probe import GpuState
 from orchestrator.testing.hardware import cluster, node
 
 
@@ -77,3 +86,13 @@ def test_what_is_held_or_not_well_is_not_free() -> None:
 def test_a_gpu_that_is_held_and_no_longer_there_is_passed_over() -> None:
     topology = take_inventory([seen("a", 4)], Cluster()).topology
     assert free_view(topology, {"a": {7: 1}}, {}).mask(0) == 0b1111
+
+
+def test_a_gpu_that_the_driver_would_reset_is_not_given_and_the_reason_is_told() -> None:
+    states = (GpuState(4, recovery_action="NONE"), GpuState(5, recovery_action="GPU_RESET"), GpuState(6, mig=True))
+    unfit = unfit_gpus(states, [6, 5, 4])
+    assert unfit == {0: "it is cut into MIG instances", 1: "the driver asks for GPU_RESET"}
+    topology = take_inventory([seen("a", 3)], Cluster()).topology
+    free = free_view(topology, {}, {}, {"a": unfit})
+    assert free.mask(0) == 0b100
+    assert free.notes[0] == "GPU 0: it is cut into MIG instances; GPU 1: the driver asks for GPU_RESET"
