@@ -137,7 +137,6 @@ class Backend(Protocol):
         """Takes all of the node's GPUs (or CPU slots) from the cluster; idempotent. Raises HoldRefused."""
 
     async def release(self, node_name: str) -> None: ...
-    async def held(self) -> set[str]: ...
 
 
 class StartFailed(Exception):

@@ -214,9 +214,6 @@ class RayBackend:
         if group := self._holds.pop(node_name, None):
             await asyncio.to_thread(remove_placement_group, group)
 
-    async def held(self) -> set[str]:
-        return set(self._holds)
-
     def take_up_holds(self) -> None:
         """The holds that a controller before this one made: kept by name; the controller gives back what it does not need."""
         start = hold_name(self._namespace, "")

@@ -1,4 +1,4 @@
-"""What placement takes and gives: the free view, a request, and a Placement or a Rejection."""
+"""What placement takes and gives: a request, and a Placement or a Rejection."""
 
 from __future__ import annotations
 
@@ -29,19 +29,6 @@ class Request:
     """Nodes that this run must not get."""
     prefer: frozenset[str] = frozenset()
     """Nodes that this run had before: taken again where nothing faster is free."""
-
-
-@dataclass(frozen=True)
-class NodeView:
-    """One node as the placer sees it: which of its GPUs (or CPU slots, where it has no GPU) nobody holds."""
-
-    name: str
-    device: Device
-    total: int
-    free: tuple[int, ...]
-    usable: bool = True
-    note: str | None = None
-    """Why the node is not usable now: unhealthy, drained, held by other Ray work."""
 
 
 @dataclass(frozen=True)
