@@ -56,7 +56,7 @@ def test_what_was_submitted_comes_back_as_it_was(store, clock):
         key="k",
         workers="2x4",
         tags={"sweep": "a"},
-        env={"A": "\u0000ü"},
+        env={"A": "ü\t€"},
         secrets=("TOKEN",),
         priority=-3,
         team="vision",
