@@ -24,11 +24,12 @@ def main() -> None:
     total = torch.tensor([rank + 1], device=device)
     dist.all_reduce(total)
     what = torch.cuda.get_device_name(device) if cuda else "cpu"
-    print(
+    # One write with its line end in it: ranks that share a terminal must not cut each other's lines.
+    sys.stdout.write(
         f"rank {rank} of {world} on {platform.node()}: {device} ({what}), {backend}; "
-        f"the ranks, counted from 1, sum to {total.item()}",
-        flush=True,
+        f"the ranks, counted from 1, sum to {total.item()}\n"
     )
+    sys.stdout.flush()
     dist.destroy_process_group()
     if total.item() != world * (world + 1) // 2:
         sys.exit(f"rank {rank}: the sum should be {world * (world + 1) // 2}")

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -202,7 +203,14 @@ sys.stdin.read()
         init, folder = run.stdout.readline().split()
         init = psutil.Process(int(init))
         run.kill()
-    wait_until(lambda: not init.is_running() or init.status() == psutil.STATUS_ZOMBIE, 5, "PID 1 of the host is gone")
+
+    def gone() -> bool:
+        # It may go between the one question and the other.
+        with suppress(psutil.NoSuchProcess):
+            return not init.is_running() or init.status() == psutil.STATUS_ZOMBIE
+        return True
+
+    wait_until(gone, 5, "PID 1 of the host is gone")
     assert Path(folder).exists()
     remove_leftovers()
     assert not Path(folder).exists()
