@@ -167,7 +167,7 @@ Priority = Annotated[
     WithJsonSchema({"type": "integer", "minimum": -1000, "maximum": 1000}),
 ]
 CudnnSwitches = Annotated[
-    Cudnn,
+    Cudnn | None,
     WithJsonSchema(
         {
             "type": "object",
@@ -259,7 +259,7 @@ class JobSpec(Value):
         examples=[["WANDB_API_KEY"]],
     )
     cudnn: CudnnSwitches = Field(
-        default=Cudnn(),
+        default=None,
         description="cuDNN's switches, set in every rank before the script's first line. deterministic also sets "
         "CUBLAS_WORKSPACE_CONFIG.",
         examples=[{"benchmark": True, "deterministic": False}],

@@ -29,7 +29,7 @@ from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Failure, Run
-from orchestrator.spec import Cudnn, JobSpec
+from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
 
@@ -155,7 +155,7 @@ class Gangs:
             master_port=port,
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
-            cudnn=spec.cudnn.model_dump() if spec.cudnn != Cudnn() else None,
+            cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
         )
 
     def _network_of(self, node: str) -> NodeFacts:
