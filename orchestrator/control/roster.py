@@ -170,7 +170,8 @@ class Roster:
     async def _follow(self, node: Node) -> None:
         """Calls the agent, long poll after long poll, as long as the node is in the cluster."""
         ack, pause = 0, 0.1
-        while True:
+        # Asked besides the cancel, which wait_for of Python 3.11 may lose.
+        while node.task is not None:
             try:
                 report = await self._sync(node, ack)
             except StaleController as error:
@@ -187,6 +188,8 @@ class Roster:
                 pause = min(2.0, pause * 2)
                 continue
             fresh, ack, pause = ack == 0, report.sequence, 0.1
+            if node.task is None:
+                return
             try:
                 await self._take_in(node, report, fresh)
             except StaleEpoch:

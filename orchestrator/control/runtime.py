@@ -59,9 +59,11 @@ class Runtime:
         self._database = ThreadPoolExecutor(1, "database")
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # More than once: wait_for of Python 3.11 loses a cancel that comes in the moment in which what it waits for is done.
+        while pending := [task for task in self._tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending, timeout=0.2)
         self._database.shutdown(wait=True)
 
     async def db(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
