@@ -96,8 +96,11 @@ def test_a_failing_rank_is_named_with_its_node_and_last_line_and_its_log_comes_f
     assert "ValueError: the batch has 0 samples" in failure["message"]
     assert attempt["exit_codes"] == {"0": -15, "1": 1, "2": -15}
     lines = home.logs(run)
-    assert lines[0] == "[rank 1] begun"
-    assert lines[-2:] == ["[rank 0] begun", "[rank 2] begun"]
+    # The others may have been stopped before they said anything.
+    first = [line for line in lines if line.startswith("[rank 1]")]
+    assert lines[: len(first)] == first
+    assert first[0] == "[rank 1] begun"
+    assert set(lines[len(first) :]) <= {"[rank 0] begun", "[rank 2] begun"}
     assert home.ranks(run) == {}
 
 
