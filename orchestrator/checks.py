@@ -21,6 +21,7 @@ VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 MAX_WORKERS = 100_000
 MAX_GRACE = 3600.0
+MAX_TIME_LIMIT = 366 * 86400.0
 MAX_TAGS = 64
 
 SET_BY_ORCH = frozenset(
@@ -152,6 +153,12 @@ def seconds(value: Any) -> Any:
 def grace(seconds: float) -> float:
     if not 0 <= seconds <= MAX_GRACE:
         raise ValueError(f"must be between 0s and {MAX_GRACE / 3600:g}h: so long would a cancelled run keep its GPUs")
+    return seconds
+
+
+def time_limit(seconds: float | None) -> float | None:
+    if seconds is not None and not 0 < seconds <= MAX_TIME_LIMIT:
+        raise ValueError(f"must be more than 0s and at most {MAX_TIME_LIMIT / 86400:g}d")
     return seconds
 
 

@@ -166,6 +166,11 @@ Priority = Annotated[
     AfterValidator(checks.priority),
     WithJsonSchema({"type": "integer", "minimum": -1000, "maximum": 1000}),
 ]
+TimeLimit = Annotated[
+    Annotated[float, BeforeValidator(checks.seconds)] | None,
+    AfterValidator(checks.time_limit),
+    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
+]
 CudnnSwitches = Annotated[
     Cudnn | None,
     WithJsonSchema(
@@ -270,6 +275,13 @@ class JobSpec(Value):
         "absolute, or inside the run's own folder of the cluster's storage.",
         examples=["ckpt"],
     )
+    time_limit: TimeLimit = Field(
+        default=None,
+        description="How long an attempt may run, counted from the moment when all its ranks have started; then SIGTERM, "
+        "`grace` and SIGKILL, and the run has failed. Default: as long as it takes.",
+        examples=["12h"],
+    )
+    """Seconds."""
     priority: Priority = Field(
         default=0, description="A run of higher priority is placed first; -1000 to 1000.", examples=[10]
     )
@@ -315,12 +327,6 @@ LATER: dict[str, dict[str, Any]] = {
         "properties": {what: {"type": "string"} for what in ("torch", "cuda", "cudnn", "nccl", "driver")},
         "additionalProperties": False,
         "examples": [{"torch": ">=2.8", "cuda": "12.8", "cudnn": ">=9", "nccl": ">=2.27", "driver": ">=570"}],
-    },
-    "time_limit": {
-        "description": "How long the run may take.",
-        "type": "string",
-        "pattern": DURATION_PATTERN,
-        "examples": ["12h"],
     },
     "retry": {
         "description": "How often it is tried again, by cause; preemption and drain never count.",

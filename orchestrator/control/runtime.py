@@ -8,13 +8,14 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.history.errors import StaleEpoch
 from orchestrator.history.store import Store
+from orchestrator.policy import Policy
 
 log = logging.getLogger("orch.controller")
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Settings:
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    policy: Policy = field(default_factory=Policy)
 
 
 class Runtime:
