@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from orchestrator.scheduling.simulate.jobs import Job
 from orchestrator.scheduling.simulate.world import Parts
 
-Placer = Callable[[Job, Sequence[int]], Parts | None]
-"""Takes the bits of each node's free GPUs."""
+Placer = Callable[[Job, Sequence[int], int], Parts | None]
+"""Takes the bits of each node's free GPUs, and how many the largest node has when it is empty."""
 
 
 def lowest(mask: int, count: int) -> int:
@@ -37,7 +37,7 @@ def _take(job: Job, masks: Sequence[int], order: Iterable[int]) -> Parts | None:
     return None
 
 
-def first_fit(job: Job, masks: Sequence[int]) -> Parts | None:
+def first_fit(job: Job, masks: Sequence[int], largest: int) -> Parts | None:
     """The first node with room for all of it, else the first nodes that have any: Ray's PACK without its luck."""
     if not job.nodes or job.nodes == 1:
         for index, mask in enumerate(masks):
@@ -46,7 +46,7 @@ def first_fit(job: Job, masks: Sequence[int]) -> Parts | None:
     return _take(job, masks, (index for index, mask in enumerate(masks) if mask))
 
 
-def pack(job: Job, masks: Sequence[int]) -> Parts | None:
+def pack(job: Job, masks: Sequence[int], largest: int) -> Parts | None:
     """Best fit: the fullest node with room for all of it, else the fewest nodes, and as the last one the fullest that
     suffices."""
     counts = [(mask.bit_count(), index) for index, mask in enumerate(masks) if mask]
@@ -65,23 +65,19 @@ def pack(job: Job, masks: Sequence[int]) -> Parts | None:
     return None
 
 
-def spread(job: Job, masks: Sequence[int]) -> Parts | None:
+def spread(job: Job, masks: Sequence[int], largest: int) -> Parts | None:
     """The emptiest nodes first, whole: what the Tiresias of Pollux's simulator does."""
     order = sorted((index for index, mask in enumerate(masks) if mask), key=lambda i: (-masks[i].bit_count(), i))
     return _take(job, masks, order)
 
 
-def one_node(job: Job, masks: Sequence[int]) -> Parts | None:
+def one_node(job: Job, masks: Sequence[int], largest: int) -> Parts | None:
     """As few nodes as can hold it if they are empty, whole ones but the last; else it waits.
 
     A gang that fits into one node is never split.
     """
-    size = max((mask.bit_length() for mask in masks), default=0)
-    if not size:
-        return None
-    nodes = -(-job.gpus // size)
-    found = pack(job, masks)
-    return found if found is not None and len(found) <= max(nodes, job.nodes or 1) else None
+    found = pack(job, masks, largest)
+    return found if found is not None and len(found) <= max(-(-job.gpus // largest), job.nodes or 1) else None
 
 
 PLACERS: dict[str, Placer] = {"first-fit": first_fit, "pack": pack, "spread": spread, "one-node": one_node}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from orchestrator.scheduling.simulate.placers import Placer
 from orchestrator.scheduling.simulate.world import Decision, Life, Parts, World
@@ -13,8 +14,8 @@ from orchestrator.scheduling.simulate.world import Decision, Life, Parts, World
 class _Draft:
     """The nodes' free GPUs while a decision is made."""
 
-    def __init__(self, masks: Sequence[int]) -> None:
-        self.masks = list(masks)
+    def __init__(self, masks: Sequence[int], largest: int) -> None:
+        self.masks, self.largest = list(masks), largest
         self.free = sum(mask.bit_count() for mask in masks)
 
     def take(self, parts: Parts) -> None:
@@ -28,7 +29,7 @@ class _Draft:
             self.free += mask.bit_count()
 
     def place(self, life: Life, placer: Placer) -> Parts | None:
-        return placer(life.job, self.masks) if life.job.gpus <= self.free else None
+        return placer(life.job, self.masks, self.largest) if life.job.gpus <= self.free else None
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Fifo:
     name: str = "fifo"
 
     def decide(self, world: World, now: float) -> Decision:
-        draft, starts = _Draft(world.masks), []
+        draft, starts = _Draft(world.masks, world.largest), []
         for life in world.waiting.values():
             if not draft.free:
                 break
@@ -63,28 +64,44 @@ class Backfill:
     """
 
     placer: Placer
+    depth: int = 500
+    """So many of those behind the head are looked at: the default of Slurm's bf_max_job_test."""
     name: str = "fifo-backfill"
 
     def decide(self, world: World, now: float) -> Decision:
-        draft = _Draft(world.masks)
+        draft = _Draft(world.masks, world.largest)
         starts: list[tuple[Life, Parts]] = []
-        reserved_s, beside = math.inf, None
-        for life in world.waiting.values():
-            if not draft.free:
-                break
+        queue = iter(world.waiting.values())
+        for life in queue:
             parts = draft.place(life, self.placer)
-            if beside is None:
-                if parts is None:
-                    reserved_s, beside = self._reservation(life, world, draft, starts, now)
-                    continue
-            elif parts is None or not self._harmless(life, parts, now, reserved_s, beside):
-                continue
+            if parts is None:
+                reserved_s, beside = self._reservation(life, world, draft, starts, now)
+                starts += self._backfilled(islice(queue, self.depth), draft, now, reserved_s, beside)
+                break
             draft.take(parts)
             starts.append((life, parts))
-            if beside is not None and now + _limit(life) > reserved_s:
+        return Decision(starts=starts)
+
+    def _backfilled(
+        self, queue: Iterable[Life], draft: _Draft, now: float, reserved_s: float, beside: list[int]
+    ) -> Iterator[tuple[Life, Parts]]:
+        """Those behind the head that start now. `beside` is what the head leaves of each node at its reserved time."""
+        spare = sum(beside)
+        for life in queue:
+            if not draft.free:
+                return
+            passes_it = now + _limit(life) > reserved_s
+            if passes_it and life.job.gpus > spare:
+                continue
+            parts = draft.place(life, self.placer)
+            if parts is None or (passes_it and any(mask.bit_count() > beside[index] for index, mask in parts)):
+                continue
+            draft.take(parts)
+            if passes_it:
+                spare -= life.job.gpus
                 for index, mask in parts:
                     beside[index] -= mask.bit_count()
-        return Decision(starts=starts)
+            yield life, parts
 
     def _reservation(
         self, head: Life, world: World, draft: _Draft, started: Sequence[tuple[Life, Parts]], now: float
@@ -94,7 +111,7 @@ class Backfill:
             (max(now, life.began_s + _limit(life)), life.number, life.parts or ()) for life in world.running.values()
         ]
         ends += [(now + _limit(life), life.number, parts) for life, parts in started]
-        later = _Draft(draft.masks)
+        later = _Draft(draft.masks, draft.largest)
         for end, _, parts in sorted(ends, key=lambda each: each[:2]):
             later.give(parts)
             place = later.place(head, self.placer)
@@ -102,10 +119,6 @@ class Backfill:
                 later.take(place)
                 return end, [mask.bit_count() for mask in later.masks]
         return math.inf, [0] * len(later.masks)
-
-    @staticmethod
-    def _harmless(life: Life, parts: Parts, now: float, reserved_s: float, beside: Sequence[int]) -> bool:
-        return now + _limit(life) <= reserved_s or all(mask.bit_count() <= beside[index] for index, mask in parts)
 
 
 def _limit(life: Life) -> float:
@@ -147,7 +160,7 @@ class LeastAttained:
         return Decision(stops if starts else (), starts, self._next_demotion(starts, now))
 
     def _placed(self, wanted: Iterable[Life], stops: Sequence[Life], world: World) -> list[tuple[Life, Parts]]:
-        draft, starts = _Draft(world.masks), []
+        draft, starts = _Draft(world.masks, world.largest), []
         for life in stops:
             draft.give(life.parts or ())
         for life in wanted:

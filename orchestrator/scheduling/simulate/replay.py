@@ -13,6 +13,8 @@ from orchestrator.scheduling.simulate.speed import Speed
 from orchestrator.scheduling.simulate.world import Decision, Life, Parts, Policy, World
 
 _ARRIVES, _ENDS, _LOOKS = range(3)
+_MOST_ASKED = 100_000
+"""Times that a policy is asked at one moment before it is taken for stuck."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,6 @@ class Replay:
         self._topology, self._span_s = topology, trace.span_s
         free = Free(topology)
         self._world = World(topology, free, [free.mask(node.index) for node in topology.nodes])
-        self._most = max((node.kind.size for node in topology.nodes), default=0)
         self.integral = Integral()
         self._now = self._since = self._last_s = 0.0
         self._looks: set[float] = set()
@@ -118,6 +119,7 @@ class Replay:
     def moments(self) -> Iterator[World]:
         """The world after each moment at which something happened and the policy was asked."""
         world = self._world
+        asked_at, asked = -1.0, 0
         while self._events:
             self._now = self._events[0][0]
             self._integrate()
@@ -130,6 +132,9 @@ class Replay:
                 continue
             if not (looks or world.arrived or world.ended):
                 continue  # an end that a preemption has made void
+            asked_at, asked = self._now, asked + 1 if asked_at == self._now else 1
+            if asked > _MOST_ASKED:
+                raise RuntimeError(f"{self._policy.name} asks to be asked again at second {self._now:.0f} without end")
             decision = self._policy.decide(world, self._now)
             world.arrived, world.ended = [], []
             self._obey(decision)
@@ -173,7 +178,7 @@ class Replay:
         if decision.stops:
             waiting = self._world.waiting
             self._world.waiting = {number: waiting[number] for number in sorted(waiting)}
-        if decision.look_again_s is not None and decision.look_again_s > self._now:
+        if decision.look_again_s is not None and decision.look_again_s >= self._now:
             self._look_at(decision.look_again_s)
 
     def _start(self, life: Life, parts: Parts) -> None:
@@ -239,7 +244,7 @@ class Replay:
         total.busy += seconds * (world.gpus - free)
         if free and seconds:
             largest = max(mask.bit_count() for mask in world.masks)
-            total.scattered += seconds * (1 - largest / min(free, self._most))
+            total.scattered += seconds * (1 - largest / min(free, world.largest))
             total.some_free_s += seconds
 
     def _note(self) -> None:

@@ -44,7 +44,7 @@ class Speed:
 
     topology: Topology
     profiles: Sequence[Profile] = ()
-    talk: float = 0.2
+    talk: float = 0.1
     _ideal: dict[tuple[int, int | None], tuple[Parts, float] | None] = field(default_factory=dict)
     _busbw: dict[Parts, float] = field(default_factory=dict)
 

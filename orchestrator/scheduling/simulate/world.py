@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from orchestrator.placement.gang import Part
@@ -63,6 +64,11 @@ class World:
     arrived: list[Life] = field(default_factory=list)
     """Since the policy was last asked."""
     ended: list[Life] = field(default_factory=list)
+
+    @cached_property
+    def largest(self) -> int:
+        """How many GPUs the largest node has."""
+        return max((node.kind.size for node in self.topology.nodes), default=0)
 
     @property
     def free_gpus(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def read_trace(path: Path, unit: str | None = None) -> Trace:
             raise TraceError([f"{path}: is larger than {MOST_BYTES >> 30} GiB"])
         data = path.read_bytes()
         text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8", "replace")
-    except (OSError, EOFError, gzip.zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise TraceError([f"{path}: {getattr(error, 'strerror', None) or 'cannot be read'}"]) from None
     return parse(text, str(path), unit)
 

@@ -42,7 +42,7 @@ def trace_of_runs(runs: list[tuple[int, Run]], source: str, complaints: list[str
             left[found] += 1
         else:
             jobs.append(found)
-    return trace_of(jobs, [f"{count} runs of {source} {why} and are left out" for why, count in left.items()])
+    return trace_of(jobs, [f"{source}: runs left out because they {why}: {count}" for why, count in left.items()])
 
 
 def _objects(text: str, source: str, complaints: list[str]) -> Iterator[tuple[int, Run]]:

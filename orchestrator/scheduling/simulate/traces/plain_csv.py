@@ -64,7 +64,7 @@ def parse(text: str, source: str, unit: str | None = None) -> Trace:
     rows.finish()
     notes = []
     if without:
-        notes.append(f"{without} jobs of {source} ask for no GPU and are left out")
+        notes.append(f"{source}: jobs left out because they ask for no GPU: {without}")
     if unit is None:
         unit, note = _unit(found, rows.titles, dated)
         notes.append(note)

@@ -22,7 +22,10 @@ class Rows:
 
     def __init__(self, text: str, source: str, delimiter: str = ",") -> None:
         self.source, self.complaints = source, list[str]()
-        self._reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter)
+        lines = io.StringIO(text.removeprefix("\ufeff"), newline="")
+        # Slurm quotes nothing: a quote in a job's name is one of its letters.
+        quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
+        self._reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
         self._position: dict[str, int] = {}
         self._width = 0
         self._row: list[str] = []
@@ -34,7 +37,7 @@ class Rows:
 
     @property
     def titles(self) -> Sequence[str]:
-        return list(self._position)
+        return sorted(self._position, key=self._position.__getitem__)
 
     def has(self, title: str) -> bool:
         return title.lower() in self._position

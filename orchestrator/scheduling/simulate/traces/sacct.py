@@ -18,35 +18,13 @@ from orchestrator.scheduling.simulate.traces.plain_csv import moment
 from orchestrator.scheduling.simulate.traces.rows import Rows, number, whole
 
 STATES = frozenset(
-    [
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PENDING",
-        "PREEMPTED",
-        "RUNNING",
-        "REQUEUED",
-        "RESIZING",
-        "REVOKED",
-        "SUSPENDED",
-        "TIMEOUT",
-        "COMPLETING",
-        "CONFIGURING",
-        "STOPPED",
-        "LAUNCH_FAILED",
-        "RECONFIG_FAIL",
-        "SPECIAL_EXIT",
-        "REQUEUE_FED",
-        "REQUEUE_HOLD",
-        "RESV_DEL_HOLD",
-        "SIGNALING",
-        "STAGE_OUT",
-        "POWER_UP_NODE",
-    ]
+    word
+    for line in (
+        "BOOT_FAIL CANCELLED COMPLETED COMPLETING CONFIGURING DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PENDING",
+        "POWER_UP_NODE PREEMPTED RECONFIG_FAIL REQUEUED REQUEUE_FED REQUEUE_HOLD RESIZING RESV_DEL_HOLD REVOKED RUNNING",
+        "SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED SUSPENDED TIMEOUT",
+    )
+    for word in line.split()
 )
 LIVE = frozenset({"RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "RESIZING", "STAGE_OUT", "SIGNALING", "STOPPED"})
 
@@ -105,9 +83,9 @@ def parse(text: str, source: str) -> Trace:
         else:
             heard[identity] = found
     rows.finish()
-    notes = [f"{count} jobs of {source} {why} and are left out" for why, count in left.items()]
+    notes = [f"{source}: jobs left out because they {why}: {count}" for why, count in left.items()]
     if live := sum(each.live for each in heard.values()):
-        notes.append(f"{live} jobs of {source} had not ended: each counts as long as it had run")
+        notes.append(f"{source}: jobs that had not ended and count as long as they had run: {live}")
     return trace_of((_job(identity, each) for identity, each in heard.items()), notes)
 
 
