@@ -169,7 +169,9 @@ def _own_history() -> Trace:
     from orchestrator.scheduling.simulate.traces.past_runs import trace_of_runs
 
     complaints: list[str] = []
-    found = trace_of_runs([(0, run) for run in history.many({"sort": "submitted", "limit": MOST_RUNS})], "the history", complaints)
+    found = trace_of_runs(
+        [(0, run) for run in history.many({"sort": "submitted", "limit": MOST_RUNS})], "the history", complaints
+    )
     if complaints or not found.jobs:
         said = "; ".join(found.notes)
         raise TraceError(complaints or ["the history holds no run that had GPUs" + (f": {said}" if said else "")])

@@ -24,8 +24,10 @@ class Rows:
         self.source, self.complaints = source, list[str]()
         lines = io.StringIO(text.removeprefix("\ufeff"), newline="")
         # Slurm quotes nothing: a quote in a job's name is one of its letters.
-        quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
-        self._reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+        if delimiter == "|":
+            self._reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            self._reader = csv.reader(lines, delimiter=delimiter, strict=True)
         self._position: dict[str, int] = {}
         self._width = 0
         self._row: list[str] = []
