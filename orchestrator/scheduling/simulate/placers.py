@@ -43,6 +43,11 @@ def first_fit(job: Job, masks: Sequence[int], largest: int) -> Parts | None:
         for index, mask in enumerate(masks):
             if mask.bit_count() >= job.gpus:
                 return ((index, lowest(mask, job.gpus)),)
+    return in_order(job, masks, largest)
+
+
+def in_order(job: Job, masks: Sequence[int], largest: int) -> Parts | None:
+    """What is free of the first node, of the second, and so on: the first fit of Pollux's simulator."""
     return _take(job, masks, (index for index, mask in enumerate(masks) if mask))
 
 
@@ -80,4 +85,10 @@ def one_node(job: Job, masks: Sequence[int], largest: int) -> Parts | None:
     return found if found is not None and len(found) <= max(-(-job.gpus // largest), job.nodes or 1) else None
 
 
-PLACERS: dict[str, Placer] = {"first-fit": first_fit, "pack": pack, "spread": spread, "one-node": one_node}
+PLACERS: dict[str, Placer] = {
+    "first-fit": first_fit,
+    "in-order": in_order,
+    "pack": pack,
+    "spread": spread,
+    "one-node": one_node,
+}
