@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.policy import Policy, Quota, Team
+from orchestrator.scheduling.ask import START_S, STOP_S
 from orchestrator.scheduling.decision import Kind, Plan, Sure
-from orchestrator.scheduling.estimates import START_S, STOP_S
 from orchestrator.scheduling.fairness import Ledger, Use
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.quota import account_of, protected
