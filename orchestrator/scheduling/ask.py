@@ -13,6 +13,11 @@ from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Run
 from orchestrator.spec import JobSpec
 
+START_S = 60.0
+"""From placement to all ranks started, at most; a start that takes longer makes its end uncertain."""
+STOP_S = 5.0
+"""From SIGKILL to the GPUs being free."""
+
 
 def device_of(spec: JobSpec, topology: Topology) -> Device:
     """What `device: auto` means on this cluster: cuda where any node has it."""
@@ -63,11 +68,15 @@ class Ask:
     priority: int
     queued: float
     """`queued_at` as a timestamp."""
+    age: tuple[float, int]
+    """What is compared by age: less is older."""
     request: Request
     """With its patience at an end."""
     patient: Request | None
     """While it still waits for its level, where it does."""
     patience: float
+    limit: float | None
+    """Seconds that it holds its GPUs at most once it is placed, by its time limit."""
     recovering: bool
     """Whether its last attempt was lost through no fault of its own, and it came back by itself: then it goes first."""
     shape: int = -1
@@ -80,6 +89,7 @@ def ask_of(run: Run, account: Account, topology: Topology, unfit: Mapping[str, s
     had = {part.node for part in last.placement.nodes} if last is not None else frozenset[str]()
     request = request_of(spec, topology, prefer=had, exclude=unfit)
     patience = spec.near.patience if spec.near is not None else None
+    queued = run.queued_at.timestamp()
     return Ask(
         run,
         run.id,
@@ -87,10 +97,12 @@ def ask_of(run: Run, account: Account, topology: Topology, unfit: Mapping[str, s
         account,
         spec.workers.total,
         spec.priority,
-        run.queued_at.timestamp(),
+        queued,
+        (queued, run.id),
         request,
         replace(request, relax=False) if patience else None,
         patience or 0.0,
+        None if spec.time_limit is None else START_S + spec.time_limit + spec.grace + STOP_S,
         # A retry that somebody asked for has entered the queue anew, after its last attempt.
         last is not None
         and last.outcome in (Outcome.INFRA_ERROR, Outcome.DRAINED)

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.policy import Policy
+from orchestrator.scheduling.ask import START_S, STOP_S, Ask
 from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.snapshot import Snapshot
 
-START_S = 60.0
-"""From placement to all ranks started, at most; a start that takes longer makes its end uncertain."""
-STOP_S = 5.0
-"""From SIGKILL to the GPUs being free."""
 ENOUGH = 3
 """So many runs of a name must have ended before its history says anything."""
 
@@ -46,12 +43,11 @@ def gone_in_time(stay: Bound, start: Bound, *, strict: bool) -> bool:
     return stay.sure or not (strict or start.sure)
 
 
-def bound_of_waiting(run: Run, snapshot: Snapshot) -> Bound:
+def stay_of(ask: Ask, snapshot: Snapshot) -> Bound:
     """How long the run would hold its GPUs if it started now."""
-    spec = run.spec
-    if spec.time_limit is not None:
-        return Bound(START_S + spec.time_limit + spec.grace + STOP_S, sure=True)
-    longest = _longest(snapshot.history.get((run.user, run.name), ()), snapshot.policy)
+    if ask.limit is not None:
+        return Bound(ask.limit, sure=True)
+    longest = _longest(snapshot.history.get((ask.run.user, ask.run.name), ()), snapshot.policy)
     return UNKNOWN if longest is None else Bound(START_S + longest)
 
 

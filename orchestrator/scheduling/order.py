@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
+from operator import attrgetter
 
 from orchestrator.policy import Policy
 from orchestrator.scheduling.ask import Ask
@@ -22,6 +23,7 @@ from orchestrator.scheduling.fairness import Account, Use, worth
 from orchestrator.scheduling.quota import Held, account_of
 from orchestrator.scheduling.snapshot import Snapshot
 
+_AGE = attrgetter("age")
 AHEAD_S = 3600.0
 """What is held counts as if it were held so much longer."""
 
@@ -57,24 +59,25 @@ class Usage:
 class Order:
     """The asks, one after another. Say `started` of one that starts, before the next is taken."""
 
-    def __init__(self, asks: Iterable[Ask], policy: Policy, usage: Usage, held: Held, now: datetime) -> None:
+    def __init__(self, asks: list[Ask], policy: Policy, usage: Usage, held: Held, now: datetime) -> None:
         self._policy, self._usage, self._held = policy, usage, held
         self._overdue = now.timestamp() - policy.overdue
-        self._asks = list(asks)
+        self._asks = asks
         self._moved = False
 
     def __iter__(self) -> Iterator[Ask]:
         rest = self._asks
         if self._policy.teams:
-            team = self._policy.team
-            may = {a: team(a[0]).quota.guaranteed or team(a[0]).of(a[1]).guaranteed for a in {x.account for x in rest}}
-            later = [ask for ask in rest if not may[ask.account]]
-            for ask in self._by_priority([ask for ask in rest if may[ask.account]]):
-                if self._held.entitled(ask.account, ask.gpus):
-                    yield ask
-                else:
-                    later.append(ask)
-            rest = later
+            left = {account: self._held.entitlement(account) for account in {ask.account for ask in rest}}
+            first = [ask for ask in rest if ask.gpus <= left[ask.account]]
+            if first:
+                rest = [ask for ask in rest if ask.gpus > left[ask.account]]
+                for ask in self._by_priority(first):
+                    # What has started meanwhile may have used it up.
+                    if ask.gpus <= self._held.entitlement(ask.account):
+                        yield ask
+                    else:
+                        rest.append(ask)
         yield from self._by_priority(rest)
 
     def started(self, ask: Ask) -> None:
@@ -91,20 +94,26 @@ class Order:
             rest: list[Ask] = []
             for ask in levels[priority]:
                 (first if ask.recovering or ask.queued <= self._overdue else rest).append(ask)
-            yield from sorted(first, key=lambda ask: (not ask.recovering, ask.queued, ask.id))
+            yield from sorted(first, key=lambda ask: (not ask.recovering, ask.age))
             yield from self._by_share(rest)
 
     def _by_share(self, asks: list[Ask]) -> Iterator[Ask]:
-        asks.sort(key=_age, reverse=True)
-        teams: dict[str, dict[Account, list[Ask]]] = {}
+        asks.sort(key=_AGE, reverse=True)
+        queues: dict[Account, list[Ask]] = {}
         for ask in asks:
-            teams.setdefault(ask.account[0], {}).setdefault(ask.account, []).append(ask)
-        if len(teams) == 1 and len(next(iter(teams.values()))) == 1:
+            queue = queues.get(ask.account)
+            if queue is None:
+                queue = queues[ask.account] = []
+            queue.append(ask)
+        if len(queues) <= 1:
             yield from reversed(asks)
             return
+        teams: dict[str, dict[Account, list[Ask]]] = {}
+        for account, queue in queues.items():
+            teams.setdefault(account[0], {})[account] = queue
         usage = self._usage
         users = {
-            team: [(usage.of_user(account), _age(queue[-1]), account) for account, queue in accounts.items()]
+            team: [(usage.of_user(account), queue[-1].age, account) for account, queue in accounts.items()]
             for team, accounts in teams.items()
         }
         for heap in users.values():
@@ -120,10 +129,6 @@ class Order:
                 while queue and not self._moved:
                     yield queue.pop()
                 if queue:
-                    heapq.heappush(users[team], (usage.of_user(account), _age(queue[-1]), account))
+                    heapq.heappush(users[team], (usage.of_user(account), queue[-1].age, account))
             if users[team]:
                 heapq.heappush(order, (usage.of_team(team), min(age for _, age, _ in users[team]), team))
-
-
-def _age(ask: Ask) -> tuple[float, int]:
-    return ask.queued, ask.id

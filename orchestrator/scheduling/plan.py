@@ -16,7 +16,7 @@ from orchestrator.placement.values import Placement, Request
 from orchestrator.scheduling import choice
 from orchestrator.scheduling.ask import Ask
 from orchestrator.scheduling.decision import Choice, Kind, Plan, Preemption, Reason, Reservation, Start, Sure, Wait
-from orchestrator.scheduling.estimates import UNKNOWN, Bound, bound_of_waiting
+from orchestrator.scheduling.estimates import Bound, stay_of
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.order import Order, Usage
 from orchestrator.scheduling.quota import Claim, Claims, Excess, Held, account_of
@@ -47,14 +47,14 @@ class Cycle:
         self.future = Future(snapshot, now, memory, self.room)
         self.choices: dict[int, Choice] = {}
         """By run: what was weighed for it."""
-        self._claims = Claims(snapshot.policy, self.held)
+        self._claims = Claims(self.held)
         self._starts: list[Start] = []
         self._waits: list[Wait] = []
         self._preemptions: list[Preemption] = []
         self._reservations: list[Reservation] = []
         self._places_left = snapshot.policy.reservations
         self._later: list[float] = []
-        self._refusals: dict[tuple[int, frozenset[int]], Reason] = {}
+        self._views: dict[object, tuple[Bound, View]] = {}
         self._capacity = snapshot.free.topology.empty.room[0] if snapshot.free.topology.nodes else 0
 
     def run(self, until: Callable[[Ask], bool] | None = None) -> Plan:
@@ -86,11 +86,11 @@ class Cycle:
     def _look_again(self) -> float | None:
         if not self._waits:
             return None
-        overdue_from = self.snapshot.policy.overdue - self.now.timestamp()
-        turns = (overdue_from + ask.queued for ask in self.asks)
+        overdue = self.now.timestamp() - self.snapshot.policy.overdue
+        turns = (ask.queued - overdue for ask in self.asks if ask.queued > overdue)
         reserved = ((r.start - self.now).total_seconds() for r in self._reservations if r.start is not None)
-        ahead = [seconds for seconds in (*turns, *reserved) if seconds > 0]
-        return min((*ahead, *self._later), default=None)
+        ahead = (min(turns, default=None), *(seconds for seconds in reserved if seconds > 0), *self._later)
+        return min((seconds for seconds in ahead if seconds is not None), default=None)
 
     # -- one run -------------------------------------------------------------------------------------------------
 
@@ -102,17 +102,15 @@ class Cycle:
         excess = self.held.excess(ask.account, ask.gpus)
         if excess is not None:
             return self._over_quota(ask, excess)
-        if (never := self.memory.never(ask.shape)) is not None:
-            return Reason(Kind.NEVER, never)
-        limits = self.room.kept or self._claims.any
-        stay = bound_of_waiting(ask.run, self.snapshot) if limits else UNKNOWN
+        stay, view = self._view(ask)
         claim = self._claims.against(ask.account, ask.gpus, stay)
         if claim is not None:
-            return Reason(
-                Kind.QUOTA, f"run {claim.run.id} ({claim.run.name}) is before it for what is left of its quota"
-            )
-        view = self.room.view(stay)
+            return Reason(Kind.QUOTA, f"run {claim.run.id} ({claim.run.name}) is before it for what its quota leaves")
         left = ask.patience - (self.now.timestamp() - ask.queued) if ask.patient is not None else 0.0
+        if self._places_left <= 0 and left <= 0 and (known := view.reasons.get(ask.shape)) is not None:
+            return known
+        if (never := self.memory.never(ask.shape)) is not None:
+            return Reason(Kind.NEVER, never)
         if ask.patient is not None and left > 0:
             self._later.append(left)
             parts = self.room.find(ask.patient, ask.patient_shape, view)
@@ -130,11 +128,20 @@ class Cycle:
         self._start(ask, parts, placement, view, weighed[0] if weighed else None)
         return None
 
+    def _view(self, ask: Ask) -> tuple[Bound, View]:
+        """How long it would stay, and what it may take then."""
+        key = (ask.run.user, ask.run.name) if ask.limit is None else ask.limit
+        found = self._views.get(key)
+        if found is None:
+            stay = stay_of(ask, self.snapshot)
+            found = self._views[key] = (stay, self.room.view(stay))
+        return found
+
     def _start(self, ask: Ask, parts: tuple[Part, ...], placement: Placement, view: View, why: Choice | None) -> None:
         used = self.room.used(parts, view)
         self._starts.append(Start(ask.run, placement, None if used is None else used.run, why))
         self.room.start(parts)
-        self.future.started(ask, parts, bound_of_waiting(ask.run, self.snapshot))
+        self.future.started(ask, parts, stay_of(ask, self.snapshot))
 
     def _blocked(self, ask: Ask, block: Block) -> Reason:
         if block.kind == "lease" and block.until is not None and ask.recovering:
@@ -163,7 +170,7 @@ class Cycle:
         if self._places_left <= 0:
             return reason
         opening = self.future.first(ask)
-        cleared, later = self.future.clear(ask, self.held.entitled(ask.account, ask.gpus), opening)
+        cleared, later = self.future.clear(ask, ask.gpus <= self.held.entitlement(ask.account), opening)
         if later is not None:
             self._later.append(later)
         if cleared is not None:
@@ -183,7 +190,8 @@ class Cycle:
         return reason
 
     def _keep(self, ask: Ask, opening: Opening) -> None:
-        stay = bound_of_waiting(ask.run, self.snapshot)
+        self._views.clear()
+        stay = stay_of(ask, self.snapshot)
         self.future.keep(ask, opening, stay)
         self._claims.add(ask.account, Claim(ask.run, ask.gpus, opening.bound, self.future.overdue(ask)))
         end = opening.bound
@@ -227,10 +235,9 @@ class Cycle:
     # -- in words ------------------------------------------------------------------------------------------------
 
     def _why_no_place(self, ask: Ask, view: View) -> Reason:
-        key = ask.shape, view.without
-        reason = self._refusals.get(key)
+        reason = view.reasons.get(ask.shape)
         if reason is None:
-            reason = self._refusals[key] = self._find_why(ask, view)
+            reason = view.reasons[ask.shape] = self._find_why(ask, view)
         return reason
 
     def _find_why(self, ask: Ask, view: View) -> Reason:

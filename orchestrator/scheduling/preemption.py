@@ -19,9 +19,9 @@ from orchestrator.placement.gang import Part, placement_of
 from orchestrator.placement.search import find
 from orchestrator.placement.tree import NODE, Free
 from orchestrator.placement.values import Request
-from orchestrator.scheduling.ask import Ask
+from orchestrator.scheduling.ask import STOP_S, Ask
 from orchestrator.scheduling.choice import WORTH_IT, slowdown
-from orchestrator.scheduling.estimates import STOP_S, typical_duration
+from orchestrator.scheduling.estimates import typical_duration
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.quota import account_of
@@ -143,9 +143,9 @@ class _Search:
             return None
         if len(self._victims) <= EVERY_COMBINATION:
             return self._every_combination()
-        tried = [self._pruned(chosen) for chosen in self._promising() if self._try(chosen) is not None]
-        tried.append(self._pruned(self._fewest_cheapest()))
-        chosen = min(tried, key=_loss)
+        # By what they lose before anything of it turns out not to be needed.
+        looks_cheapest = next((chosen for chosen in self._promising() if self._try(chosen) is not None), None)
+        chosen = self._pruned(self._fewest_cheapest() if looks_cheapest is None else looks_cheapest)
         parts = self._try(chosen)
         assert parts is not None
         return chosen, parts

@@ -31,6 +31,7 @@ class Held:
         self._policy = policy
         self.by_team: dict[str, int] = defaultdict(int)
         self.by_user: dict[Account, int] = defaultdict(int)
+        self._limits: dict[Account, tuple[int | None, int | None]] = {}
         for run in running:
             self.add(account_of(run, policy), run.spec.workers.total)
 
@@ -38,24 +39,28 @@ class Held:
         self.by_team[account[0]] += gpus
         self.by_user[account] += gpus
 
-    def entitled(self, account: Account, gpus: int) -> bool:
-        """Whether so many more lie within the guaranteed part of the user or the team."""
+    def entitlement(self, account: Account) -> int:
+        """How many more lie within the guaranteed part of the user or the team."""
         team = self._policy.team(account[0])
-        return (
-            self.by_user.get(account, 0) + gpus <= team.of(account[1]).guaranteed
-            or self.by_team.get(account[0], 0) + gpus <= team.quota.guaranteed
-        )
+        of_user = team.of(account[1]).guaranteed - self.by_user.get(account, 0)
+        return max(of_user, team.quota.guaranteed - self.by_team.get(account[0], 0))
 
     def excess(self, account: Account, gpus: int) -> Excess | None:
         """What limit so many more would exceed, if any; the team's before the user's."""
-        team = self._policy.team(account[0])
-        for owner, name, held, limit in (
-            ("team", account[0], self.by_team.get(account[0], 0), team.quota.limit),
-            ("user", account[1], self.by_user.get(account, 0), team.of(account[1]).limit),
-        ):
-            if limit is not None and held + gpus > limit:
-                return Excess(owner, name, held, limit, gpus)
+        of_team, of_user = self.limits(account)
+        if of_team is not None and (held := self.by_team.get(account[0], 0)) + gpus > of_team:
+            return Excess("team", account[0], held, of_team, gpus)
+        if of_user is not None and (held := self.by_user.get(account, 0)) + gpus > of_user:
+            return Excess("user", account[1], held, of_user, gpus)
         return None
+
+    def limits(self, account: Account) -> tuple[int | None, int | None]:
+        """The team's and the user's."""
+        found = self._limits.get(account)
+        if found is None:
+            team = self._policy.team(account[0])
+            found = self._limits[account] = (team.quota.limit, team.of(account[1]).limit)
+        return found
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,9 @@ class Claims:
     Without them small runs would use up a limit for ever in front of a gang of the same team.
     """
 
-    def __init__(self, policy: Policy, held: Held) -> None:
-        self._policy, self._held = policy, held
+    def __init__(self, held: Held) -> None:
+        self._held = held
         self._by_owner: dict[str | Account, Claim] = {}
-
-    @property
-    def any(self) -> bool:
-        return bool(self._by_owner)
 
     def add(self, account: Account, claim: Claim) -> None:
         for owner, _, _ in self._limits(account):
@@ -111,7 +112,7 @@ class Claims:
 
     def against(self, account: Account, gpus: int, stay: Bound) -> Claim | None:
         """The claim that would have to wait if so many GPUs were taken for so long."""
-        if not self._by_owner:
+        if account[0] not in self._by_owner and account not in self._by_owner:
             return None
         for owner, held, limit in self._limits(account):
             claim = self._by_owner.get(owner)
@@ -121,10 +122,10 @@ class Claims:
         return None
 
     def _limits(self, account: Account) -> list[tuple[str | Account, int, int]]:
-        team = self._policy.team(account[0])
+        of_team, of_user = self._held.limits(account)
         limits = (
-            (account[0], self._held.by_team.get(account[0], 0), team.quota.limit),
-            (account, self._held.by_user.get(account, 0), team.of(account[1]).limit),
+            (account[0], self._held.by_team.get(account[0], 0), of_team),
+            (account, self._held.by_user.get(account, 0), of_user),
         )
         return [(owner, held, limit) for owner, held, limit in limits if limit is not None]
 

@@ -13,6 +13,7 @@ from orchestrator.placement.gang import Part
 from orchestrator.placement.search import find
 from orchestrator.placement.tree import Free
 from orchestrator.placement.values import Request
+from orchestrator.scheduling.decision import Reason
 from orchestrator.scheduling.estimates import Bound, gone_in_time
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.timeline import take
@@ -43,6 +44,8 @@ class View:
     """The kept places (by number) that are left out."""
     refused: set[int] = field(default_factory=set)
     """The shapes that do not fit: nothing is ever freed while a decision is made."""
+    reasons: dict[int, Reason] = field(default_factory=dict)
+    """Why they do not, as far as it was asked."""
     begin: tuple[int, ...] = ()
     """Its masks before anything was taken from it."""
     touched: bool = False
@@ -112,7 +115,7 @@ class Room:
 
     def _add(self, free: Free, without: frozenset[int]) -> View:
         begin = masks_of(free)
-        view = View(free, without, self._memory.refused(begin), begin)
+        view = View(free, without, self._memory.refused(begin), begin=begin)
         self._views[without] = view
         return view
 

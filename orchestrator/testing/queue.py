@@ -34,6 +34,7 @@ class Queue:
     policy: Policy = field(default_factory=Policy)
     after_plan: Callable[[Queue, Snapshot, Plan], None] = lambda queue, snapshot, decided: None
     history: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
+    decide: Callable[[Snapshot, datetime, Memory | None], Plan] = plan
 
     def __post_init__(self) -> None:
         self.now = START
@@ -105,7 +106,7 @@ class Queue:
     def _decide(self) -> None:
         while True:
             snapshot = self.snapshot()
-            decided = plan(snapshot, self.now, self.memory)
+            decided = self.decide(snapshot, self.now, self.memory)
             self.memory = decided.memory
             self.after_plan(self, snapshot, decided)
             for start in decided.starts:

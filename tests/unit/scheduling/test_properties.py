@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.policy import Policy, Quota, Team
+from orchestrator.scheduling.ask import START_S, STOP_S
 from orchestrator.scheduling.decision import Kind, Plan, Sure
-from orchestrator.scheduling.estimates import START_S, STOP_S
+from orchestrator.scheduling.fairness import Ledger, Use
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.quota import account_of, protected
 from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.spec import Near
-from orchestrator.testing import a_run
+from orchestrator.testing import START, a_run
 from orchestrator.testing.hardware import cluster, node
 from orchestrator.testing.queue import Queue
 
@@ -207,19 +208,19 @@ def test_no_stream_of_equal_or_smaller_work_starves_a_gang(seed: int, limits: st
     rng = random.Random(seed)
     policy = Policy(overdue=1000.0, half_life=86400.0)
     queue = Queue(SMALL, policy, history={("new", "train"): (1.0, 1.0, 1.0)})
+    day = Use(("-", "big"), 8, START - timedelta(days=1), START)
+    queue.usage = Ledger().charged([day], policy.half_life, START)
     near = "leaf!" if gang == "2x2" else None
     queue.submit(a_run(1, workers=gang, user="big", near=near, time_limit=500.0), 400.0, 10.0)
     at, number = 0.0, 1
     latest = 10 + policy.overdue + 9 * 300.0
     while at < latest:
         number += 1
-        # Everybody who comes has had nothing yet, so fair share alone would always put them first; and history lies.
+        # Nobody who comes has had anything, so fair share alone would always put him first; and history lies.
         limit = {"none": None, "all": 300.0}.get(limits, rng.choice([None, 300.0]))
         user = rng.choice([f"u{number}", "new"])
         small = a_run(number, workers=rng.choice([1, 1, 2, "1x2"]), user=user, time_limit=limit)
         queue.submit(small, rng.choice([100.0, 200.0, 290.0]), at)
         at += rng.choice([1.0, 10.0, 60.0])
-        if number == 20:
-            queue.submit(a_run(100_000, workers=2, user="big"), 5.0, at)
     queue.run_until(latest)
     assert 1 in queue.started_at
