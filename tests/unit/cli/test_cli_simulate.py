@@ -46,7 +46,7 @@ def test_what_if_there_were_more_nodes_prints_both(orch, trace):
 
 def test_a_cluster_may_be_a_hardware_file(orch, trace, tmp_path):
     (tmp_path / "nodes.csv").write_text("node,gpus,model,leaf\nn1,4,H100,l1\nn2,4,H100,l2\nhead,0,,l2\n")
-    done = orch("simulate", trace, "--cluster", tmp_path / "nodes.csv", "--unit", "s", "--json")
+    done = orch("simulate", trace, "--cluster", tmp_path / "nodes.csv", "--unit", "s", "--policy", "fifo", "--json")
 
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["policies"]
