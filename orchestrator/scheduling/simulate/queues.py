@@ -75,50 +75,48 @@ class Backfill:
         for life in queue:
             parts = draft.place(life, self.placer)
             if parts is None:
-                reserved_s, beside = self._reservation(life, world, draft, starts, now)
-                starts += self._backfilled(islice(queue, self.depth), draft, now, reserved_s, beside)
+                reserved_s, then = self._reservation(life, world, draft, starts, now)
+                starts += self._backfilled(life, islice(queue, self.depth), draft, now, reserved_s, then)
                 break
             draft.take(parts)
             starts.append((life, parts))
         return Decision(starts=starts)
 
     def _backfilled(
-        self, queue: Iterable[Life], draft: _Draft, now: float, reserved_s: float, beside: list[int]
+        self, head: Life, queue: Iterable[Life], draft: _Draft, now: float, reserved_s: float, then: _Draft
     ) -> Iterator[tuple[Life, Parts]]:
-        """Those behind the head that start now. `beside` is what the head leaves of each node at its reserved time."""
-        spare = sum(beside)
+        """Those behind the head that start now. `then` is what is free when the head is to start."""
         for life in queue:
             if not draft.free:
                 return
-            passes_it = now + _limit(life) > reserved_s
-            if passes_it and life.job.gpus > spare:
+            stays = now + _limit(life) > reserved_s
+            if stays and life.job.gpus > then.free - head.job.gpus:
                 continue
             parts = draft.place(life, self.placer)
-            if parts is None or (passes_it and any(mask.bit_count() > beside[index] for index, mask in parts)):
+            if parts is None:
                 continue
+            if stays:
+                then.take(parts)
+                if then.place(head, self.placer) is None:
+                    then.give(parts)
+                    continue
             draft.take(parts)
-            if passes_it:
-                spare -= life.job.gpus
-                for index, mask in parts:
-                    beside[index] -= mask.bit_count()
             yield life, parts
 
     def _reservation(
         self, head: Life, world: World, draft: _Draft, started: Sequence[tuple[Life, Parts]], now: float
-    ) -> tuple[float, list[int]]:
-        """When the head can start, and by node what is left beside it then."""
+    ) -> tuple[float, _Draft]:
+        """When the head can start, and what is free then."""
         ends: list[tuple[float, int, Parts]] = [
             (max(now, life.began_s + _limit(life)), life.number, life.parts or ()) for life in world.running.values()
         ]
         ends += [(now + _limit(life), life.number, parts) for life, parts in started]
-        later = _Draft(draft.masks, draft.largest)
+        then = _Draft(draft.masks, draft.largest)
         for end, _, parts in sorted(ends, key=lambda each: each[:2]):
-            later.give(parts)
-            place = later.place(head, self.placer)
-            if place is not None:
-                later.take(place)
-                return end, [mask.bit_count() for mask in later.masks]
-        return math.inf, [0] * len(later.masks)
+            then.give(parts)
+            if then.place(head, self.placer) is not None:
+                return end, then
+        return math.inf, then
 
 
 def _limit(life: Life) -> float:

@@ -84,10 +84,10 @@ def test_dates_may_have_zones_and_are_seconds_apart_whatever_the_unit():
 
 
 def test_columns_are_found_by_name_and_the_useful_ones_are_kept():
-    text = "\ufeffpriority,User,duration,submit_time,Model_Name,num_gpu,job_id,num_nodes,extra\n5,ana,9,0,bert,16,j,2,x\n\n"
+    text = "\ufeffpriority,User,duration,submit_time,Model_Name,num_gpu,job_id,num_nodes,extra\n-5,ana,9,0,bert,16,j,2,x\n\n"
     (job,) = parse(text, "t.csv", "s").jobs
 
-    assert (job.user, job.model, job.nodes, job.priority, job.name) == ("ana", "bert", 2, 5, "ana-bert")
+    assert (job.user, job.model, job.nodes, job.priority, job.name) == ("ana", "bert", 2, -5, "ana-bert")
 
 
 def test_jobs_without_gpus_are_left_out_and_counted():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from orchestrator.scheduling.simulate.jobs import Job, Trace, trace_of
-from orchestrator.scheduling.simulate.traces.rows import Rows, number, whole
+from orchestrator.scheduling.simulate.traces.rows import Rows, number, signed, whole
 
 REQUIRED = ("job_id", "num_gpu", "submit_time", "duration")
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0}
@@ -36,7 +36,7 @@ def parse(text: str, source: str, unit: str | None = None) -> Trace:
         batch = rows.read("batch_size", whole) if rows.text("batch_size") else None
         nodes = rows.read("num_nodes", whole) if rows.text("num_nodes") else None
         limit = rows.read("time_limit", number) if rows.text("time_limit") else None
-        priority = rows.read("priority", number) if rows.text("priority") else 0
+        priority = rows.read("priority", signed) if rows.text("priority") else 0
         if nodes and gpus and gpus % nodes:
             rows.complain("num_nodes", f"{gpus} GPUs cannot be spread evenly over {nodes} nodes")
         if gpus is None or submitted is None or duration is None:
@@ -58,7 +58,7 @@ def parse(text: str, source: str, unit: str | None = None) -> Trace:
                 batch_size=batch or None,
                 nodes=nodes or None,
                 limit_s=limit,
-                priority=int(priority or 0),
+                priority=priority or 0,
             )
         )
     rows.finish()

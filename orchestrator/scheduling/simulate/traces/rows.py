@@ -98,6 +98,11 @@ def number(text: str) -> float:
     return value
 
 
+def signed(text: str) -> int:
+    """A whole number, of either sign. ValueError."""
+    return -whole(text[1:]) if text.startswith("-") else whole(text)
+
+
 def whole(text: str) -> int:
     """A whole number that is not negative. ValueError."""
     value = number(text)
