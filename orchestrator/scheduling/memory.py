@@ -50,11 +50,12 @@ class Memory:
             ask = known.get(run.id)
             lacking = unfit.get(run.id, none) if unfit else none
             if ask is None or ask.run is not run or (ask.unfit is not lacking and ask.unfit != lacking):
-                ask = known[run.id] = self._ask(run, lacking)
+                ask = known[run.id] = self.ask(run, lacking)
             found.append(ask)
         return found
 
-    def _ask(self, run: Run, unfit: Mapping[str, str]) -> Ask:
+    def ask(self, run: Run, unfit: Mapping[str, str]) -> Ask:
+        """What one run asks."""
         ask = ask_of(run, account_of(run, self.policy), self.topology, unfit)
         ask.shape = self.shape(ask.request)
         if ask.patient is not None:
