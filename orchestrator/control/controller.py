@@ -229,12 +229,19 @@ class Controller:
 
     def _unfit(self, waiting: Sequence[Run], topology: Topology) -> dict[int, Mapping[str, str]]:
         """By run: the nodes that lack what it requires, or have not said yet."""
+        for python in {run.spec.python for run in waiting}:
+            self.surveys.want(python)
         found: dict[int, Mapping[str, str]] = {}
+        judged: dict[object, Mapping[str, str]] = {}
         for run in waiting:
-            self.surveys.want(run.spec.python)
-            fail, unknown = self.surveys.judge(run.spec, device_of(run.spec, topology))
-            if fail or unknown:
-                found[run.id] = fail | unknown
+            if run.spec.requires:
+                device = device_of(run.spec, topology)
+                # Runs of a sweep ask for the same.
+                key = device, run.spec.python, tuple(run.spec.requires.items())
+                if key not in judged:
+                    fail, unknown = self.surveys.judge(run.spec, device)
+                    judged[key] = fail | unknown
+                found[run.id] = judged[key]
         return found
 
     async def _lost_its_secrets(self, run: Run) -> bool:

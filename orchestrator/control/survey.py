@@ -58,6 +58,8 @@ class Survey:
             told, at = self._told[python] = self._told.pop(python)  # wanted last, forgotten last
             if told.holds() and (told.certain or time.monotonic() - at < ASK_AGAIN_S):
                 return
+            # Whoever asks meanwhile must not be told what was.
+            del self._told[python]
         self._asking[python] = asyncio.get_running_loop().create_task(self._ask(python))
 
     def look_again(self) -> None:
