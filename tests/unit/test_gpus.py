@@ -27,7 +27,7 @@ class FakeNvml:
     tells_apart: bool = True
     answers: bool = True
     NVMLError = FakeNvmlError
-    nvmlMemory_v2 = 2
+    nvmlMemory_v2 = 2  # noqa: N815 - as pynvml has it
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         if not self.answers:
