@@ -45,6 +45,8 @@ class ClusterNote:
     fabric: list[str] = field(default_factory=list)
     hardware: str | None = None
     dashboard_url: str | None = None
+    dashboard_proxy: int | None = None
+    """The port on which Ray's dashboard asks for orch's runs."""
     local: bool = True
 
 

@@ -1,6 +1,6 @@
 """The cluster through Ray: nodes, holds as placement groups, one detached agent actor a node, and the controller's own actor.
 
-The only module, with cluster.py, that imports Ray.
+The only module, with cluster.py and ray_dashboard.py, that imports Ray.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
 from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
+from orchestrator.control.ray_dashboard import serve_dashboard
 from orchestrator.control.runtime import Settings
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
@@ -281,6 +282,8 @@ class ControllerActor:
         await runner.setup()
         port = await self._listen(runner)
         self._url = f"http://127.0.0.1:{port}"
+        if note.dashboard_proxy is not None:
+            self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         self._home.write_controller(self._url, orchestrator.__version__)
         return self._url
 
