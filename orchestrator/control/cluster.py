@@ -25,6 +25,7 @@ import psutil
 
 from orchestrator.config import Config, load_config
 from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder
+from orchestrator.control.monitoring import dashboards_folder
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
 
@@ -65,6 +66,7 @@ def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str,
         # No worker is wanted but for the controller and the agent: Ray would start one per CPU ahead of need.
         env["RAY_prestart_worker_first_driver"] = "0"
         env["RAY_enable_worker_prestart"] = "0"
+        env["RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"] = str(dashboards_folder(home.monitoring))
         # Ray's own ports for metrics are the same on every cluster of a machine unless they are chosen.
         env["DASHBOARD_METRIC_PORT"] = str(_free_port())
         env["AUTOSCALER_METRIC_PORT"] = str(_free_port())
@@ -113,10 +115,8 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
         except FormatError as error:
             raise ClusterError(str(error), 2) from None
         local = config.address is None
-        if local:
-            head = _local_head(home, config, environ, say)
-        else:
-            head = _Head(str(config.address), None, config.dashboard_proxy)
+        given = _Head(str(config.address), None, config.dashboard_proxy)
+        head = _local_head(home, config, environ, say) if local else given
         home.write_cluster(
             ClusterNote(
                 namespace=home.namespace,

@@ -90,6 +90,7 @@ class Controller:
         self._check_fits(new.spec)
         run, created = await self.runtime.db(self._store.submit, new, self.runtime.now())
         if created:
+            self.runtime.counts.submissions += 1
             self.gangs.secrets[run.id] = values
             self.runtime.wake.set()
         return run, created
@@ -188,12 +189,14 @@ class Controller:
         await self.runtime.wake.wait()
         self.runtime.wake.clear()
         runtime, store = self.runtime, self._store
+        began = runtime.monotonic()
         await runtime.db(store.release_fenced, runtime.now())
         busy = await runtime.db(store.busy)
         waiting = [run for run in await runtime.db(store.waiting) if not await self._lost_its_secrets(run)]
         fenced = {run for gpus in busy.values() for run in gpus.values()}
         blocked = {r.id: "waits until the lease of its last attempt has run out" for r in waiting if r.id in fenced}
         decided = plan(Snapshot(tuple(waiting), self.roster.free(busy), blocked), runtime.now())
+        runtime.counts.cycle(runtime.monotonic() - began)
         self._reasons = {run.id: reason for run, reason in decided.waits}
         if decided.look_again_s is not None:
             runtime.wake_in(decided.look_again_s + 0.01)

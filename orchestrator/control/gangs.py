@@ -265,6 +265,7 @@ class Gangs:
             exit_codes=gang.exit_codes,
             fenced=until,
         )
+        runtime.counts.attempts[outcome.value] += 1
         self._asked_to_end.discard(run.id)
         if run.ended:
             self.secrets.pop(run.id, None)

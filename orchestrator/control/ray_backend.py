@@ -28,7 +28,8 @@ from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
 from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
-from orchestrator.control.ray_dashboard import serve_dashboard
+from orchestrator.control.monitoring import write_monitoring
+from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.runtime import Settings
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
@@ -277,11 +278,13 @@ class ControllerActor:
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
-        api = Api(self._controller, self._code, self._home.token(), self._status, self._down)
+        metrics_token = self._home.metrics_token_file().read_text().strip()
+        api = Api(self._controller, self._code, self._home.token(), self._status, self._down, metrics_token)
         runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=1)
         await runner.setup()
         port = await self._listen(runner)
         self._url = f"http://127.0.0.1:{port}"
+        write_monitoring(self._home.monitoring, self._url, self._home.metrics_token_file(), ray_exporters())
         if note.dashboard_proxy is not None:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         self._home.write_controller(self._url, orchestrator.__version__)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -59,6 +60,14 @@ def _plain(job: Any) -> dict[str, Any]:
     """JSON, without the environment: Ray redacts it for browsers only, and it may hold secrets."""
     found: dict[str, Any] = job.model_dump(mode="json") if hasattr(job, "model_dump") else job.dict()
     return found | {"runtime_env": {}}
+
+
+def ray_exporters() -> Path | None:
+    """The file in which Ray lists its own exporters for Prometheus and keeps the list up to date."""
+    from ray._private.worker import global_worker
+
+    folder = global_worker.node.get_temp_dir_path() if global_worker.node is not None else None
+    return Path(folder) / "prom_metrics_service_discovery.json" if folder else None
 
 
 def token_middleware() -> Callable[[web.Request, Any], Awaitable[web.StreamResponse]]:
