@@ -12,6 +12,7 @@ from cli import context, history
 from cli import output as out
 from cli.output import Column
 from cli.times import Ago, between, local, now, span
+from cli.versions import version_lines
 
 STATES = ("queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled")
 SORTS = ("id", "name", "user", "team", "state", "priority", "submitted", "started", "finished")
@@ -148,8 +149,11 @@ def runs(
 
 @click.command()
 @context.run_argument()
+@click.option(
+    "--lock", is_flag=True, help="Print the `requires:` block that pins the versions of its last good attempt."
+)
 @out.output_option
-def show(run: str, output: str) -> None:
+def show(run: str, lock: bool, output: str) -> None:
     """One run whole.
 
     What was asked, its attempts and where they were, why it failed, what happened when. RUN is an id, or a name
@@ -158,9 +162,14 @@ def show(run: str, output: str) -> None:
     \b
     orch show 42
     orch show resnet50 --json | jq .attempts
+    orch show resnet50 --lock >> job.yaml
     """
     found = history.one(run)
-    if output == "json":
+    if lock:
+        from cli.versions import print_lock
+
+        print_lock(found, output)
+    elif output == "json":
         out.print_json(found)
     elif output == "jsonl":
         click.echo(json.dumps(found))
@@ -211,6 +220,7 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         fields += [(f"{prefix}failure.{key}", value) for key, value in (failure or {}).items()]
         fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
         fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
+        fields += [(f"{prefix}versions", text) for text in version_lines(attempt)]
         out.lines_of(fields)
         return
     took = span(between(attempt.get("started_at"), attempt.get("ended_at")))
@@ -222,6 +232,8 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         from cli.watch import failure_text
 
         click.echo(out.paint("  " + out.clean(f"{failure['kind']}: {failure_text(failure)}"), "red"))
+    for text in version_lines(attempt):
+        click.echo(out.clean(f"  {text}"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
     if nodes:
         click.echo(f"  {placement.get('level', 'cluster')}")

@@ -34,7 +34,16 @@ from orchestrator.control.gpus import memory_is_free, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.part import Part
-from orchestrator.control.rank_env import base_env, cpus_by_numa, gpu_name, interface_of, rank_env
+from orchestrator.control.rank_env import (
+    base_env,
+    cpus_by_numa,
+    gpu_name,
+    interface_of,
+    interpreter_env,
+    rank_env,
+)
+from orchestrator.control.survey import Survey, Surveyed
+from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
 from orchestrator.placement.ranks import cpu_affinity
 
@@ -69,6 +78,7 @@ class NodeAgent:
         self._fetch = fetch
         self._info = info
         self._info_sent = False
+        self._machine: dict[str, Any] | None = None
         self._found: dict[str, Any] | None = None
         self._looked = 0.0
         self._visible = visible_gpus(environ)
@@ -87,6 +97,7 @@ class NodeAgent:
         self._syncs = 0
         self._unacked: Report | None = None
         self._answered: float | None = None
+        self._survey = Survey(lambda python: interpreter_env(self._base, python), self._changed.set)
         self._launcher = LauncherClient(folder / "launcher", self._base)
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -163,9 +174,20 @@ class NodeAgent:
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
 
+    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+        """Looks at the node now, and asks the interpreter where that was not done: its answer comes with a later sync."""
+        await self._take_orders_from(epoch)
+        self._survey.want(python)
+        self._looked = 0.0
+        await self._look()
+        assert self._found is not None
+        self._changed.set()
+        return Surveyed(time.time(), self._found.get("host"), self._survey.known.get(python))
+
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
         await self._take_orders_from(epoch)
+        self._survey.close()
         # The controller goes on asking until it ends, and must not bring a launcher back by that.
         self._closed = True
         with suppress(LauncherGoneError):
@@ -202,6 +224,8 @@ class NodeAgent:
                 part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
                 part.swept = part.gpu_free = True
             self._listening = asyncio.get_running_loop().create_task(self._listen())
+            if sys.executable in known.get("zygotes", {}):
+                self._survey.want(None)
             await self._launcher.call("warm", python=sys.executable, env=self._base)
             self._changed.set()
 
@@ -232,8 +256,11 @@ class NodeAgent:
     def _on_event(self, event: dict[str, Any]) -> None:
         part = self._parts.get(event.get("attempt", ""))
         if part is None:
-            if event.get("event") == "warm" and not event["ok"]:
-                log.warning("ranks of %s start cold: %s", event["python"], event["error"])
+            if event.get("event") == "warm":
+                # Only now: two imports of torch at once would make the first ranks wait.
+                self._survey.want(None)
+                if not event["ok"]:
+                    log.warning("ranks of %s start cold: %s", event["python"], event["error"])
             return
         match event["event"]:
             case "exit":
@@ -286,12 +313,7 @@ class NodeAgent:
         return known
 
     def _ranks(self, part: StartPart, folder: AttemptFolder, master_port: int) -> list[dict[str, Any]]:
-        base = self._base
-        if part.python is not None:
-            # Our own PYTHONPATH holds packages for our own interpreter.
-            base = {k: v for k, v in base.items() if k != "PYTHONPATH"}
-        python = part.python or sys.executable
-        base = base | {"PATH": f"{Path(python).parent}:{base.get('PATH', os.defpath)}"}
+        python, base = interpreter_env(self._base, part.python)
         part = replace(part, master_port=master_port)
         cpus: tuple[tuple[int, ...], ...] = ()
         if part.device == "cuda" and self._node is not None and self._pins():
@@ -370,11 +392,14 @@ class NodeAgent:
 
     async def _look(self) -> None:
         """Looks at the machine every now and then; what has changed goes into the next report."""
-        if self._found is not None and time.monotonic() - self._looked < LOOK_AGAIN_S:
-            return
-        found = await asyncio.to_thread(self._info)
-        self._looked, self._node = time.monotonic(), found.get("node")
-        found |= {"interface": self._interface, "pins_cpus": self._pins()}
+        if self._machine is None or time.monotonic() - self._looked >= LOOK_AGAIN_S:
+            machine = await asyncio.to_thread(self._info)
+            if (host := machine.get("host")) is not None:
+                machine["host"] = replace(on_network(host, self._interface), node=self._name)
+            self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")
+            self._survey.look_again()
+        more = {"interface": self._interface, "pins_cpus": self._pins(), "interpreters": self._survey.known}
+        found = self._machine | more
         if found != self._found:
             self._found, self._info_sent = found, False
 

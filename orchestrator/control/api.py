@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.checks import interpreter
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller, Refused
 from orchestrator.control.follow import Positions, follow, log_lines
@@ -107,6 +108,7 @@ class Api:
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
                 web.get("/api/v1/nodes", self._nodes),
                 web.get("/api/v1/topo", self._topo),
+                web.get("/api/v1/doctor", self._doctor),
                 web.post("/api/v1/down", self._go_down),
             ]
         )
@@ -217,6 +219,17 @@ class Api:
             if known is None:
                 raise Refused(3, f"no such node: {name!r}")
             answer["drawing"] = draw_node(cluster, known)
+        return web.json_response(answer)
+
+    async def _doctor(self, request: web.Request) -> web.Response:
+        """The version matrix over the nodes, and what will go wrong."""
+        python, node = request.query.get("python"), request.query.get("node")
+        try:
+            answer = await self._controller.surveys.doctor(node, None if python is None else interpreter(python))
+        except ValueError as error:
+            raise Refused(2, f"python: {error}") from None
+        except KeyError:
+            raise Refused(3, f"no such node: {node!r}") from None
         return web.json_response(answer)
 
     async def _go_down(self, request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orchestrator.control.survey import Surveyed
 from orchestrator.placement.values import Device
 
 
@@ -102,7 +103,7 @@ class Report:
     parts: tuple[PartStatus, ...]
     logs: tuple[LogChunk, ...] = ()
     info: dict[str, Any] | None = None
-    """Hardware and versions; sent when they are new to the controller."""
+    """Hardware and versions, `host` (NodeFacts) and `interpreters` among them; sent when they are new to the controller."""
 
 
 class StaleController(Exception):
@@ -125,6 +126,9 @@ class Agent(Protocol):
     async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
     async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
+    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+        """Looks at the node now, and asks the interpreter where that was not done: its answer comes with a later sync."""
+
     async def close(self, epoch: int) -> None: ...
 
 

@@ -22,6 +22,7 @@ from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
+from orchestrator.control.surveys import Surveys
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.placement.bandwidth import is_rdma
@@ -40,6 +41,7 @@ class Gangs:
     def __init__(self, runtime: Runtime, backend: Backend, logs: LogFolder, declared: Cluster) -> None:
         self._runtime, self._logs = runtime, logs
         self.roster = Roster(runtime, backend, self._take_in, self._lost, declared)
+        self.surveys = Surveys(runtime, self.roster)
         self.secrets: dict[int, dict[str, str]] = {}
         """By run: in memory alone."""
         self._asked_to_end: set[int] = set()
@@ -62,11 +64,13 @@ class Gangs:
         """Starts the attempt that was just recorded."""
         gang = self._add(run)
         self._runtime.spawn(self._launch(gang, run))
+        self._runtime.spawn(self.surveys.record(run))
 
     def adopt(self, run: Run) -> None:
         """Takes up a live run of the controller before this one: its parts are as good as their agents will say."""
         gang = self._add(run)
         assert run.attempt is not None
+        self._runtime.spawn(self.surveys.record(run))
         gang.up = run.attempt.ranks_started_at is not None
         for part in gang.parts.values():
             part.state = PartState.UP

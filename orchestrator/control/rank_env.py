@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +30,14 @@ _SET_BY_RAY = frozenset(
 def base_env(environ: Mapping[str, str]) -> dict[str, str]:
     """The node's environment as ranks and their launcher get it: without what Ray and orch put there for themselves."""
     return {k: v for k, v in environ.items() if not k.startswith(_NOT_FOR_RANKS) and k not in _SET_BY_RAY}
+
+
+def interpreter_env(base: Mapping[str, str], python: str | None) -> tuple[str, dict[str, str]]:
+    """The path of an interpreter (None: orch's own), and the node's environment as its ranks get it."""
+    path = python or sys.executable
+    # Our own PYTHONPATH holds packages for our own interpreter.
+    env = {k: v for k, v in base.items() if python is None or k != "PYTHONPATH"}
+    return path, env | {"PATH": f"{Path(path).parent}:{base.get('PATH', os.defpath)}"}
 
 
 def rank_env(

@@ -31,6 +31,7 @@ from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.runtime import Settings
+from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.store import Store
@@ -97,6 +98,9 @@ class AgentActor:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._agent.forget(epoch, run, attempt)
 
+    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+        return await self._agent.survey(epoch, python)
+
     async def close(self, epoch: int) -> None:
         await self._agent.close(epoch)
 
@@ -132,6 +136,10 @@ class RemoteAgent:
 
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
+
+    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+        found: Surveyed = await self._call("survey", epoch, python, timeout_s=20)
+        return found
 
     async def close(self, epoch: int) -> None:
         await self._call("close", epoch, timeout_s=10)

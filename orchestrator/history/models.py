@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """The newest migration. Revisions are numbers, so that newer and older can be told apart without importing Alembic."""
 
 
@@ -140,6 +140,8 @@ class AttemptRow(Base):
     failure: Mapped[dict[str, Any] | None]
     exit_codes: Mapped[dict[str, Any]]
     """By rank, as text: JSON has no other keys."""
+    environment: Mapped[dict[str, Any] | None]
+    """By node: the versions that the ranks were started with; NULL where no node has told them."""
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "number"),

@@ -94,6 +94,7 @@ def _attempt(attempt: Attempt, ranks: bool) -> dict[str, Any]:
         "ended_at": time_json(attempt.ended_at),
     }
     if ranks:
+        drawn["environment"] = attempt.environment
         drawn["exit_codes"] = {str(rank): code for rank, code in sorted(attempt.exit_codes.items())}
     return drawn
 

@@ -131,6 +131,15 @@ class Store:
                 )
             return _known(connection, run_id)
 
+    def record_environment(self, run_id: int, attempt: int, environment: Mapping[str, Mapping[str, Any]]) -> None:
+        """Records the versions that an attempt was started with, by node; what was recorded before stays."""
+        with self._write() as connection:
+            connection.execute(
+                update(AttemptRow)
+                .where(AttemptRow.run_id == run_id, AttemptRow.number == attempt, AttemptRow.environment.is_(None))
+                .values(environment=environment)
+            )
+
     def finish(
         self,
         run_id: int,

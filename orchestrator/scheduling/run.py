@@ -58,6 +58,8 @@ class Attempt:
     failure: Failure | None = None
     exit_codes: dict[int, int] = field(default_factory=dict)
     """By rank: the exit status, or minus the signal."""
+    environment: dict[str, dict[str, Any]] | None = None
+    """By node: the versions that the ranks were started with (health/recorded.py); None where they were never told."""
 
 
 @dataclass(frozen=True)
