@@ -58,5 +58,6 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 # priority: 0             # higher goes first
 # team: vision
 # grace: 30s              # between SIGTERM and SIGKILL
+# on_degraded: fail       # warn or fail, where NCCL takes worse links than the placement promised
 # tags: {{sweep: a}}        # words of your own to find runs by
 """

@@ -300,6 +300,12 @@ class JobSpec(Value):
         examples=["30s"],
     )
     """Seconds between SIGTERM and SIGKILL."""
+    on_degraded: Literal["warn", "fail"] = Field(
+        default="warn",
+        description="What to do where NCCL takes links that are worse than the placement promised: warn tells of it at "
+        "once and goes on, fail ends the attempt.",
+        examples=["fail"],
+    )
     tags: Tags = Field(
         default={},
         description="Words of your own to find runs by: `orch runs --tag sweep=a`.",
@@ -352,11 +358,6 @@ LATER: dict[str, dict[str, Any]] = {
         "description": "One run for each combination; {lr} and {seed} are replaced in run and env.",
         "type": "object",
         "examples": [{"lr": [0.1, 0.01], "seed": "0..9"}],
-    },
-    "on_degraded": {
-        "description": "What to do when NCCL's transport is worse than the placement promised.",
-        "enum": ["warn", "fail"],
-        "examples": ["warn"],
     },
     "throughput": {
         "description": "How to read a script's throughput from its log, where orch cannot measure it.",

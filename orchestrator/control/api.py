@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orchestrator.checks import interpreter
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller, Refused
-from orchestrator.control.follow import Positions, follow, log_lines
+from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
 from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
@@ -307,6 +307,15 @@ class Api:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
         query = request.query
+        if query.get("nccl") == "1":
+            said = nccl_lines(
+                self._controller,
+                run,
+                rank=_number(query.get("rank"), "rank"),
+                attempt=_number(query.get("attempt"), "attempt"),
+                positions=Positions.parse(query.get("from", "")),
+            )
+            return await _stream(request, said)
         lines = log_lines(
             self._controller,
             run,

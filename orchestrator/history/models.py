@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The newest migration. Revisions are numbers, so that newer and older can be told apart without importing Alembic."""
 
 
@@ -142,6 +142,8 @@ class AttemptRow(Base):
     """By rank, as text: JSON has no other keys."""
     environment: Mapped[dict[str, Any] | None]
     """By node: the versions that the ranks were started with; NULL where no node has told them."""
+    transport: Mapped[dict[str, Any] | None]
+    """What NCCL's log showed; null before it is known, and where no log tells."""
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "number"),
