@@ -33,6 +33,8 @@ class Settings:
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    survey_wait_s: float = 5.0
+    """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
 
 
 class Runtime:

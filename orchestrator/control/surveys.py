@@ -22,8 +22,6 @@ from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.surveys")
 
-SUBMIT_WAITS_S = 5.0
-"""How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
 RECORD_WAITS_S = 300.0
 """How long an attempt's record waits for answers that its nodes still owe."""
 DOCTOR_WAITS_S = 6.0
@@ -109,12 +107,12 @@ class Surveys:
     def _candidates(self, device: Device) -> list[str]:
         return [name for name, node in self._roster.nodes.items() if node.facts.device == device]
 
-    async def settle_for(self, spec: JobSpec, device: Device, wait_s: float = SUBMIT_WAITS_S) -> None:
+    async def settle_for(self, spec: JobSpec, device: Device) -> None:
         """Has the job's interpreter asked; where the job requires anything, waits for the answers."""
         self.want(spec.python)
         if spec.requires:
             _, unknown = self.judge(spec, device)
-            await self.settle(spec.python, unknown, wait_s)
+            await self.settle(spec.python, unknown, self._runtime.settings.survey_wait_s)
 
     # -- history ---------------------------------------------------------------------------------------------------
 

@@ -66,8 +66,10 @@ def _groups(environment: Environment) -> Iterable[tuple[str, dict[str, list[str]
     for component in COMPONENTS:
         groups: dict[str, list[str]] = {}
         for node, has in environment.items():
-            if (found := version(has.get(component))) is not None:
-                # A build's own mark is no part of a condition.
-                groups.setdefault(f"=={found.public}", []).append(node)
+            told = str(has.get(component) or "")
+            if (found := version(told)) is not None:
+                # A build's own mark is no part of a condition; 580.159.04 is written as its vendor writes it.
+                exact = found.public if told.isdecimal() else told.partition("+")[0]
+                groups.setdefault(f"=={exact}", []).append(node)
         if groups:
             yield component, groups
