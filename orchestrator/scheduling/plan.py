@@ -52,6 +52,7 @@ def request_of(spec: JobSpec, topology: Topology, *, patient: bool = False, pref
         required=near is not None and near.required,
         relax=not patient,
         gpu=spec.gpu,
+        only=frozenset(spec.only),
         prefer=frozenset(prefer),
     )
 
