@@ -13,7 +13,7 @@ from cli import output as out
 from cli.bench_run import Done, size
 from cli.output import Column
 from cli.times import local
-from orchestrator.bench.compare import behind
+from orchestrator.bench.compare import FALLS_BEHIND, TELLS_BYTES, behind
 from orchestrator.bench.pairs import Pair, verdicts
 from orchestrator.bench.pairs import second_round as pairs_again
 from orchestrator.bench.results import BACKENDS
@@ -166,8 +166,8 @@ def side_by_side(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _note(row: Result) -> str:
     parts = []
-    if row["change"] is not None and abs(row["change"]) >= 0.05:
-        parts.append(f"{row['change']:+.0%} against its median")
+    if row["change"] is not None and abs(row["change"]) >= 1 - FALLS_BEHIND and row["bytes"] >= TELLS_BYTES:
+        parts.append(f"{row['change']:+.0%} against {row['earlier']} earlier")
     if row["suspect"]:
         parts.append(f"suspect: {row['of_like']:.0%} of its like")
     return f"{row['backend']} {', '.join(parts)}" if parts else ""

@@ -24,6 +24,8 @@ class Comparison:
 
     earlier_median: float | None = None
     """GB/s: the median of the earlier results of the same link."""
+    earlier: int = 0
+    """How many those are."""
     change: float | None = None
     """Its busbw over that median, less 1."""
     like_median: float | None = None
@@ -75,6 +77,7 @@ def _compared(bench: Bench, alike: Sequence[Bench]) -> Comparison:
     like = median_low(newest.values()) if newest else None
     return Comparison(
         earlier_median=before,
+        earlier=len(earlier),
         change=None if before is None else bench.row.busbw / before - 1,
         like_median=like,
         likes=len(newest),

@@ -20,18 +20,6 @@ def first_round(nodes: Sequence[str]) -> list[Pair]:
     return [*pairs, (nodes[-1], nodes[0])] if len(nodes) % 2 and len(nodes) > 1 else pairs
 
 
-def waves(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """The pairs in groups that share no node: those of a group can be measured at the same time."""
-    found: list[list[Pair]] = []
-    for pair in pairs:
-        room = next((wave for wave in found if not any(set(pair) & set(other) for other in wave)), None)
-        if room is None:
-            found.append([pair])
-        else:
-            room.append(pair)
-    return found
-
-
 def second_round(figures: Mapping[Pair, float | None]) -> list[Pair]:
     """The nodes of pairs that fell behind (or gave no figure), each beside a node of a pair that did not.
 

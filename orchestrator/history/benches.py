@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
-from orchestrator.bench.results import Bench, Link
+from orchestrator.bench.results import BACKENDS, COLLECTIVES, Bench, Link
 from orchestrator.bench.results import Row as Measured
 from orchestrator.history.models import BenchRow
 
@@ -48,16 +48,13 @@ def filtered(connection: Connection, wanted: BenchFilter) -> list[Bench]:
         question = question.where(BenchRow.backend.in_(wanted.backends))
     if wanted.least_bytes:
         question = question.where(BenchRow.bytes >= wanted.least_bytes)
-    order = (
-        BenchRow.at,
-        BenchRow.run_id,
-        BenchRow.attempt,
-        BenchRow.backend.desc(),
-        BenchRow.collective,
-        BenchRow.bytes,
-    )
-    found = [_bench(row) for row in connection.execute(question.order_by(*order))]
-    return [bench for bench in found if not wanted.nodes or wanted.nodes & set(bench.link.nodes)]
+    found = [_bench(row) for row in connection.execute(question)]
+    return sorted((b for b in found if not wanted.nodes or wanted.nodes & set(b.link.nodes)), key=_order)
+
+
+def _order(bench: Bench) -> tuple[object, ...]:
+    row = bench.row
+    return bench.at, bench.run, bench.attempt, BACKENDS.index(row.backend), COLLECTIVES.index(row.collective), row.bytes
 
 
 def _values(bench: Bench) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def bench_json(bench: Bench, beside: Comparison) -> dict[str, Any]:
         "versions": bench.versions,
         "transport": bench.transport or None,
         "earlier_median": beside.earlier_median,
+        "earlier": beside.earlier,
         "change": None if beside.change is None else round(beside.change, 4),
         "like_median": beside.like_median,
         "of_like": None if not beside.like_median else round(row.busbw / beside.like_median, 4),
