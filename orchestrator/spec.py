@@ -208,6 +208,14 @@ Shape = Annotated[
 ]
 
 
+NodeNames = Annotated[
+    tuple[Annotated[str, AfterValidator(checks.node_name)], ...],
+    BeforeValidator(_one_or_several),
+    Field(max_length=4096),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "maxItems": 4096}),
+]
+
+
 class JobSpec(Value):
     """One job as its file says it, defaults filled in."""
 
@@ -248,6 +256,11 @@ class JobSpec(Value):
         description="Accelerator type, or a list of acceptable ones (which may then be mixed in the gang). "
         "Default: any, but one type to a gang.",
         examples=["H100", ["H100", "H200"]],
+    )
+    only: NodeNames = Field(
+        default=(),
+        description="The only nodes that the run may get, by name. Default: any. A name that the cluster does not have is refused.",
+        examples=[["gpu-01", "gpu-02"]],
     )
     workdir: Annotated[str, AfterValidator(checks.folder)] = Field(
         default=".",

@@ -24,6 +24,7 @@ from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
+from orchestrator.history.benches import BenchFilter
 from orchestrator.history.errors import StoreError
 from orchestrator.history.queries import RunFilter
 from orchestrator.jobfile import parse_job
@@ -106,6 +107,7 @@ class Api:
                 web.post("/api/v1/runs/{ref}/retry", self._retry),
                 web.get("/api/v1/runs/{ref}/logs", self._logs),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
+                web.get("/api/v1/benches", self._benches),
                 web.get("/api/v1/nodes", self._nodes),
                 web.get("/api/v1/topo", self._topo),
                 web.get("/api/v1/doctor", self._doctor),
@@ -327,6 +329,18 @@ class Api:
         )
         return await _stream(request, lines)
 
+    async def _benches(self, request: web.Request) -> web.Response:
+        """Results of `orch bench`, oldest first."""
+        query = request.query
+        wanted = BenchFilter(
+            runs=tuple(number for text in query.getall("run", []) if (number := _number(text, "run")) is not None),
+            since=_moment(query.get("since")),
+            nodes=frozenset(query.getall("node", [])),
+            collectives=tuple(query.getall("collective", [])),
+            backends=tuple(query.getall("backend", [])),
+        )
+        return web.json_response(await self._controller.benches.shown(wanted))
+
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
         return await _stream(request, follow(self._controller, run.id, Positions.parse(request.query.get("from", ""))))
@@ -361,14 +375,15 @@ def _seconds(text: str | None) -> float | None:
     raise Refused(2, f"since: {text!r} is not a number of seconds")
 
 
+def _moment(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        raise Refused(2, f"since: {text!r} is not a time") from None
+
+
 def _filter(request: web.Request) -> RunFilter:
     query = request.query
-    since = None
-    if text := query.get("since"):
-        try:
-            since = datetime.fromisoformat(text)
-        except ValueError:
-            raise Refused(2, f"since: {text!r} is not a time") from None
     state = query.get("state")
     if state is not None and state not in list(State):
         raise Refused(2, f"state: {state!r} is none of {', '.join(State)}")
@@ -378,7 +393,7 @@ def _filter(request: web.Request) -> RunFilter:
         user=query.get("user"),
         team=query.get("team"),
         state=None if state is None else State(state),
-        since=since,
+        since=_moment(query.get("since")),
         tags=tags,
         sort=query.get("sort", "-submitted"),
         limit=_number(query.get("limit"), "limit") or 50,

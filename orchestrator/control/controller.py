@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.control.backend import Backend
+from orchestrator.control.benches import Benches
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.runtime import Runtime, Settings
@@ -59,6 +60,8 @@ class Controller:
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.benches = Benches(self.runtime, self.logs, self.roster)
+        self.gangs.on_success = self.benches.take
         self._store = store
         self._reasons: dict[int, str] = {}
         """Why each waiting run waits, as the last plan said."""
@@ -70,6 +73,7 @@ class Controller:
         """Takes over: fences out whoever ran before, takes up the live runs, finds the nodes."""
         runtime = self.runtime
         runtime.epoch = await runtime.db(self._store.claim_epoch, f"controller {time.time():.0f}", runtime.now())
+        await self.benches.start()
         for run in await runtime.db(self._store.live):
             self.gangs.adopt(run)
         await self.roster.start()
@@ -122,6 +126,9 @@ class Controller:
 
     def _check_fits(self, spec: JobSpec) -> None:
         topology = self.roster.inventory.topology
+        if unknown := sorted(set(spec.only) - topology.index.keys()):
+            have = ", ".join(list(topology.index)[:8]) + (", ..." if len(topology.index) > 8 else "")
+            raise Refused(3, f"only: no such node: {', '.join(unknown)}; the cluster has {have or 'none yet'}")
         answer = at_best(request_of(spec, topology), topology)
         if isinstance(answer, Rejection):
             raise Refused(5, f"can never fit this cluster: {answer.reason}")

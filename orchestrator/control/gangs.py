@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -46,6 +47,8 @@ class Gangs:
         self.surveys = Surveys(runtime, self.roster)
         self.secrets: dict[int, dict[str, str]] = {}
         """By run: in memory alone."""
+        self.on_success: Callable[[Gang], Awaitable[None]] | None = None
+        """Asked before an attempt's success is recorded; again if the controller was killed in between."""
         self._asked_to_end: set[int] = set()
         """Live runs that somebody cancelled; it may be asked between an attempt's record and its beginning here."""
         self._gangs: dict[tuple[int, int], Gang] = {}
@@ -289,6 +292,8 @@ class Gangs:
     async def _finish(self, gang: Gang) -> None:
         runtime = self._runtime
         event, outcome = gang.verdict()
+        if event is Event.SUCCEEDED and self.on_success is not None:
+            await self.on_success(gang)
         failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
         until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
         run = await self._record_end(

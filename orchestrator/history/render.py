@@ -6,6 +6,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from orchestrator.bench.compare import Comparison
+from orchestrator.bench.results import Bench
 from orchestrator.health.reading import reading
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Outcome
@@ -56,6 +58,42 @@ def gpu_seconds(run: Run, now: datetime | None = None) -> dict[str, float]:
         parts["starting"] += gpus * _eighths(ran_from - attempt.started_at)
         parts["productive" if succeeded or so_far else "lost"] += gpus * _eighths(end - ran_from)
     return {"allocated": sum(parts.values()), **parts}
+
+
+def bench_json(bench: Bench, beside: Comparison) -> dict[str, Any]:
+    """One result of `orch bench` beside the model, its link's past, and its like."""
+    row, link = bench.row, bench.link
+    return {
+        "run": bench.run,
+        "attempt": bench.attempt,
+        "at": time_json(bench.at),
+        "backend": row.backend,
+        "collective": row.collective,
+        "bytes": row.bytes,
+        "in_place": row.in_place,
+        "iterations": row.iterations,
+        "time_us": row.time_us,
+        "algbw": row.algbw,
+        "busbw": row.busbw,
+        "predicted": bench.predicted,
+        "of_predicted": None if not bench.predicted else round(row.busbw / bench.predicted, 4),
+        "ranks": link.ranks,
+        "nodes": list(link.nodes),
+        "gpus": bench.gpus,
+        "model": link.model,
+        "level": link.level,
+        "kind": link.kind,
+        "bottleneck": bench.bottleneck,
+        "versions": bench.versions,
+        "transport": bench.transport or None,
+        "earlier_median": beside.earlier_median,
+        "earlier": beside.earlier,
+        "change": None if beside.change is None else round(beside.change, 4),
+        "like_median": beside.like_median,
+        "of_like": None if not beside.like_median else round(row.busbw / beside.like_median, 4),
+        "likes": beside.likes,
+        "suspect": beside.suspect,
+    }
 
 
 def time_json(at: datetime | None) -> str | None:

@@ -16,7 +16,9 @@ from typing import Any, Self
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.history import queries
+from orchestrator.bench.results import Bench
+from orchestrator.history import benches, queries
+from orchestrator.history.benches import BenchFilter
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch
 from orchestrator.history.models import AllocationRow, AttemptRow, ControlRow, EventRow, NodeRow, RunRow, TagRow
@@ -225,6 +227,11 @@ class Store:
             if not connection.execute(update(NodeRow).where(NodeRow.name == node.name).values(**known)).rowcount:
                 connection.execute(insert(NodeRow).values(name=node.name, first_seen=node.first_seen, **known))
 
+    def record_benches(self, found: Sequence[Bench]) -> None:
+        """Keeps what links were measured to carry; the same results again change nothing."""
+        with self._write() as connection:
+            benches.record(connection, found)
+
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         if self._readonly:
@@ -268,6 +275,11 @@ class Store:
         """The nodes that were ever seen, by name."""
         with self._database.read() as connection:
             return queries.nodes(connection)
+
+    def benches(self, wanted: BenchFilter | None = None) -> list[Bench]:
+        """The results of `orch bench` that `wanted` describes, oldest first."""
+        with self._database.read() as connection:
+            return benches.filtered(connection, wanted or BenchFilter())
 
     def busy(self) -> dict[str, dict[int, int]]:
         """The GPUs (or CPU slots) that are not free, fenced ones included: node -> GPU -> the run that has it."""
