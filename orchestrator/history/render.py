@@ -76,6 +76,7 @@ def bench_json(bench: Bench, beside: Comparison) -> dict[str, Any]:
         "algbw": row.algbw,
         "busbw": row.busbw,
         "predicted": bench.predicted,
+        "modelled": bench.modelled,
         "of_predicted": None if not bench.predicted else round(row.busbw / bench.predicted, 4),
         "ranks": link.ranks,
         "nodes": list(link.nodes),

@@ -11,7 +11,6 @@ import pathlib
 import re
 import socket
 import sys
-import tempfile
 import time
 
 MARK = "ORCH_BENCH "
@@ -206,10 +205,11 @@ VIA = re.compile(r" via (P2P|SHM|COLLNET|NVLS|NET/[^/\s(]+)([^\n]*)")
 
 
 def log_nccl():
-    """Lets NCCL say to a file over what its channels go; the pattern of the files' names. What is set already stays."""
-    os.environ.setdefault("NCCL_DEBUG", "INFO")
+    """Lets NCCL say to a file over what its channels go; the pattern of the files' names. A file that is set already stays."""
+    if os.environ.get("NCCL_DEBUG", "").upper() in ("", "VERSION", "WARN"):
+        os.environ["NCCL_DEBUG"] = "INFO"
     if "NCCL_DEBUG_FILE" not in os.environ:
-        os.environ["NCCL_DEBUG_FILE"] = tempfile.gettempdir() + "/orch-bench-nccl.%h.%p.log"
+        os.environ["NCCL_DEBUG_FILE"] = os.path.abspath("nccl.%h.%p.log")  # noqa: PTH100
     return os.environ["NCCL_DEBUG_FILE"]
 
 
