@@ -221,6 +221,7 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
         fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
         fields += [(f"{prefix}versions", text) for text in version_lines(attempt)]
+        fields += [(f"{prefix}transport", line) for line in transport_lines(attempt.get("transport"))]
         out.lines_of(fields)
         return
     took = span(between(attempt.get("started_at"), attempt.get("ended_at")))
@@ -248,6 +249,29 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
             ended = "" if end is None else f"  exit {end}" if end >= 0 else f"  killed by signal {-end}"
             leaf = "└─" if gpu == gpus[-1] else "├─"
             click.echo(f"  {trunk}{leaf} {kind} {gpu}: rank {rank}{ended}")
+    for line in transport_lines(attempt.get("transport")):
+        worse = line.startswith("transport worse")
+        click.echo(out.paint("  " + out.clean(line), "yellow") if worse else "  " + out.clean(line))
+
+
+def transport_lines(transport: dict[str, Any] | None) -> list[str]:
+    """What NCCL's log showed: the verdict with the links, then each shortfall with its causes."""
+    if not transport:
+        return []
+    links = ", ".join(f"{count} {kind}" for kind, count in transport["links"].items())
+    facts = [f"NCCL {transport['nccl']}"] if transport.get("nccl") else []
+    facts += [f"{transport['channels']} channels"] if transport.get("channels") else []
+    facts += list(transport.get("algorithms") or ())
+    if transport.get("nvls") and "NVLS" not in facts:
+        facts.append("NVLS")
+    said = links or transport["reason"]
+    lines = [f"transport {transport['verdict']}: {said}" + (f" ({', '.join(facts)})" if facts else "")]
+    for one in transport.get("shortfalls") or ():
+        lines.append(f"  {one['text']}")
+        for cause in one["causes"]:
+            lines.append(f"    {'because' if cause['shown'] else 'perhaps'} {cause['text']}")
+            lines.append(f"      {cause['mend']}")
+    return lines
 
 
 def _time(text: str | None) -> str | None:

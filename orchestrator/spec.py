@@ -208,6 +208,14 @@ Shape = Annotated[
 ]
 
 
+NodeNames = Annotated[
+    tuple[Annotated[str, AfterValidator(checks.node_name)], ...],
+    BeforeValidator(_one_or_several),
+    Field(max_length=4096),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "maxItems": 4096}),
+]
+
+
 class JobSpec(Value):
     """One job as its file says it, defaults filled in."""
 
@@ -248,6 +256,11 @@ class JobSpec(Value):
         description="Accelerator type, or a list of acceptable ones (which may then be mixed in the gang). "
         "Default: any, but one type to a gang.",
         examples=["H100", ["H100", "H200"]],
+    )
+    only: NodeNames = Field(
+        default=(),
+        description="The only nodes that the run may get, by name. Default: any. A name that the cluster does not have is refused.",
+        examples=[["gpu-01", "gpu-02"]],
     )
     workdir: Annotated[str, AfterValidator(checks.folder)] = Field(
         default=".",
@@ -300,6 +313,12 @@ class JobSpec(Value):
         examples=["30s"],
     )
     """Seconds between SIGTERM and SIGKILL."""
+    on_degraded: Literal["warn", "fail"] = Field(
+        default="warn",
+        description="What to do where NCCL takes links that are worse than the placement promised: warn tells of it at "
+        "once and goes on, fail ends the attempt.",
+        examples=["fail"],
+    )
     tags: Tags = Field(
         default={},
         description="Words of your own to find runs by: `orch runs --tag sweep=a`.",
@@ -352,11 +371,6 @@ LATER: dict[str, dict[str, Any]] = {
         "description": "One run for each combination; {lr} and {seed} are replaced in run and env.",
         "type": "object",
         "examples": [{"lr": [0.1, 0.01], "seed": "0..9"}],
-    },
-    "on_degraded": {
-        "description": "What to do when NCCL's transport is worse than the placement promised.",
-        "enum": ["warn", "fail"],
-        "examples": ["warn"],
     },
     "throughput": {
         "description": "How to read a script's throughput from its log, where orch cannot measure it.",

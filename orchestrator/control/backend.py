@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from orchestrator.control.survey import Surveyed
+from orchestrator.health.nccl_log import NcclLog
 from orchestrator.placement.values import Device
 
 
@@ -58,6 +59,8 @@ class StartPart:
     log_limit: int
     cudnn: dict[str, bool | None] | None = None
     """benchmark and deterministic, to be set before the script's first line."""
+    nccl_log: Literal["file", "output"] | None = None
+    """Where NCCL tells of its links: in a file for each process, which the agent chooses, or in what the ranks print."""
 
     @property
     def key(self) -> str:
@@ -76,6 +79,8 @@ class LogChunk:
     at: float
     """Unix seconds by the node's clock when the bytes were read."""
     tail: bool = False
+    file: str | None = None
+    """Another file than the rank's own log: `nccl-3.4711.log`, what NCCL said in process 4711 of rank 3."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,9 @@ class PartStatus:
     first_failed: int | None = None
     """The first rank of this node that ended badly."""
     started_warm: int = 0
+    nccl: NcclLog | None = None
+    """What NCCL told of the links of this node's ranks, once the first collective has connected or no more will come. Said
+    until a report with it was acknowledged."""
 
 
 @dataclass(frozen=True)

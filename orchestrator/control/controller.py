@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.control.backend import Backend
+from orchestrator.control.benches import Benches
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.runtime import Runtime, Settings
@@ -59,6 +60,8 @@ class Controller:
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.benches = Benches(self.runtime, self.logs, self.roster)
+        self.gangs.on_success = self.benches.take
         self._store = store
         self._reasons: dict[int, str] = {}
         """Why each waiting run waits, as the last plan said."""
@@ -70,6 +73,7 @@ class Controller:
         """Takes over: fences out whoever ran before, takes up the live runs, finds the nodes."""
         runtime = self.runtime
         runtime.epoch = await runtime.db(self._store.claim_epoch, f"controller {time.time():.0f}", runtime.now())
+        await self.benches.start()
         for run in await runtime.db(self._store.live):
             self.gangs.adopt(run)
         await self.roster.start()
@@ -93,6 +97,7 @@ class Controller:
         await self._check_requires(new.spec)
         run, created = await self.runtime.db(self._store.submit, new, self.runtime.now())
         if created:
+            self.runtime.counts.submissions += 1
             self.gangs.secrets[run.id] = values
             self.runtime.wake.set()
         return run, created
@@ -121,6 +126,9 @@ class Controller:
 
     def _check_fits(self, spec: JobSpec) -> None:
         topology = self.roster.inventory.topology
+        if unknown := sorted(set(spec.only) - topology.index.keys()):
+            have = ", ".join(list(topology.index)[:8]) + (", ..." if len(topology.index) > 8 else "")
+            raise Refused(3, f"only: no such node: {', '.join(unknown)}; the cluster has {have or 'none yet'}")
         answer = at_best(request_of(spec, topology), topology)
         if isinstance(answer, Rejection):
             raise Refused(5, f"can never fit this cluster: {answer.reason}")
@@ -209,6 +217,7 @@ class Controller:
         await self.runtime.wake.wait()
         self.runtime.wake.clear()
         runtime, store = self.runtime, self._store
+        began = runtime.monotonic()
         await runtime.db(store.release_fenced, runtime.now())
         busy = await runtime.db(store.busy)
         waiting = [run for run in await runtime.db(store.waiting) if not await self._lost_its_secrets(run)]
@@ -217,6 +226,7 @@ class Controller:
         free = self.roster.free(busy)
         unfit = self._unfit(waiting, free.topology)
         decided = plan(Snapshot(tuple(waiting), free, blocked, unfit=unfit), runtime.now())
+        runtime.counts.cycle(runtime.monotonic() - began)
         self._reasons = {run.id: reason for run, reason in decided.waits}
         if decided.look_again_s is not None:
             runtime.wake_in(decided.look_again_s + 0.01)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.bench.calibrate import Calibration
 from orchestrator.control.gpus import visible_gpus
 from orchestrator.control.rank_env import base_env
 from orchestrator.hardware.environment import node_facts
@@ -39,8 +40,12 @@ class Inventory:
     """Nodes that are declared and have not joined."""
 
 
-def take_inventory(seen: Iterable[Seen], declared: Cluster) -> Inventory:
-    """Nodes that have joined, with what is declared of them; the fabric as declared.
+def take_inventory(
+    seen: Iterable[Seen],
+    declared: Cluster,
+    calibration: Calibration = Calibration(),  # noqa: B008 - frozen
+) -> Inventory:
+    """Nodes that have joined, with what is declared of them; the fabric as declared; links as far as they were measured.
 
     A machine is right about itself; what it cannot tell is taken from the declaration.
     """
@@ -64,7 +69,8 @@ def take_inventory(seen: Iterable[Seen], declared: Cluster) -> Inventory:
         for domain in declared.domains
     )
     cluster = Cluster(tuple(nodes), domains, declared.notes)
-    return Inventory(Topology(cluster, slots=slots), tuple(disagreements), tuple(sorted(known.keys() - joined)))
+    topology = Topology(cluster, slots=slots, measured=calibration.measured, own=calibration.own)
+    return Inventory(topology, tuple(disagreements), tuple(sorted(known.keys() - joined)))
 
 
 def _given(one: Seen) -> Node:

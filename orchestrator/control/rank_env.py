@@ -48,11 +48,13 @@ def rank_env(
     visible: tuple[str, ...],
     cores: int,
     mark: str,
+    nccl_log: Path | None = None,
 ) -> dict[str, str]:
     """Everything one rank finds in its environment.
 
-    `visible` are CUDA's own names of the node's GPUs, by orch's index. What the controller chose and the job set (part.env)
-    wins over the node's environment, and the ranks' coordinates win over all.
+    `visible` are CUDA's own names of the node's GPUs, by orch's index; `nccl_log` is the folder of NCCL's logs, where they are
+    read. What the controller chose and the job set (part.env) wins over the node's environment, and the ranks' coordinates
+    win over all.
     """
     local_world = len(part.ranks)
     env = dict(base)
@@ -60,6 +62,8 @@ def rank_env(
     env["OMP_NUM_THREADS"] = str(max(1, cores // max(1, local_world)))
     env.update(part.env)
     env.update(part.secrets)
+    if nccl_log is not None:
+        env["NCCL_DEBUG_FILE"] = str(nccl_log / f"nccl-{rank.rank}.%p.log")
     gpus = ",".join(gpu_name(visible, r.gpu) for r in part.ranks) if part.device == "cuda" else ""
     env.update(
         RANK=str(rank.rank),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from orchestrator.bench.calibrate import calibrate
+from orchestrator.bench.results import Bench
 from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
 from orchestrator.control.inventory import Inventory, Seen, free_view, take_inventory
 from orchestrator.control.runtime import Runtime
@@ -73,7 +75,9 @@ class Roster:
         self.news = asyncio.Event()
         """Set at the next news of a node; taken before one looks, so that nothing falls between the look and the wait."""
         self._declared = declared
-        self._inventory: tuple[tuple[Seen, ...], Inventory] = ((), take_inventory((), declared))
+        self.benches: tuple[Bench, ...] = ()
+        """What was measured of links, for the bandwidth model."""
+        self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
 
     async def start(self) -> None:
         await self._look()
@@ -88,11 +92,18 @@ class Roster:
 
     @property
     def inventory(self) -> Inventory:
-        """The hardware of the nodes that are, or were, in the cluster: made anew when one of them changes."""
+        """The hardware of the nodes that are, or were, in the cluster: made anew when one of them, or a measurement, changes."""
         seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
-        if seen != self._inventory[0]:
-            self._inventory = seen, take_inventory(seen, self._declared)
+        known = (seen, self.drivers, self.benches)
+        if known != self._inventory[0]:
+            self._inventory = known, take_inventory(seen, self._declared, calibrate(self.benches, self.drivers))
         return self._inventory[1]
+
+    @property
+    def drivers(self) -> dict[str, str]:
+        """By node, the driver of its GPUs."""
+        versions = {name: node.info.get("versions", {}) for name, node in self.nodes.items()}
+        return {name: found["driver"] for name, found in versions.items() if "driver" in found}
 
     def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
         """What placement may give now, given who holds which GPU (or CPU slot)."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.control.counts import Counts
 from orchestrator.history.errors import StaleEpoch
 from orchestrator.history.store import Store
 
@@ -53,6 +54,7 @@ class Runtime:
         self.superseded = superseded
         """Called when a newer controller has been heard of: this one must end."""
         self.epoch = 0
+        self.counts = Counts()
         self.wake = asyncio.Event()
         """Set when the scheduler has something new to decide."""
         self._changed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)

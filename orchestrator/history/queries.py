@@ -171,6 +171,7 @@ def _attempt(row: Row[Any]) -> Attempt:
         failure=None if row.failure is None else FAILURE.validate_python(row.failure),
         exit_codes={int(rank): code for rank, code in row.exit_codes.items()},
         environment=row.environment,
+        transport=row.transport,
     )
 
 

@@ -58,6 +58,7 @@ def request_of(
         relax=not patient,
         gpu=spec.gpu,
         exclude=frozenset(unfit),
+        only=frozenset(spec.only),
         prefer=frozenset(prefer),
     )
 
