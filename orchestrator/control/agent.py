@@ -30,7 +30,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
-from orchestrator.control.gpus import memory_is_free, visible_gpus
+from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
@@ -122,6 +122,11 @@ class NodeAgent:
         """
         if sync != self._syncs:
             raise StaleController("another sync has come since")
+
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        """What keeps this node from starting ranks on these GPUs now, in sentences."""
+        await self._take_orders_from(epoch)
+        return await asyncio.to_thread(obstacles, {index: gpu_name(self._visible, index) for index in gpus})
 
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         await self._take_orders_from(epoch)
@@ -408,6 +413,7 @@ class NodeAgent:
                 part.nccl.tell_warnings()
                 part.nccl.ship()
         found = await asyncio.to_thread(self._info)
+        await asyncio.to_thread(nvml)  # so that the first check before a start need not wait for it
         self._looked, self._node = time.monotonic(), found.get("node")
         found |= {"interface": self._interface, "pins_cpus": self._pins()}
         if found != self._found:

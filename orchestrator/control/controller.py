@@ -7,7 +7,8 @@ nodes are roster.py's and the live attempts gangs.py's; the API (api.py) and the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from orchestrator.control.backend import Backend
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.preflight import Preflight
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.queries import RunFilter
@@ -22,10 +24,11 @@ from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
 from orchestrator.placement.explain import alternatives, at_best, hint_levels
+from orchestrator.placement.preflight import Problem
 from orchestrator.placement.search import place
 from orchestrator.placement.values import Rejection
 from orchestrator.placement.wishes import is_known
-from orchestrator.scheduling.lifecycle import Event, State
+from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.plan import Snapshot, device_of, plan, request_of
 from orchestrator.scheduling.run import NewRun, Run
 from orchestrator.spec import JobSpec
@@ -57,6 +60,7 @@ class Controller:
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster = self.gangs.roster
+        self.preflight = Preflight(self.runtime, self.roster)
         self._store = store
         self._reasons: dict[int, str] = {}
         """Why each waiting run waits, as the last plan said."""
@@ -193,16 +197,31 @@ class Controller:
         waiting = [run for run in await runtime.db(store.waiting) if not await self._lost_its_secrets(run)]
         fenced = {run for gpus in busy.values() for run in gpus.values()}
         blocked = {r.id: "waits until the lease of its last attempt has run out" for r in waiting if r.id in fenced}
-        decided = plan(Snapshot(tuple(waiting), self.roster.free(busy), blocked), runtime.now())
+        self.preflight.keep(run.id for run in waiting)
+        left_out = {run.id: self.preflight.left_out(run.id) for run in waiting}
+        decided = plan(Snapshot(tuple(waiting), self.roster.free(busy), blocked, left_out), runtime.now())
         self._reasons = {run.id: reason for run, reason in decided.waits}
         if decided.look_again_s is not None:
             runtime.wake_in(decided.look_again_s + 0.01)
+        unfit = await self.preflight.look(decided.starts)
         for run, placement in decided.starts:
             if not self._starts_runs:
                 break
-            self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
+            if run.id in unfit:
+                await self._swap(run, unfit[run.id])
+                continue
+            with suppress(IllegalTransition):  # cancelled while its nodes were looked at
+                self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
         for run in waiting:
             runtime.tell(run.id)
+
+    async def _swap(self, run: Run, problems: Sequence[Problem]) -> None:
+        """The run is placed again at once, without the nodes that were found unfit for it."""
+        told = f"placed again without {'; '.join(map(str, problems))}"
+        # Somebody may have cancelled it meanwhile.
+        with suppress(IllegalTransition):
+            await self.runtime.db(self._store.record, run.id, Event.NOTED, self.runtime.now(), reason=told)
+        self.runtime.wake.set()
 
     async def _lost_its_secrets(self, run: Run) -> bool:
         if not run.spec.secrets or run.id in self.gangs.secrets:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 OURS_LEFT_MIB = 600
 """Memory that a GPU may show in use with no process on it: the driver's own."""
+LEAST_SHM_MIB = 32
 
 
 @cache
@@ -33,6 +37,33 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def _handle(library: Any, name: str) -> Any:
     return library.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else library.nvmlDeviceGetHandleByUUID(name)
+
+
+def obstacles(names: Mapping[int, str], shm: Path = Path("/dev/shm")) -> tuple[str, ...]:  # noqa: S108 - the mount itself
+    """Why ranks should not be started now on these GPUs (orch's index: CUDA's name), in sentences; what the driver cannot be
+    asked is no obstacle."""
+    found = [text for index, name in names.items() if (text := _held(index, name))]
+    with suppress(OSError):
+        free = os.statvfs(shm).f_bavail * os.statvfs(shm).f_frsize >> 20
+        if len(names) > 1 and free < LEAST_SHM_MIB:
+            found.append(f"{shm} has {free} MiB left, and NCCL needs some for each pair of ranks")
+    return tuple(found)
+
+
+def _held(index: int, name: str) -> str | None:
+    library = nvml()
+    if library is None:
+        return None
+    try:
+        handle = _handle(library, name)
+        used = library.nvmlDeviceGetMemoryInfo(handle).used >> 20
+        pids = sorted({process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(handle)})
+    except library.NVMLError:
+        return None
+    if used <= OURS_LEFT_MIB:
+        return None  # a process with so little is a monitor or MPS
+    who = f" by process {', '.join(map(str, pids[:4]))}" if pids else ""
+    return f"{used} MiB of GPU {index} are held{who} from outside the run"
 
 
 def memory_is_free(names: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from orchestrator.placement.search import place
@@ -23,6 +23,8 @@ class Snapshot:
     """What nobody holds; not changed."""
     blocked: Mapping[int, str] = field(default_factory=dict)
     """Runs that may not start yet, and why: an earlier attempt's lease has not run out."""
+    left_out: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    """By run, nodes that it is not to get now, and why."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,16 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
             continue
         left = patience_left(run, now)
         had = {part.node for part in run.attempt.placement.nodes} if run.attempt else ()
-        answer = place(request_of(run.spec, free.topology, patient=left > 0, prefer=had), free.topology, free)
+        without = snapshot.left_out.get(run.id, {})
+        request = request_of(run.spec, free.topology, patient=left > 0, prefer=had)
+        answer = place(replace(request, exclude=request.exclude | without.keys()), free.topology, free)
         if isinstance(answer, Rejection):
-            waits.append((run, answer.reason + (f"; waits {left:.0f} s more for it" if left else "")))
+            reason = answer.reason + (f"; waits {left:.0f} s more for it" if left else "")
+            waits.append((run, "; ".join([reason, *(f"without {node}: {why}" for node, why in without.items())])))
             patience.append(left)
             # A run that no longer fits the cluster at all does not hold the others back.
-            ahead = None if answer.never or left else run
+            # Nor does one that only lacks nodes which were found unfit for it: they may be fit for others.
+            ahead = None if answer.never or left or without else run
             continue
         starts.append((run, answer))
         for part in answer.nodes:

@@ -39,6 +39,9 @@ class FakeAgent:
         self.parts: dict[tuple[int, int], FakePart] = {}
         self.gone = False
         self.refuses: str | None = None
+        self.obstacles: list[str] = []
+        self.mute = False
+        """Whether it answers no check."""
         self.obeys_stop = True
         self.epoch = 0
         self._sequence = 0
@@ -62,6 +65,12 @@ class FakeAgent:
         self._news.clear()
         self._sequence += 1
         return Report(self._sequence, tuple(map(self._status, self.parts.values())), info={} if not ack else None)
+
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        self._take_orders_from(epoch)
+        if self.mute:
+            raise AgentGone("the fake agent says nothing")
+        return tuple(self.obstacles)
 
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         self._take_orders_from(epoch)
