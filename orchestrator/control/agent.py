@@ -30,7 +30,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
-from orchestrator.control.gpus import memory_is_free, visible_gpus
+from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
@@ -133,6 +133,11 @@ class NodeAgent:
         """
         if sync != self._syncs:
             raise StaleController("another sync has come since")
+
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        """What keeps this node from starting ranks on these GPUs now, in sentences."""
+        await self._take_orders_from(epoch)
+        return await asyncio.to_thread(obstacles, {index: gpu_name(self._visible, index) for index in gpus})
 
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         await self._take_orders_from(epoch)
@@ -426,6 +431,7 @@ class NodeAgent:
         """Looks at the machine every now and then; what has changed goes into the next report."""
         if self._machine is None or time.monotonic() - self._looked >= LOOK_AGAIN_S:
             machine = await asyncio.to_thread(self._info)
+            await asyncio.to_thread(nvml)  # so that the first check before a start need not wait for it
             if (host := machine.get("host")) is not None:
                 machine["host"] = replace(on_network(host, self._interface), node=self._name)
             self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 LEFT_MIB = 200
@@ -11,6 +14,7 @@ LEFT_MIB = 200
 twice as much."""
 RESERVED_MIB = 2048
 """What a driver that does not tell its own reserve apart may hold: 1 % of the memory, 600 MiB and more on an H200."""
+LEAST_SHM_MIB = 32
 
 
 @cache
@@ -38,6 +42,33 @@ def _handle(library: Any, name: str) -> Any:
     return library.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else library.nvmlDeviceGetHandleByUUID(name)
 
 
+def obstacles(names: Mapping[int, str], shm: Path = Path("/dev/shm")) -> tuple[str, ...]:  # noqa: S108 - the mount itself
+    """Why ranks should not be started now on these GPUs (orch's index: CUDA's name), in sentences; what the driver cannot be
+    asked is no obstacle."""
+    found = [text for index, name in names.items() if (text := _held(index, name))]
+    with suppress(OSError):
+        free = os.statvfs(shm).f_bavail * os.statvfs(shm).f_frsize >> 20
+        if len(names) > 1 and free < LEAST_SHM_MIB:
+            found.append(f"{shm} has {free} MiB left, and NCCL needs some for each pair of ranks")
+    return tuple(found)
+
+
+def _held(index: int, name: str) -> str | None:
+    library = nvml()
+    if library is None:
+        return None
+    try:
+        handle = _handle(library, name)
+        used = _left_mib(library, handle)
+        pids = sorted({process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(handle)})
+    except library.NVMLError:
+        return None
+    if used is None:
+        return None  # a process with so little is a monitor or MPS
+    who = f" by process {', '.join(map(str, pids[:4]))}" if pids else ""
+    return f"{used} MiB of GPU {index} are held{who} from outside the run"
+
+
 def memory_is_free(names: Sequence[str], library: Any | None = None) -> bool:
     """True once no process holds memory on any of these GPUs. A GPU that the driver cannot be asked about counts as free.
 
@@ -49,18 +80,18 @@ def memory_is_free(names: Sequence[str], library: Any | None = None) -> bool:
     for name in names:
         try:
             handle = _handle(library, name)
-            if library.nvmlDeviceGetComputeRunningProcesses(handle) or _left(library, handle):
+            if library.nvmlDeviceGetComputeRunningProcesses(handle) or _left_mib(library, handle) is not None:
                 return False
         except library.NVMLError:
             continue
     return True
 
 
-def _left(library: Any, handle: Any) -> bool:
-    """Whether more memory is in use than a GPU without processes shows. Raises NVMLError."""
+def _left_mib(library: Any, handle: Any) -> int | None:
+    """MiB in use beyond what a GPU without processes shows; None where it is no more than that. Raises NVMLError."""
     try:
-        used: int = library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used
+        used, least = library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used >> 20, LEFT_MIB
     except library.NVMLError:
         # The first version of the answer counts the driver's reserve, which grows with the GPU's memory, as used.
-        return bool(library.nvmlDeviceGetMemoryInfo(handle).used > (RESERVED_MIB << 20))
-    return used > (LEFT_MIB << 20)
+        used, least = library.nvmlDeviceGetMemoryInfo(handle).used >> 20, RESERVED_MIB
+    return int(used) if used > least else None

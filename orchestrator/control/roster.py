@@ -109,7 +109,10 @@ class Roster:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
         notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
         return free_view(
-            self.inventory.topology, busy, {name: note for name, note in notes.items() if note is not None}
+            self.inventory.topology,
+            busy,
+            {name: note for name, note in notes.items() if note is not None},
+            {name: node.info.get("unfit", {}) for name, node in self.nodes.items()},
         )
 
     def lease_end(self, node: str) -> datetime:

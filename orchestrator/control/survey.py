@@ -63,9 +63,9 @@ class Survey:
         self._asking[python] = asyncio.get_running_loop().create_task(self._ask(python))
 
     def look_again(self) -> None:
-        """Asks those again whose torch, or what it loads, was changed since."""
+        """Asks those again whose torch, or what it loads, was changed since, or that took too long then."""
         for python, (told, _) in list(self._told.items()):
-            if not told.holds():
+            if not (told.certain and told.holds()):
                 self.want(python)
 
     async def _ask(self, python: Python) -> None:

@@ -42,6 +42,9 @@ class FakeAgent:
         self.parts: dict[tuple[int, int], FakePart] = {}
         self.gone = False
         self.refuses: str | None = None
+        self.obstacles: list[str] = []
+        self.mute = False
+        """Whether it answers no check."""
         self.obeys_stop = True
         self.epoch = 0
         self.host: health.NodeFacts | None = None
@@ -72,6 +75,12 @@ class FakeAgent:
         info: dict[str, object] = {"host": self.host, "interpreters": dict(self.interpreters)}
         new, self._info_told = not ack or info != self._info_told, info
         return Report(self._sequence, tuple(map(self._status, self.parts.values())), info=info if new else None)
+
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        self._take_orders_from(epoch)
+        if self.mute:
+            raise AgentGone("the fake agent says nothing")
+        return tuple(self.obstacles)
 
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         self._take_orders_from(epoch)

@@ -182,7 +182,8 @@ h:3:3 [0] NCCL INFO  Broadcast |  4.4/  0.0 |  11.0/ 20.1 |
 
 # Damage -----------------------------------------------------------------------------------------------------------------
 
-LOGS = [lines_of(path) for path in sorted(OWN.glob("*.log"))]
+LOGS = [lines_of(path) for path in sorted([*OWN.glob("*.log"), *REAL.glob("*.txt")]) if "GRAMMAR" not in path.name]
+"""Those of the tests, and where they lie beside the repository the recorded ones too."""
 logs = st.sampled_from(LOGS)
 
 
