@@ -43,8 +43,11 @@ class _Tail:
     path: Path
     at: int = 0
     rest: str = ""
+    behind: bool = False
+    """There was more than was read at once."""
 
     def lines(self) -> list[str]:
+        self.behind = False
         try:
             if self.path.stat().st_size <= self.at or self.at >= LIMIT:
                 return []
@@ -54,6 +57,7 @@ class _Tail:
         except OSError:
             return []
         self.at += len(data)
+        self.behind = len(data) == READ
         *whole, self.rest = (self.rest + data.decode("utf-8", "replace")).split("\n")
         return whole
 
@@ -100,13 +104,11 @@ class NcclWatch:
             over = ended()
             came = self._take()
             now = time.monotonic()
-            waited = self._has_waited(now)
-            if self._log.settled or (waited and not came) or (over and not came):
+            if self._log.settled or self._has_waited(now) or (over and not came):
                 return
-            if not came:
-                await asyncio.sleep(LOOK_S if now - began < CLOSELY_S else SLOW_LOOK_S)
-            else:
-                await asyncio.sleep(0)
+            # Only who is behind goes on at once: a rank that prints without end is not to keep this busy.
+            behind = any(tail.behind for _, tail in self._tails.values())
+            await asyncio.sleep(0 if behind else LOOK_S if now - began < CLOSELY_S else SLOW_LOOK_S)
 
     def _has_waited(self, now: float) -> bool:
         if self._begun is None and self._log.begun:
