@@ -14,6 +14,8 @@ LEFT_MIB = 200
 twice as much."""
 RESERVED_MIB = 2048
 """What a driver that does not tell its own reserve apart may hold: 1 % of the memory, 600 MiB and more on an H200."""
+HELD_MIB = 1024
+"""Memory that other processes may hold of a GPU before it is not fit for a run: a monitor, MPS, or a bare CUDA context."""
 LEAST_SHM_MIB = 32
 
 
@@ -42,10 +44,15 @@ def _handle(library: Any, name: str) -> Any:
     return library.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else library.nvmlDeviceGetHandleByUUID(name)
 
 
-def obstacles(names: Mapping[int, str], shm: Path = Path("/dev/shm")) -> tuple[str, ...]:  # noqa: S108 - the mount itself
+def obstacles(
+    names: Mapping[int, str],
+    library: Any | None = None,
+    shm: Path = Path("/dev/shm"),  # noqa: S108 - the mount itself
+) -> tuple[str, ...]:
     """Why ranks should not be started now on these GPUs (orch's index: CUDA's name), in sentences; what the driver cannot be
-    asked is no obstacle."""
-    found = [text for index, name in names.items() if (text := _held(index, name))]
+    asked is no obstacle. `library` is pynvml, or something that answers like it; by default this machine's."""
+    library = library or nvml()
+    found = [text for index, name in names.items() if library and (text := _held(library, index, name))]
     with suppress(OSError):
         free = os.statvfs(shm).f_bavail * os.statvfs(shm).f_frsize >> 20
         if len(names) > 1 and free < LEAST_SHM_MIB:
@@ -53,18 +60,15 @@ def obstacles(names: Mapping[int, str], shm: Path = Path("/dev/shm")) -> tuple[s
     return tuple(found)
 
 
-def _held(index: int, name: str) -> str | None:
-    library = nvml()
-    if library is None:
-        return None
+def _held(library: Any, index: int, name: str) -> str | None:
     try:
         handle = _handle(library, name)
-        used = _left_mib(library, handle)
+        used = _in_use(library, handle) >> 20
+        if used <= HELD_MIB:
+            return None
         pids = sorted({process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(handle)})
     except library.NVMLError:
         return None
-    if used is None:
-        return None  # a process with so little is a monitor or MPS
     who = f" by process {', '.join(map(str, pids[:4]))}" if pids else ""
     return f"{used} MiB of GPU {index} are held{who} from outside the run"
 
@@ -80,18 +84,17 @@ def memory_is_free(names: Sequence[str], library: Any | None = None) -> bool:
     for name in names:
         try:
             handle = _handle(library, name)
-            if library.nvmlDeviceGetComputeRunningProcesses(handle) or _left_mib(library, handle) is not None:
+            if library.nvmlDeviceGetComputeRunningProcesses(handle) or _in_use(library, handle) > (LEFT_MIB << 20):
                 return False
         except library.NVMLError:
             continue
     return True
 
 
-def _left_mib(library: Any, handle: Any) -> int | None:
-    """MiB in use beyond what a GPU without processes shows; None where it is no more than that. Raises NVMLError."""
+def _in_use(library: Any, handle: Any) -> int:
+    """Bytes in use beyond what the driver reserves. Raises NVMLError."""
     try:
-        used, least = library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used >> 20, LEFT_MIB
+        return int(library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used)
     except library.NVMLError:
         # The first version of the answer counts the driver's reserve, which grows with the GPU's memory, as used.
-        used, least = library.nvmlDeviceGetMemoryInfo(handle).used >> 20, RESERVED_MIB
-    return int(used) if used > least else None
+        return max(0, int(library.nvmlDeviceGetMemoryInfo(handle).used) - (RESERVED_MIB << 20))

@@ -8,16 +8,18 @@ leave its node out: the start will say so with more certainty.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
-from orchestrator.control.backend import AgentGone
+from orchestrator.control.backend import AgentGone, StaleController
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.placement.preflight import Problem, compare
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.run import Run
+
+log = logging.getLogger("orch.nodes")
 
 ASK_S = 2.0
 FIRST_S, MOST_S = 15.0, 600.0
@@ -68,10 +70,14 @@ class Preflight:
         return (*compare(placement, nodes), *(problem for problems in asked for problem in problems))
 
     async def _ask(self, part: NodePlacement) -> tuple[Problem, ...]:
-        with suppress(AgentGone, TimeoutError):
+        try:
             said = await asyncio.wait_for(self.roster.agent(part.node).check(self.runtime.epoch, part.gpus), ASK_S)
-            return tuple(Problem(part.node, text) for text in said)
-        return ()
+        except (AgentGone, StaleController, TimeoutError):
+            return ()
+        except Exception:
+            log.exception("%s could not be asked whether it is fit", part.node)
+            return ()
+        return tuple(Problem(part.node, text) for text in said)
 
     def _leave_out(self, run: int, problem: Problem) -> None:
         known = self._left.setdefault(run, {})
