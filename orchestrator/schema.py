@@ -54,9 +54,11 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 # env: {{OMP_NUM_THREADS: "4"}}
 # secrets: [WANDB_API_KEY]   # names only; the values are taken from your environment and stored nowhere
 # cudnn: {{benchmark: true}}   # benchmark and deterministic, set before the script's first line
+# requires: {{torch: ">=2.8", driver: ">=570"}}   # versions that a node must have
 # checkpoint: ckpt        # a folder that is the same on every attempt, in ORCH_CHECKPOINT_DIR
 # priority: 0             # higher goes first
 # team: vision
 # grace: 30s              # between SIGTERM and SIGKILL
+# on_degraded: fail       # warn or fail, where NCCL takes worse links than the placement promised
 # tags: {{sweep: a}}        # words of your own to find runs by
 """

@@ -9,6 +9,8 @@ from typing import Any
 
 from orchestrator.bench.calibrate import Calibration
 from orchestrator.control.gpus import visible_gpus
+from orchestrator.control.rank_env import base_env
+from orchestrator.hardware.environment import node_facts
 from orchestrator.hardware.merge import Disagreement, merge
 from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape
 from orchestrator.hardware.probe import GpuState, probe
@@ -178,6 +180,7 @@ def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
     positions = positions_of(visible_gpus(environ), node)
     uuids = tuple(node.uuids[position] for position in positions) if node.uuids else ()
     node = replace(node, shape=visible(node.shape, positions), uuids=uuids)
+    given = replace(found, node=node, gpus=tuple(found.gpus[position] for position in positions))
     versions = {
         "driver": found.versions.driver,
         "cuda_driver": found.versions.cuda_driver,
@@ -185,6 +188,7 @@ def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
     }
     return {
         "node": node,
+        "host": node_facts(given, base_env(environ)),
         "versions": {name: value for name, value in versions.items() if value is not None},
         "unfit": unfit_gpus(found.gpus, [found.node.gpus[position].index for position in positions]),
         "boot_id": found.boot_id,

@@ -37,6 +37,8 @@ class Node:
     """Monotonic time of the newest sync that was sent: no lease on the node ends later than this plus its length."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    asked: set[str | None] = field(default_factory=set)
+    """The interpreters that this agent was told to ask for their versions."""
     hold: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def note_now(self, taken: Mapping[int, int]) -> str | None:
@@ -70,6 +72,8 @@ class Roster:
         self._runtime, self._backend = runtime, backend
         self._on_report, self._on_lost = on_report, on_lost
         self.nodes: dict[str, Node] = {}
+        self.news = asyncio.Event()
+        """Set at the next news of a node; taken before one looks, so that nothing falls between the look and the wait."""
         self._declared = declared
         self.benches: tuple[Bench, ...] = ()
         """What was measured of links, for the bandwidth model."""
@@ -218,7 +222,13 @@ class Roster:
         node.sync_sent = max(node.sync_sent, runtime.monotonic())
         return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
 
+    def _tell(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
+
     async def _take_in(self, node: Node, report: Report, fresh: bool) -> None:
+        if fresh:
+            node.asked.clear()
         if report.info is not None:
             node.info = report.info
             await self._record(node, "up")
@@ -226,4 +236,6 @@ class Roster:
         if not node.up:
             node.up, node.note = True, None
             self._runtime.wake.set()
+        if fresh or report.info is not None:
+            self._tell()
         await self._on_report(node.facts.name, report, fresh)

@@ -140,6 +140,10 @@ class AttemptRow(Base):
     failure: Mapped[dict[str, Any] | None]
     exit_codes: Mapped[dict[str, Any]]
     """By rank, as text: JSON has no other keys."""
+    environment: Mapped[dict[str, Any] | None]
+    """By node: the versions that the ranks were started with; NULL where no node has told them."""
+    transport: Mapped[dict[str, Any] | None]
+    """What NCCL's log showed; null before it is known, and where no log tells."""
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "number"),

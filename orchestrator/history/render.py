@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.bench.compare import Comparison
 from orchestrator.bench.results import Bench
+from orchestrator.health.reading import reading
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Attempt, Run, RunEvent
@@ -21,7 +22,7 @@ def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
         "spec": run.spec.model_dump(mode="json"),
         "code": None if code is None else {"sha256": code.sha256, "git": code.git, "dirty": code.dirty},
         "workdir": run.workdir,
-        "attempts": [_attempt(one, ranks=True) for one in run.attempts],
+        "attempts": [_attempt(run, one, ranks=True) for one in run.attempts],
         "throughput": None,
         "gpu_seconds": gpu_seconds(run, now),
         "events": [_event(one) for one in run.events],
@@ -32,7 +33,7 @@ def list_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
     """The same without spec, events, and what there is one of for each rank."""
     return {
         **_head(run),
-        "attempts": [_attempt(one, ranks=False) for one in run.attempts],
+        "attempts": [_attempt(run, one, ranks=False) for one in run.attempts],
         "throughput": None,
         "gpu_seconds": gpu_seconds(run, now),
     }
@@ -121,18 +122,26 @@ def _head(run: Run) -> dict[str, Any]:
     }
 
 
-def _attempt(attempt: Attempt, ranks: bool) -> dict[str, Any]:
+def transport(run: Run, attempt: Attempt) -> dict[str, Any] | None:
+    """What is known of the attempt's transport; None before it is. Where no log can tell it, that is known from the start."""
+    placement = attempt.placement
+    known = reading(placement.device, run.spec.backend, placement.world_size, run.spec.env).to_json()
+    return attempt.transport if known is None else known
+
+
+def _attempt(run: Run, attempt: Attempt, ranks: bool) -> dict[str, Any]:
     drawn = {
         "number": attempt.number,
         "outcome": None if attempt.outcome is None else attempt.outcome.value,
         "failure": None if attempt.failure is None else asdict(attempt.failure),
         "placement": _placement(attempt.placement, ranks),
-        "transport": None,
+        "transport": transport(run, attempt),
         "started_at": time_json(attempt.started_at),
         "ranks_started_at": time_json(attempt.ranks_started_at),
         "ended_at": time_json(attempt.ended_at),
     }
     if ranks:
+        drawn["environment"] = attempt.environment
         drawn["exit_codes"] = {str(rank): code for rank, code in sorted(attempt.exit_codes.items())}
     return drawn
 

@@ -133,6 +133,32 @@ class Store:
                 )
             return _known(connection, run_id)
 
+    def record_environment(self, run_id: int, attempt: int, environment: Mapping[str, Mapping[str, Any]]) -> None:
+        """Records the versions that an attempt was started with, by node; what was recorded before stays."""
+        with self._write() as connection:
+            connection.execute(
+                update(AttemptRow)
+                .where(AttemptRow.run_id == run_id, AttemptRow.number == attempt, AttemptRow.environment.is_(None))
+                .values(environment=environment)
+            )
+
+    def set_transport(
+        self, run_id: int, attempt: int, transport: Mapping[str, Any], now: datetime, note: str | None = None
+    ) -> bool:
+        """Records what NCCL's log showed of an attempt, with an event where there is something to tell; the first one stands.
+
+        Returns whether this was the first.
+        """
+        with self._write() as connection:
+            row = (AttemptRow.run_id == run_id) & (AttemptRow.number == attempt)
+            first = update(AttemptRow).where(row, AttemptRow.transport.is_(None)).values(transport=dict(transport))
+            if not connection.execute(first).rowcount:
+                return False
+            run = _known(connection, run_id)
+            if note is not None and run.state not in TERMINAL:
+                _move(connection, run, Event.NOTED, now, attempt=attempt, reason=note)
+            return True
+
     def finish(
         self,
         run_id: int,
@@ -329,6 +355,11 @@ def _move(
 ) -> None:
     """Moves `run` along the table and appends the event. Raises IllegalTransition before anything is written."""
     state = advance(run.state, event, run.id)
+    if event is Event.NOTED:
+        # It leaves the run's reason, and its place in the queue, as they are.
+        connection.execute(update(RunRow).where(RunRow.id == run.id).values(version=RunRow.version + 1))
+        _append(connection, run.id, event, state, now, reason=reason, attempt=attempt, by=by)
+        return
     values: dict[str, Any] = {"state": state.value, "version": RunRow.version + 1}
     # A second request to stop says nothing new; what the first one said stands.
     values["reason"] = run.reason if state is run.state and reason is None else reason
