@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -73,6 +74,9 @@ class Benches:
         if run is None or run.code is None or run.code.sha256 != ours.sha256:
             return []
         said = await asyncio.to_thread(self._output, gang)
+        if run.attempt is not None and run.attempt.transport is not None:
+            # The verdict on every attempt knows NVLink from PCIe, which NCCL's own lines do not tell apart.
+            said = replace(said, transport=run.attempt.transport.get("links") or said.transport)
         drivers = {node: driver for node, driver in self._roster.drivers.items() if node in gang.parts}
         return benches_of(
             said, gang.run, gang.attempt, gang.placement, self._roster.inventory.topology, drivers, self._runtime.now()
