@@ -54,6 +54,10 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 # secrets: [WANDB_API_KEY]   # names only; the values are taken from your environment and stored nowhere
 # cudnn: {{benchmark: true}}   # benchmark and deterministic, set before the script's first line
 # checkpoint: ckpt        # a folder that is the same on every attempt, in ORCH_CHECKPOINT_DIR
+# time_limit: 12h         # how long an attempt may run
+# after: [41, pretrain]   # runs that must have succeeded before
+# array: {{lr: [0.1, 0.01], seed: 0..9}}   # a run for each combination; {{lr}} and {{seed}} in run and env
+# array_limit: 4          # so many of them at once
 # priority: 0             # higher goes first
 # team: vision
 # grace: 30s              # between SIGTERM and SIGKILL
