@@ -25,9 +25,12 @@ from orchestrator.placement.explain import alternatives, at_best, hint_levels
 from orchestrator.placement.search import place
 from orchestrator.placement.values import Rejection
 from orchestrator.placement.wishes import is_known
+from orchestrator.scheduling.ask import device_of, request_of
 from orchestrator.scheduling.lifecycle import Event, State
-from orchestrator.scheduling.plan import Snapshot, device_of, plan, request_of
+from orchestrator.scheduling.memory import Memory
+from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.run import NewRun, Run
+from orchestrator.scheduling.snapshot import Block, Snapshot
 from orchestrator.spec import JobSpec
 
 
@@ -60,6 +63,7 @@ class Controller:
         self._store = store
         self._reasons: dict[int, str] = {}
         """Why each waiting run waits, as the last plan said."""
+        self._memory: Memory | None = None
         self._starts_runs = True
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -192,15 +196,23 @@ class Controller:
         busy = await runtime.db(store.busy)
         waiting = [run for run in await runtime.db(store.waiting) if not await self._lost_its_secrets(run)]
         fenced = {run for gpus in busy.values() for run in gpus.values()}
-        blocked = {r.id: "waits until the lease of its last attempt has run out" for r in waiting if r.id in fenced}
-        decided = plan(Snapshot(tuple(waiting), self.roster.free(busy), blocked), runtime.now())
-        self._reasons = {run.id: reason for run, reason in decided.waits}
+        lease = Block("lease", "waits until the lease of its last attempt has run out")
+        snapshot = Snapshot(
+            tuple(waiting),
+            self.roster.free(busy),
+            tuple(await runtime.db(store.live)),
+            {run.id: lease for run in waiting if run.id in fenced},
+            policy=runtime.settings.policy,
+        )
+        decided = plan(snapshot, runtime.now(), self._memory)
+        self._memory = decided.memory
+        self._reasons = {wait.run.id: wait.reason.text for wait in decided.waits}
         if decided.look_again_s is not None:
             runtime.wake_in(decided.look_again_s + 0.01)
-        for run, placement in decided.starts:
+        for start in decided.starts:
             if not self._starts_runs:
                 break
-            self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
+            self.gangs.begin(await runtime.db(store.place, start.run.id, start.placement, runtime.now()))
         for run in waiting:
             runtime.tell(run.id)
 

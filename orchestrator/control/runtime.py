@@ -8,7 +8,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from orchestrator.history.book import Book, Changes
 from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.history.store import Store
+from orchestrator.policy import Policy
 from orchestrator.scheduling.run import NewRun, Run
 
 log = logging.getLogger("orch.controller")
@@ -37,6 +38,7 @@ class Settings:
     rest: float = 1.0
     """After a turn of the scheduler, how many times as long as it took until the next: it shares its processor with the API."""
     longest_rest_s: float = 0.5
+    policy: Policy = field(default_factory=Policy)
 
 
 MOST_AT_ONCE = 256

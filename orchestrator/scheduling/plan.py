@@ -2,96 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 
 from orchestrator.placement.search import place
-from orchestrator.placement.tree import Free, Topology
-from orchestrator.placement.values import Device, Placement, Rejection, Request
+from orchestrator.placement.values import Rejection
+from orchestrator.scheduling.ask import patience_left, request_of
+from orchestrator.scheduling.decision import Kind, Plan, Reason, Start, Wait
+from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.run import Run
-from orchestrator.spec import JobSpec
+from orchestrator.scheduling.snapshot import Snapshot
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What the decision is made from."""
-
-    waiting: tuple[Run, ...]
-    """Longest-waiting of the highest priority first."""
-    free: Free
-    """What nobody holds; not changed."""
-    blocked: Mapping[int, str] = field(default_factory=dict)
-    """Runs that may not start yet, and why: an earlier attempt's lease has not run out."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Who starts where, and why the others wait."""
-
-    starts: tuple[tuple[Run, Placement], ...] = ()
-    waits: tuple[tuple[Run, str], ...] = ()
-    look_again_s: float | None = None
-    """When the first patience for a tight place runs out, in seconds from now; None where nobody waits for one."""
-
-
-def device_of(spec: JobSpec, topology: Topology) -> Device:
-    """What `device: auto` means on this cluster: cuda where any node has it."""
-    if spec.device != "auto":
-        return spec.device
-    return "cuda" if any(kind.device == "cuda" for kind in topology.kinds) else "cpu"
-
-
-def request_of(spec: JobSpec, topology: Topology, *, patient: bool = False, prefer: Iterable[str] = ()) -> Request:
-    """What placement is asked for. `patient`: the run still waits for the level that it wishes for."""
-    near = spec.near
-    return Request(
-        spec.workers,
-        device_of(spec, topology),
-        near=None if near is None else near.level,
-        required=near is not None and near.required,
-        relax=not patient,
-        gpu=spec.gpu,
-        prefer=frozenset(prefer),
-    )
-
-
-def patience_left(run: Run, now: datetime) -> float:
-    """Seconds that the run still waits for its level; 0 where it takes what there is."""
-    near = run.spec.near
-    if near is None or near.patience is None:
-        return 0.0
-    return max(0.0, near.patience - (now - run.queued_at).total_seconds())
-
-
-def plan(snapshot: Snapshot, now: datetime) -> Plan:
-    """In order of priority and age; a run that does not fit holds back the ones behind it.
-
-    Strictly in order: the run at the head can always say when it starts, and no stream of small runs keeps a gang waiting.
-    A run that only waits for a tighter place than there is holds nobody back: it could start, and chose to wait.
-    """
+def plan(snapshot: Snapshot, now: datetime, memory: Memory | None = None) -> Plan:
+    """In order of priority and age; a run that does not fit holds back the ones behind it."""
     free = snapshot.free.copy()
-    starts: list[tuple[Run, Placement]] = []
-    waits: list[tuple[Run, str]] = []
+    starts: list[Start] = []
+    waits: list[Wait] = []
     ahead: Run | None = None
     patience = []
-    for run in snapshot.waiting:
-        if run.id in snapshot.blocked:
-            waits.append((run, snapshot.blocked[run.id]))
+    for run in sorted(snapshot.waiting, key=lambda run: (-run.spec.priority, run.queued_at, run.id)):
+        if (block := snapshot.blocked.get(run.id)) is not None:
+            waits.append(Wait(run, Reason(Kind(block.kind), block.text)))
             continue
         if ahead is not None:
-            waits.append((run, f"behind run {ahead.id} ({ahead.name}), which waits for its place"))
+            text = f"behind run {ahead.id} ({ahead.name}), which waits for its place"
+            waits.append(Wait(run, Reason(Kind.AGE, text)))
             continue
         left = patience_left(run, now)
         had = {part.node for part in run.attempt.placement.nodes} if run.attempt else ()
-        answer = place(request_of(run.spec, free.topology, patient=left > 0, prefer=had), free.topology, free)
+        unfit = snapshot.unfit.get(run.id, {})
+        answer = place(
+            request_of(run.spec, free.topology, patient=left > 0, prefer=had, exclude=unfit), free.topology, free
+        )
         if isinstance(answer, Rejection):
-            waits.append((run, answer.reason + (f"; waits {left:.0f} s more for it" if left else "")))
+            text = answer.reason + (f"; waits {left:.0f} s more for it" if left else "")
+            waits.append(Wait(run, Reason(Kind.NEVER if answer.never else Kind.HINT if left else Kind.SHAPE, text)))
             patience.append(left)
             # A run that no longer fits the cluster at all does not hold the others back.
             ahead = None if answer.never or left else run
             continue
-        starts.append((run, answer))
+        starts.append(Start(run, answer))
         for part in answer.nodes:
             free.take(part.node, part.gpus)
-    return Plan(tuple(starts), tuple(waits), min((left for left in patience if left), default=None))
+    return Plan(tuple(starts), tuple(waits), look_again_s=min((left for left in patience if left), default=None))

@@ -233,7 +233,7 @@ def test_an_override_may_set_an_empty_text_and_hold_an_equals_sign() -> None:
     [
         ("workers=2y8", "--set workers=2y8: workers: must be NODESxPER_NODE"),
         ("workrs=2", "--set workrs=2: workrs: unknown key. Did you mean 'workers'?"),
-        ("time_limit=1h", "--set time_limit=1h: time_limit: not available yet"),
+        ("on_degraded=fail", "--set on_degraded=fail: on_degraded: not available yet"),
         ("workers", "--set workers: must be KEY=VALUE"),
         ("=x", "--set =x: must be KEY=VALUE"),
         ("workers.x=1", "--set workers.x=1: workers.x: only env and tags have entries that can be set one by one"),
