@@ -62,7 +62,7 @@ def size(axes: Axes) -> int:
 def at(axes: Axes, index: int) -> dict[str, str]:
     """The values of run `index`."""
     found = {}
-    for name in reversed(axes):
+    for name in reversed(list(axes)):
         index, position = divmod(index, len(axes[name]))
         found[name] = axes[name][position]
     return {name: found[name] for name in axes}

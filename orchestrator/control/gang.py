@@ -9,12 +9,19 @@ from enum import StrEnum
 from orchestrator.control.backend import PartStatus
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure
+from orchestrator.scheduling.run import Failure, Stop
 from orchestrator.spec import JobSpec
 
 INFRA = frozenset({"node_lost", "lease_expired", "ranks_gone", "start_failed", "controller", "code_missing"})
 REQUEUE = frozenset({"hold_refused", "controller"})
 """Failures that say nothing of the run: it goes back to its place in the queue."""
+
+
+_OF_STOP = {
+    "preempted": (Event.REQUEUED, Outcome.PREEMPTED),
+    "drained": (Event.REQUEUED, Outcome.DRAINED),
+    "time_limit": (Event.FAILED, Outcome.USER_ERROR),
+}
 
 
 class PartState(StrEnum):
@@ -44,7 +51,10 @@ class Gang:
     placement: Placement
     parts: dict[str, PartView] = field(default_factory=dict)
     failure: Failure | None = None
-    cancelled: bool = False
+    stop: Stop | None = None
+    """Why it was told to end, where somebody or something asked for it; on record before any rank is told."""
+    told: bool = False
+    """A rank may have heard of `stop`: how the ranks end from now on says nothing of the run."""
     stop_sent: bool = False
     up: bool = False
     """Every rank has been seen started."""
@@ -69,8 +79,12 @@ class Gang:
         return all(part.state in (PartState.ENDED, PartState.LOST) for part in self.parts.values())
 
     @property
+    def cancelled(self) -> bool:
+        return self.stop is not None and self.stop.kind == "cancelled"
+
+    @property
     def must_stop(self) -> bool:
-        return (self.cancelled or self.failure is not None) and not self.stop_sent
+        return (self.stop is not None or self.failure is not None) and not self.stop_sent
 
     @property
     def fenced_nodes(self) -> list[str]:
@@ -87,7 +101,9 @@ class Gang:
         part.exits = {rank: code for rank, code in status.ranks.items() if code is not None}
         if part.state is PartState.STARTING and status.ranks:
             part.state = PartState.UP
-        if self.failure is None:
+        if self.stop is not None:
+            self.told = self.told or status.lease_expired
+        elif self.failure is None:
             self.failure = self._failure_of(node, status)
         if status.ended:
             part.state = PartState.ENDED
@@ -98,14 +114,17 @@ class Gang:
         if part.state in (PartState.ENDED, PartState.LOST):
             return
         part.state, part.fenced = PartState.LOST, fenced
-        self.failure = self.failure or failure
+        if self.stop is None:
+            self.failure = self.failure or failure
+        else:
+            self.told = True
 
     def _failure_of(self, node: str, status: PartStatus) -> Failure | None:
         if status.lease_expired:
             text = f"{node} was cut off from the controller until its lease ran out; its ranks were ended there"
             return Failure("lease_expired", text, node=node)
         rank = status.first_failed
-        if rank is None or self.cancelled:
+        if rank is None:
             return None
         code = status.ranks[rank]
         assert code is not None
@@ -118,6 +137,8 @@ class Gang:
         """What the end of the attempt is to the run."""
         if self.cancelled:
             return Event.STOPPED, Outcome.CANCELLED
+        if self.stop is not None and self.failure is None and self.told:
+            return _OF_STOP[self.stop.kind]
         if self.failure is None:
             return Event.SUCCEEDED, Outcome.SUCCEEDED
         if self.failure.kind in REQUEUE:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.history.book import Book, Changes
-from orchestrator.history.errors import StaleEpoch, StoreError
+from orchestrator.history.errors import StaleEpoch
 from orchestrator.history.store import Store
 from orchestrator.policy import Policy
 from orchestrator.scheduling.run import NewRun, Run
@@ -170,7 +170,7 @@ class Runtime:
         answers: list[Any] = []
         at = 0
         while at < len(batch):
-            new = []
+            new: list[NewRun] = []
             while at + len(new) < len(batch) and isinstance(one := batch[at + len(new)].work, NewRun):
                 new.append(one)
             if new:

@@ -97,8 +97,8 @@ def release(
     mine = update(AllocationRow).where(AllocationRow.run_id == run_id, AllocationRow.attempt == attempt.number)
     gone = mine.where(AllocationRow.node.not_in(list(fenced))) if fenced else mine
     connection.execute(gone.values(released_at=now))
-    for node, until in fenced.items():
-        connection.execute(mine.where(AllocationRow.node == node).values(fenced_until=until))
+    for node, end in fenced.items():
+        connection.execute(mine.where(AllocationRow.node == node).values(fenced_until=end))
     for part in attempt.placement.nodes:
         for gpu in part.gpus:
             until = fenced.get(part.node)

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
 
-from orchestrator.array import Ref, parse_ref
+from orchestrator.array import Ref, at, parse_ref
 from orchestrator.history.book import Book, Gpu, Hold
 from orchestrator.history.models import (
     LIVE_STATES,
@@ -145,7 +145,9 @@ def ids_of(connection: Connection, ref: Ref, user: str | None = None) -> range |
         return None
     array = array_of(connection, first)
     if ref.index is not None:
-        return None if array is None or ref.index >= array.size else range(array.id + ref.index, array.id + ref.index + 1)
+        return (
+            None if array is None or ref.index >= array.size else range(array.id + ref.index, array.id + ref.index + 1)
+        )
     if ref.whole and array is None:
         return None
     return range(first, first + 1) if array is None else array.runs
@@ -177,10 +179,44 @@ def counts(connection: Connection, ids: range) -> dict[State, int]:
     return {State(state): count for state, count in rows}
 
 
-def states(connection: Connection, one: Dependency) -> dict[int, State]:
-    """The state of each of the runs."""
-    rows = connection.execute(select(RunRow.id, RunRow.state).where(RunRow.id >= one.first, RunRow.id <= one.last))
-    return {row.id: State(row.state) for row in rows}
+@dataclass(frozen=True)
+class GpuUse:
+    """GPUs that a user's attempt held, and gave back."""
+
+    team: str | None
+    user: str
+    gpus: int
+    start: datetime
+    end: datetime
+
+
+def uses(connection: Connection, since: datetime) -> list[GpuUse]:
+    """What was given back since then."""
+    held = AllocationRow
+    times = (held.run_id, held.attempt, held.since, held.released_at)
+    counted = select(*times, func.count().label("gpus")).where(held.released_at > since).group_by(*times).subquery()
+    rows = connection.execute(
+        select(RunRow.team, RunRow.username, counted.c.gpus, counted.c.since, counted.c.released_at).join(
+            counted, counted.c.run_id == RunRow.id
+        )
+    )
+    return [GpuUse(*row) for row in rows]
+
+
+def durations(connection: Connection, runs: int) -> dict[tuple[str, str], list[float]]:
+    """By user and name, seconds from the start of the ranks to the end, the latest first."""
+    rows = connection.execute(
+        select(RunRow.username, RunRow.name, AttemptRow.ranks_started_at, AttemptRow.started_at, AttemptRow.ended_at)
+        .join(AttemptRow, AttemptRow.run_id == RunRow.id)
+        .where(AttemptRow.outcome == Outcome.SUCCEEDED.value)
+        .order_by(RunRow.id.desc())
+        .limit(runs)
+    )
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        began = row.ranks_started_at or row.started_at
+        found[row.username, row.name].append((row.ended_at - began).total_seconds())
+    return dict(found)
 
 
 def book(connection: Connection) -> Book:
@@ -265,9 +301,7 @@ def _arrays(connection: Connection, ids: Sequence[int]) -> list[Array]:
     if not ids:
         return []
     rows = connection.execute(
-        select(ArrayRow)
-        .where(ArrayRow.id <= max(ids), ArrayRow.id + ArrayRow.size > min(ids))
-        .order_by(ArrayRow.id)
+        select(ArrayRow).where(ArrayRow.id <= max(ids), ArrayRow.id + ArrayRow.size > min(ids)).order_by(ArrayRow.id)
     ).all()
     ordered = sorted(ids)
 
@@ -318,11 +352,17 @@ def _run(
         started_at=row.started_at,
         finished_at=row.finished_at,
         attempts=attempts,
-        element=None if array is None else Element(array.id, row.id - array.id),
+        element=None if array is None else _element(array, row.id),
         after=after,
         events=events,
         waits=waits,
     )
+
+
+def _element(array: Array, run: int) -> Element:
+    assert array.spec.array is not None
+    index = run - array.id
+    return Element(array.id, index, at(array.spec.array, index))
 
 
 def _spec(row: Row[Any], array: Array | None) -> JobSpec:

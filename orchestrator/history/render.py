@@ -19,10 +19,12 @@ def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
         "spec": run.spec.model_dump(mode="json"),
         "code": None if code is None else {"sha256": code.sha256, "git": code.git, "dirty": code.dirty},
         "workdir": run.workdir,
+        "after": [asdict(need) for need in run.after],
         "attempts": [_attempt(one, ranks=True) for one in run.attempts],
         "throughput": None,
         "gpu_seconds": gpu_seconds(run, now),
         "events": [_event(one) for one in run.events],
+        "waits": [{"attempt": wait.number, "until": time_json(wait.until), **wait.summary} for wait in run.waits],
     }
 
 
@@ -79,6 +81,7 @@ def _head(run: Run) -> dict[str, Any]:
         "started_at": time_json(run.started_at),
         "finished_at": time_json(run.finished_at),
         "priority": run.spec.priority,
+        "array": None if run.element is None else asdict(run.element),
     }
 
 
@@ -88,6 +91,7 @@ def _attempt(attempt: Attempt, ranks: bool) -> dict[str, Any]:
         "outcome": None if attempt.outcome is None else attempt.outcome.value,
         "failure": None if attempt.failure is None else asdict(attempt.failure),
         "placement": _placement(attempt.placement, ranks),
+        "stop": None if attempt.stop is None else asdict(attempt.stop),
         "transport": None,
         "started_at": time_json(attempt.started_at),
         "ranks_started_at": time_json(attempt.ranks_started_at),

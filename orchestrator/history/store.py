@@ -134,9 +134,7 @@ class Store:
         with self._write() as (connection, changes):
             return _submit(connection, new, now, changes)
 
-    def place(
-        self, run_id: int, placement: Placement, now: datetime, waited: Mapping[str, Any] | None = None
-    ) -> Run:
+    def place(self, run_id: int, placement: Placement, now: datetime, waited: Mapping[str, Any] | None = None) -> Run:
         """Begins the next attempt of a queued run on `placement`'s GPUs; `waited` says what it waited for.
 
         Raises DoubleBooked, IllegalTransition, NoSuchRun.
@@ -149,7 +147,9 @@ class Store:
             if taken := [(*gpu, hold.run) for gpu in gpus if (hold := self._holder(connection, gpu)) is not None]:
                 raise DoubleBooked(run_id, taken)
             attempt = Attempt(number, placement, now)
-            run = replace(moves.move(connection, run, Event.PLACED, now, attempt=number), attempts=(*run.attempts, attempt))
+            run = replace(
+                moves.move(connection, run, Event.PLACED, now, attempt=number), attempts=(*run.attempts, attempt)
+            )
             connection.execute(
                 insert(AttemptRow).values(
                     run_id=run_id,
@@ -208,20 +208,26 @@ class Store:
             changes.runs[run_id] = run = moves.attempt_is(connection, run, stop=stop)
             return run
 
-    def change(self, run_ids: Sequence[int], changed: Mapping[str, Any], now: datetime, what: str, by: str | None) -> list[Run]:
+    def change(
+        self, run_ids: Sequence[int], changed: Mapping[str, Any], now: datetime, what: str, by: str | None
+    ) -> list[Run]:
         """Changes keys of the runs' specs; `what` says it in words. Raises IllegalTransition, NoSuchRun, ValidationError."""
         with self._write() as (connection, changes):
             found = []
             for run_id in run_ids:
                 run = self._run(connection, run_id)
-                spec = JobSpec.model_validate(run.spec.model_dump(mode="json") | changed)
+                spec = JobSpec.model_validate(run.spec.model_dump(mode="json") | dict(changed))
                 given = spec.model_dump(mode="json")
                 # An array's run says only what is its own.
-                kept = given if run.element is None else moves.own(connection, run_id) | {key: given[key] for key in changed}
-                run = replace(moves.move(connection, run, Event.CHANGED, now, attempt=None, reason=what, by=by), spec=spec)
-                connection.execute(
-                    update(RunRow).where(RunRow.id == run_id).values(spec=kept, priority=spec.priority)
+                kept = (
+                    given
+                    if run.element is None
+                    else moves.own(connection, run_id) | {key: given[key] for key in changed}
                 )
+                run = replace(
+                    moves.move(connection, run, Event.CHANGED, now, attempt=None, reason=what, by=by), spec=spec
+                )
+                connection.execute(update(RunRow).where(RunRow.id == run_id).values(spec=kept, priority=spec.priority))
                 changes.runs[run_id] = run
                 found.append(run)
             return found
@@ -391,10 +397,20 @@ class Store:
         with self._database.read() as connection:
             return queries.counts(connection, ids)
 
-    def states(self, needs: Sequence[Dependency]) -> dict[int, State]:
-        """The state of each run that something depends on."""
+    def broken(self, need: Dependency) -> Run | None:
+        """The first of the runs that failed or was cancelled."""
         with self._database.read() as connection:
-            return {run: state for one in needs for run, state in queries.states(connection, one).items()}
+            return queries.broken_dependency(connection, need)
+
+    def uses(self, since: datetime) -> list[queries.GpuUse]:
+        """Who held how many GPUs from when to when, of attempts that have ended since."""
+        with self._database.read() as connection:
+            return queries.uses(connection, since)
+
+    def durations(self, runs: int) -> dict[tuple[str, str], list[float]]:
+        """By user and name, the seconds from the start of the ranks to the end of the latest so many successful runs of all."""
+        with self._database.read() as connection:
+            return queries.durations(connection, runs)
 
     def runs(self, wanted: RunFilter | None = None) -> list[Run]:
         """The runs that `wanted` describes, with attempts, without events."""

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, insert, select, text, tuple_
 
-from orchestrator.array import Ref, parse_ref, size
+from orchestrator.array import Ref, at, parse_ref, size
 from orchestrator.history import queries
 from orchestrator.history.book import Changes
 from orchestrator.history.errors import NoSuchRun, NothingFollows, StoreError
@@ -88,10 +88,10 @@ def _insert(
     arrays: list[dict[str, Any]] = []
     needs: list[dict[str, Any]] = []
     firsts: list[Run] = []
-    at = ids.start
+    next_id = ids.start
     for (one, after), count in zip(wanted, sizes, strict=True):
-        mine = range(at, at + count)
-        at += count
+        mine = range(next_id, next_id + count)
+        next_id += count
         made = _runs(one, after, mine, now)
         firsts.append(made[0])
         changes.runs |= {run.id: run for run in made}
@@ -121,9 +121,7 @@ def _insert(
         if rows:
             connection.execute(insert(table), rows)
     submitted = {"at": now, "event": Event.SUBMITTED.value, "state": State.QUEUED.value}
-    connection.execute(
-        insert(EventRow), [submitted | {"run_id": row["id"], "by": row["username"]} for row in runs]
-    )
+    connection.execute(insert(EventRow), [submitted | {"run_id": row["id"], "by": row["username"]} for row in runs])
     return firsts
 
 
@@ -134,7 +132,9 @@ def _runs(new: NewRun, after: tuple[Dependency, ...], ids: range, now: datetime)
     if new.spec.array is None:
         return [one]
     return [
-        replace(one, id=number, spec=new.spec.element(index), element=Element(ids.start, index))
+        replace(
+            one, id=number, spec=new.spec.element(index), element=Element(ids.start, index, at(new.spec.array, index))
+        )
         for index, number in enumerate(ids)
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -142,6 +143,8 @@ class Element:
 
     array: int
     index: int
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What its placeholders became."""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ env:
   LR: 2
   "BAD NAME": 1
 secrets: [A, 1B]
-after: [41]
+on_degraded: warn
 grace: 30
 priority: high
 tags: {sweep: [a]}
@@ -139,7 +139,7 @@ tags: {sweep: [a]}
         "job.yaml:9:3: env.BAD NAME: 'BAD NAME' is no name of a variable: "
         "letters, digits and '_', not beginning with a digit",
         "job.yaml:10:14: secrets.1: '1B' is no name of a variable: letters, digits and '_', not beginning with a digit",
-        "job.yaml:11:1: after: not available yet. Leave it out; `orch schema` marks the keys that come later",
+        "job.yaml:11:1: on_degraded: not available yet. Leave it out; `orch schema` marks the keys that come later",
         "job.yaml:12:8: grace: has no unit. Did you mean '30s' (seconds) or '30m' (minutes)?",
         "job.yaml:13:11: priority: must be a whole number, not 'high'",
         "job.yaml:14:15: tags.sweep: must be text, not a list",

@@ -61,7 +61,9 @@ def _widen_events() -> None:
         op.create_check_constraint("events_event", "events", f"event IN ({listed})")
         return
     # SQLite changes no constraint of a table that is there: the table is made anew.
-    kept = bind.exec_driver_sql("SELECT sql FROM sqlite_master WHERE tbl_name = 'events' AND type IN ('index', 'trigger')")
+    kept = bind.exec_driver_sql(
+        "SELECT sql FROM sqlite_master WHERE tbl_name = 'events' AND type IN ('index', 'trigger')"
+    )
     again = [row.sql for row in kept if row.sql]
     states = re.findall(r"'([a-z_]+)'", checks["events_state"])
     op.create_table(
