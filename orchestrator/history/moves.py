@@ -5,15 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Update, bindparam, insert, select, update
 
 from orchestrator.history import queries
 from orchestrator.history.book import Changes, Hold
 from orchestrator.history.models import AllocationRow, AttemptRow, EventRow, RunRow, WaitRow, words
 from orchestrator.scheduling.lifecycle import TERMINAL, Event, State, advance
 from orchestrator.scheduling.run import Attempt, Run
+
+# Statements are made once: to make one takes SQLAlchemy longer than SQLite takes to run it.
+_MOVE = (
+    update(RunRow)
+    .where(RunRow.id == bindparam("run"))
+    .values(
+        state=bindparam("new_state"),
+        reason=bindparam("new_reason"),
+        queued_at=bindparam("new_queued_at"),
+        started_at=bindparam("new_started_at"),
+        finished_at=bindparam("new_finished_at"),
+        version=RunRow.version + 1,
+    )
+)
+_EVENT = insert(EventRow)
+_ATTEMPT = insert(AttemptRow)
+_ALLOCATIONS = insert(AllocationRow)
+_RELEASE = (
+    update(AllocationRow)
+    .where(AllocationRow.run_id == bindparam("run"), AllocationRow.attempt == bindparam("number"))
+    .values(released_at=bindparam("at"))
+)
 
 
 def move(
@@ -42,14 +65,39 @@ def move(
     if run.started_at is None and state is State.SUCCEEDED and run.attempt is not None:
         # It was over before its start was heard of; it did start, and not before it was placed.
         values["started_at"] = run.attempt.started_at
+    moved = replace(run, **values)
     connection.execute(
-        update(RunRow)
-        .where(RunRow.id == run.id)
-        .values(**values | {"state": state.value, "version": RunRow.version + 1})
+        _MOVE,
+        {
+            "run": run.id,
+            "new_state": state.value,
+            "new_reason": moved.reason,
+            "new_queued_at": moved.queued_at,
+            "new_started_at": moved.started_at,
+            "new_finished_at": moved.finished_at,
+        },
     )
     row = {"run_id": run.id, "at": now, "event": event.value, "state": state.value}
-    connection.execute(insert(EventRow), row | {"reason": reason, "attempt": attempt, "by": by})
-    return replace(run, **values)
+    connection.execute(_EVENT, row | {"reason": reason, "attempt": attempt, "by": by})
+    return moved
+
+
+def begin_attempt(connection: Connection, run: int, attempt: Attempt) -> None:
+    """The rows of an attempt that begins, and of its GPUs."""
+    placement = queries.PLACEMENT.dump_python(attempt.placement, mode="json")
+    began = attempt.started_at
+    connection.execute(
+        _ATTEMPT,
+        {"run_id": run, "number": attempt.number, "placement": placement, "started_at": began, "exit_codes": {}},
+    )
+    connection.execute(
+        _ALLOCATIONS,
+        [
+            {"run_id": run, "attempt": attempt.number, "node": part.node, "gpu": gpu, "since": began}
+            for part in attempt.placement.nodes
+            for gpu in part.gpus
+        ],
+    )
 
 
 _AS_ROW: dict[str, Callable[[Any], Any]] = {
@@ -63,12 +111,18 @@ _AS_ROW: dict[str, Callable[[Any], Any]] = {
 def attempt_is(connection: Connection, run: Run, **values: Any) -> Run:
     """The run with these values of its last attempt, which are written."""
     attempt = run.attempts[-1]
-    connection.execute(
-        update(AttemptRow)
-        .where(AttemptRow.run_id == run.id, AttemptRow.number == attempt.number)
-        .values({key: _AS_ROW.get(key, lambda same: same)(value) for key, value in values.items()})
-    )
+    row = {f"new_{key}": _AS_ROW.get(key, lambda same: same)(value) for key, value in values.items()}
+    connection.execute(_attempt_is(tuple(values)), row | {"run": run.id, "old_number": attempt.number})
     return replace(run, attempts=(*run.attempts[:-1], replace(attempt, **values)))
+
+
+@cache
+def _attempt_is(columns: tuple[str, ...]) -> Update:
+    return (
+        update(AttemptRow)
+        .where(AttemptRow.run_id == bindparam("run"), AttemptRow.number == bindparam("old_number"))
+        .values({column: bindparam(f"new_{column}") for column in columns})
+    )
 
 
 def own(connection: Connection, run_id: int) -> dict[str, Any]:
@@ -94,11 +148,13 @@ def release(
     fenced: Mapping[str, datetime],
     changes: Changes,
 ) -> None:
-    mine = update(AllocationRow).where(AllocationRow.run_id == run_id, AllocationRow.attempt == attempt.number)
-    gone = mine.where(AllocationRow.node.not_in(list(fenced))) if fenced else mine
-    connection.execute(gone.values(released_at=now))
-    for node, end in fenced.items():
-        connection.execute(mine.where(AllocationRow.node == node).values(fenced_until=end))
+    if not fenced:
+        connection.execute(_RELEASE, {"run": run_id, "number": attempt.number, "at": now})
+    else:
+        mine = update(AllocationRow).where(AllocationRow.run_id == run_id, AllocationRow.attempt == attempt.number)
+        connection.execute(mine.where(AllocationRow.node.not_in(list(fenced))).values(released_at=now))
+        for node, end in fenced.items():
+            connection.execute(mine.where(AllocationRow.node == node).values(fenced_until=end))
     for part in attempt.placement.nodes:
         for gpu in part.gpus:
             until = fenced.get(part.node)

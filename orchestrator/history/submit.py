@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, insert, select, text, tuple_
+from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref, at, parse_ref, size
 from orchestrator.history import queries
@@ -20,10 +21,33 @@ from orchestrator.scheduling.run import Array, Dependency, Element, NewRun, Run
 Answer: TypeAlias = tuple[Run, bool] | StoreError
 """The run (an array's first) and whether it is new, or why it was refused."""
 
+# Made once: to make a statement takes SQLAlchemy longer than SQLite takes to run it.
+_RUNS, _TAGS, _ARRAYS = insert(RunRow), insert(TagRow), insert(ArrayRow)
+_DEPENDENCIES, _EVENTS = insert(DependencyRow), insert(EventRow)
+
 
 def submit(connection: Connection, new: Sequence[NewRun], now: datetime, changes: Changes) -> list[Answer]:
     """Queues each that can be, in their order: a refused one does not keep the others out."""
-    before = _keys_before(connection, new)
+    # Nearly every key is new: whether one was used before is asked only once the database has refused one.
+    connection.exec_driver_sql("SAVEPOINT keys_are_new")
+    try:
+        answers = _submit(connection, new, {}, now, made := Changes())
+    except IntegrityError:
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT keys_are_new")
+        answers = _submit(connection, new, _keys_before(connection, new), now, made := Changes())
+    connection.exec_driver_sql("RELEASE SAVEPOINT keys_are_new")
+    changes.add(made)
+    return answers
+
+
+def _submit(
+    connection: Connection,
+    new: Sequence[NewRun],
+    before: Mapping[tuple[str, str] | None, int],
+    now: datetime,
+    changes: Changes,
+) -> list[Answer]:
+    """`before`: by user and key, the runs of then."""
     after: dict[int, tuple[Dependency, ...]] = {}
     answers: list[Answer | None] = [None] * len(new)
     wanted = []
@@ -116,12 +140,12 @@ def _insert(
             {"run_id": mine.start, "position": i, "first_id": d.first, "last_id": d.last, "word": d.word}
             for i, d in enumerate(after)
         ]
-    connection.execute(insert(RunRow), runs)
-    for table, rows in ((TagRow, tags), (ArrayRow, arrays), (DependencyRow, needs)):
+    connection.execute(_RUNS, runs)
+    for statement, rows in ((_TAGS, tags), (_ARRAYS, arrays), (_DEPENDENCIES, needs)):
         if rows:
-            connection.execute(insert(table), rows)
+            connection.execute(statement, rows)
     submitted = {"at": now, "event": Event.SUBMITTED.value, "state": State.QUEUED.value}
-    connection.execute(insert(EventRow), [submitted | {"run_id": row["id"], "by": row["username"]} for row in runs])
+    connection.execute(_EVENTS, [submitted | {"run_id": row["id"], "by": row["username"]} for row in runs])
     return firsts
 
 
