@@ -32,12 +32,16 @@ from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
 from orchestrator.placement.explain import alternatives, at_best, hint_levels
 from orchestrator.placement.search import place
-from orchestrator.placement.values import Rejection
+from orchestrator.placement.tree import Topology
+from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.ask import device_of, request_of
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.spec import JobSpec, problems
+
+
+MOST_ANSWERS = 1000
 
 
 class Controller:
@@ -59,6 +63,9 @@ class Controller:
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster = self.gangs.roster
         self.queue = Queue(self.runtime, self.gangs)
+        self._answers_of: Topology | None = None
+        self._answers: dict[Request, Placement | Rejection] = {}
+        """What the empty cluster of that tree has for a request: many jobs ask for the same."""
         self._store = store
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -128,7 +135,12 @@ class Controller:
 
     def _check_fits(self, spec: JobSpec) -> None:
         topology = self.roster.inventory.topology
-        answer = at_best(request_of(spec, topology), topology)
+        if topology is not self._answers_of or len(self._answers) >= MOST_ANSWERS:
+            self._answers_of, self._answers = topology, {}
+        request = request_of(spec, topology)
+        answer = self._answers.get(request)
+        if answer is None:
+            answer = self._answers[request] = at_best(request, topology)
         if isinstance(answer, Rejection):
             raise Refused(5, f"can never fit this cluster: {answer.reason}")
 

@@ -205,7 +205,7 @@ class Queue:
     async def _drop_what_cannot_run(self) -> None:
         """Ends what waits in vain: for a run that failed, or without its secrets."""
         runtime = self._runtime
-        lost = [run for run in runtime.book.waiting() if run.spec.secrets and run.id not in self._gangs.secrets]
+        lost = [run for run in runtime.book.queued.values() if run.spec.secrets and run.id not in self._gangs.secrets]
         for run in lost:
             reason = (
                 f"its secrets ({', '.join(run.spec.secrets)}) are kept in the controller's memory alone and went when it "
@@ -213,7 +213,7 @@ class Queue:
             )
             await self.drop(run, Event.FAILED, reason)
         # What is cancelled here may be what others were to follow.
-        while broken := await self._dependencies.settle(runtime.book.waiting()):
+        while broken := await self._dependencies.settle(runtime.book.queued.values()):
             await asyncio.gather(*(self.drop(one.run, Event.CANCEL_ASKED, one.reason) for one in broken))
 
     async def drop(self, run: Run, event: Event, reason: str | None, by: str | None = None) -> None:

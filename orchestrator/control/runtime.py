@@ -35,9 +35,9 @@ class Settings:
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
-    rest: float = 1.0
+    rest: float = 4.0
     """After a turn of the scheduler, how many times as long as it took until the next: it shares its processor with the API."""
-    longest_rest_s: float = 0.5
+    longest_rest_s: float = 1.0
     policy: Policy = field(default_factory=Policy)
 
 

@@ -54,6 +54,8 @@ class Book:
         self.held: dict[Gpu, Hold] = dict(held or {})
         self.open_runs: dict[int, set[int]] = defaultdict(set)
         """By array, which of its runs have not ended."""
+        self.queued: dict[int, Run] = {}
+        """Those that wait, in no order."""
         self._waiting: list[Run] | None = None
         self.apply(Changes({run.id: run for run in runs}, {array.id: array for array in arrays}))
 
@@ -61,9 +63,6 @@ class Book:
         """Follows one committed write."""
         self.arrays |= changes.arrays
         for run in changes.runs.values():
-            before = self.runs.get(run.id)
-            if State.QUEUED in (run.state, before and before.state):
-                self._waiting = None
             self._keep(run)
         for gpu, hold in changes.held.items():
             if hold is None:
@@ -76,6 +75,11 @@ class Book:
             self.runs.pop(run.id, None)
         else:
             self.runs[run.id] = run
+        if run.state is State.QUEUED:
+            self.queued[run.id] = run
+            self._waiting = None
+        elif self.queued.pop(run.id, None) is not None:
+            self._waiting = None
         if run.element is not None:
             array = run.element.array
             (self.open_runs[array].discard if run.ended else self.open_runs[array].add)(run.id)
@@ -86,8 +90,7 @@ class Book:
     def waiting(self) -> list[Run]:
         """The queue: highest priority first, then who has waited longest."""
         if self._waiting is None:
-            queued = (run for run in self.runs.values() if run.state is State.QUEUED)
-            self._waiting = sorted(queued, key=lambda run: (-run.spec.priority, run.queued_at, run.id))
+            self._waiting = sorted(self.queued.values(), key=lambda run: (-run.spec.priority, run.queued_at, run.id))
         return self._waiting
 
     def live(self) -> list[Run]:
