@@ -38,7 +38,7 @@ def test_a_run_that_waits_holds_back_those_behind_it_and_says_who() -> None:
     decided = decide(a_run(1, workers="4x2"), a_run(2, workers=1), free=free)
     assert started(decided) == {}
     assert decided.waits[0].reason.text.startswith("the cluster has room for 6 of 8 workers")
-    assert decided.waits[1].reason.text == "behind run 1 (train), which waits for its place"
+    assert decided.waits[1].reason.text == "what is free is kept for run 1 (train), which starts as soon as it can"
 
 
 def test_a_run_that_never_fits_and_one_that_is_fenced_hold_nobody_back() -> None:
