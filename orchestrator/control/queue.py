@@ -43,6 +43,10 @@ class Queue:
         self._ending: dict[int, datetime] = {}
         """By run that was told to end: when the last of it is gone at the latest."""
         self._order: list[int] = []
+        self._inherited = 0
+        """The newest run of the controller before this one: of those, secrets may be missing."""
+        self._took_s = 0.0
+        """To decide, the last time."""
         self.waits = Waits()
         self.last = Plan()
         self.memory: Memory | None = None
@@ -56,6 +60,7 @@ class Queue:
     async def start(self) -> None:
         """Begins to decide; the live runs have been taken up."""
         await self._past.load()
+        self._inherited = max(self._runtime.book.runs, default=0)
         for run in self._runtime.book.live():
             if run.state is State.STOPPING:
                 self._is_ending(run, run.spec.grace)
@@ -89,24 +94,24 @@ class Queue:
         runtime = self._runtime
         await runtime.wake.wait()
         runtime.wake.clear()
-        began = time.monotonic()
         again_s = await self._turn()
         if again_s == 0:
             runtime.wake.set()
         elif again_s is not None:
             runtime.wake_in(again_s + 0.01)
-        took = time.monotonic() - began
         # What happens meanwhile is one turn, not a turn each.
-        await asyncio.sleep(min(runtime.settings.longest_rest_s, took * runtime.settings.rest))
+        await asyncio.sleep(min(runtime.settings.longest_rest_s, self._took_s * runtime.settings.rest))
 
     async def _turn(self) -> float | None:
         """Decides, and does it; gives in how many seconds the next turn is due though nothing happens."""
         runtime = self._runtime
         await self._free_fences()
         await self._drop_what_cannot_run()
+        began = time.monotonic()
         snapshot, now = self.snapshot(), runtime.now()
         loop = asyncio.get_running_loop()
         decided = await loop.run_in_executor(self._decider, plan, snapshot, now, self.memory)
+        self._took_s = time.monotonic() - began
         self.last, self.memory = decided, decided.memory
         self._order = [wait.run.id for wait in decided.waits]
         if self.starts_runs:
@@ -205,7 +210,11 @@ class Queue:
     async def _drop_what_cannot_run(self) -> None:
         """Ends what waits in vain: for a run that failed, or without its secrets."""
         runtime = self._runtime
-        lost = [run for run in runtime.book.queued.values() if run.spec.secrets and run.id not in self._gangs.secrets]
+        lost = [
+            run
+            for run in runtime.book.queued.values()
+            if run.id <= self._inherited and run.spec.secrets and run.id not in self._gangs.secrets
+        ]
         for run in lost:
             reason = (
                 f"its secrets ({', '.join(run.spec.secrets)}) are kept in the controller's memory alone and went when it "
