@@ -21,6 +21,7 @@ VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 MAX_WORKERS = 100_000
 MAX_GRACE = 3600.0
+MAX_TIME_LIMIT = 366 * 86400.0
 MAX_TAGS = 64
 
 SET_BY_ORCH = frozenset(
@@ -161,12 +162,24 @@ def grace(seconds: float) -> float:
     return seconds
 
 
+def time_limit(seconds: float | None) -> float | None:
+    if seconds is not None and not 0 < seconds <= MAX_TIME_LIMIT:
+        raise ValueError(f"must be more than 0s and at most {MAX_TIME_LIMIT / 86400:g}d")
+    return seconds
+
+
 def whole(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", value):
         return int(value)
     raise ValueError(f"must be a whole number, not {shown(value)}")
+
+
+def at_least_one(value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise ValueError(f"must be 1 or more, not {value}")
+    return value
 
 
 def priority(value: int) -> int:

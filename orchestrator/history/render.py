@@ -23,9 +23,11 @@ def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
         "code": None if code is None else {"sha256": code.sha256, "git": code.git, "dirty": code.dirty},
         "workdir": run.workdir,
         "attempts": [_attempt(run, one, ranks=True) for one in run.attempts],
+        "after": [asdict(need) for need in run.after],
         "throughput": None,
         "gpu_seconds": gpu_seconds(run, now),
         "events": [_event(one) for one in run.events],
+        "waits": [{"attempt": wait.number, "until": time_json(wait.until), **wait.summary} for wait in run.waits],
     }
 
 
@@ -119,6 +121,7 @@ def _head(run: Run) -> dict[str, Any]:
         "started_at": time_json(run.started_at),
         "finished_at": time_json(run.finished_at),
         "priority": run.spec.priority,
+        "array": None if run.element is None else asdict(run.element),
     }
 
 
@@ -136,6 +139,7 @@ def _attempt(run: Run, attempt: Attempt, ranks: bool) -> dict[str, Any]:
         "failure": None if attempt.failure is None else asdict(attempt.failure),
         "placement": _placement(attempt.placement, ranks),
         "transport": transport(run, attempt),
+        "stop": None if attempt.stop is None else asdict(attempt.stop),
         "started_at": time_json(attempt.started_at),
         "ranks_started_at": time_json(attempt.ranks_started_at),
         "ended_at": time_json(attempt.ended_at),

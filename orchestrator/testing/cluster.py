@@ -46,6 +46,8 @@ class FakeAgent:
         self.mute = False
         """Whether it answers no check."""
         self.obeys_stop = True
+        self.slow_start: asyncio.Event | None = None
+        """Set by the test when starts may go on."""
         self.epoch = 0
         self.host: health.NodeFacts | None = None
         self.interpreters: dict[str | None, health.Interpreter] = {}
@@ -90,6 +92,8 @@ class FakeAgent:
         self._take_orders_from(epoch)
         if self.refuses is not None:
             raise StartFailed(self.refuses)
+        if self.slow_start is not None:
+            await self.slow_start.wait()
         known = self.parts.setdefault((part.run, part.attempt), FakePart(part, {r.rank: None for r in part.ranks}))
         return self._status(known)
 

@@ -149,7 +149,7 @@ def test_a_run_s_whole_life(store, clock):
         failure=failure,
         exit_codes={0: -9, 1: 0},
     )
-    assert (requeued.state, requeued.reason, requeued.queued_at) == (State.QUEUED, "b is gone", clock())
+    assert (requeued.state, requeued.reason, requeued.queued_at) == (State.QUEUED, "b is gone", START)
     ended = requeued.attempts[0]
     assert (ended.outcome, ended.ended_at, ended.exit_codes) == (Outcome.INFRA_ERROR, clock(), {0: -9, 1: 0})
     assert (ended.failure.kind, ended.failure.rank, ended.failure.node) == ("node_lost", 2, "b")
@@ -457,7 +457,11 @@ def test_the_queue_is_by_priority_and_then_by_who_has_waited_longest(store, cloc
     assert [run.id for run in store.waiting()] == [high, first, second, later, low]
     store.place(first, a_placement(b=(0,)), clock())
     store.finish(first, Event.REQUEUED, Outcome.PREEMPTED, clock.advance(60))
-    assert [run.id for run in store.waiting()] == [high, second, later, first, low]
+    # What was preempted goes back to its place; what somebody asked for again begins to wait anew.
+    assert [run.id for run in store.waiting()] == [high, first, second, later, low]
+    store.record(second, Event.CANCEL_ASKED, clock())
+    store.record(second, Event.RETRY_ASKED, clock())
+    assert [run.id for run in store.waiting()] == [high, first, later, second, low]
 
 
 @pytest.fixture
