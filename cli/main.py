@@ -28,6 +28,7 @@ COMMANDS = {
     "topo": ("topo", "The tree of the cluster, and what is free of it."),
     "bench": ("bench", "Measures what links carry, beside what they promise."),
     "doctor": ("doctor", "What would go wrong with NCCL, or has gone wrong."),
+    "simulate": ("simulate", "What a trace of jobs would have done on a cluster."),
     "up": ("cluster", "Starts the cluster and its controller."),
     "down": ("cluster", "Ends the controller and the cluster."),
     "status": ("cluster", "Whether the controller is up, and how busy it is."),
