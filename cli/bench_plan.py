@@ -61,7 +61,7 @@ def plan_runs(
     device = ask.device if ask.device != "auto" else "cuda" if any(n["device"] == "cuda" for n in up) else "cpu"
     if "nccl" in ask.backend and device == "cpu":
         raise Fail("--backend nccl needs GPUs, and the ranks are on CPUs: choose gloo", USAGE)
-    have = {node["node"]: int(node["total"]) for node in up if node["device"] == device or device == "cpu"}
+    have = {node["node"]: int(node["total"]) for node in up if node["device"] == device}
     named = _named(ask.nodes, nodes, domains)
     notes = [
         f"{name} is down or has no {'GPU' if device == 'cuda' else 'slot'} and is left out"

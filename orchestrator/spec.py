@@ -388,6 +388,7 @@ SYNONYMS = {
     **dict.fromkeys(("environment", "envs", "env_vars"), "env"),
     **dict.fromkeys(("timeout", "walltime", "max_runtime"), "time_limit"),
     **dict.fromkeys(("interpreter", "venv"), "python"),
+    **dict.fromkeys(("nodelist", "nodes_only", "hosts"), "only"),
     **dict.fromkeys(("labels", "metadata"), "tags"),
 }
 """What other tools call our keys."""

@@ -181,11 +181,12 @@ class NodeAgent:
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
-        """Looks at the node now, and asks the interpreter where that was not done: its answer comes with a later sync."""
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync."""
         await self._take_orders_from(epoch)
         self._survey.want(python)
-        self._looked = 0.0
+        if look:
+            self._looked = 0.0
         await self._look()
         assert self._found is not None
         self._changed.set()

@@ -249,11 +249,18 @@ class Controller:
 
     def _unfit(self, waiting: Sequence[Run], topology: Topology) -> dict[int, Mapping[str, str]]:
         """By run: the nodes that lack what it requires, or have not said yet, or were found unfit just before a start."""
+        for python in {run.spec.python for run in waiting}:
+            self.surveys.want(python)
         found: dict[int, Mapping[str, str]] = {}
+        judged: dict[object, dict[str, str]] = {}
         for run in waiting:
-            self.surveys.want(run.spec.python)
-            fail, unknown = self.surveys.judge(run.spec, device_of(run.spec, topology))
-            if out := fail | unknown | dict(self.preflight.left_out(run.id)):
+            device = device_of(run.spec, topology)
+            # Runs of a sweep ask for the same.
+            key = device, run.spec.python, tuple(run.spec.requires.items())
+            if key not in judged:
+                fail, unknown = self.surveys.judge(run.spec, device)
+                judged[key] = fail | unknown
+            if out := judged[key] | dict(self.preflight.left_out(run.id)):
                 found[run.id] = out
         return found
 

@@ -101,8 +101,8 @@ class AgentActor:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._agent.forget(epoch, run, attempt)
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
-        return await self._agent.survey(epoch, python)
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        return await self._agent.survey(epoch, python, look)
 
     async def close(self, epoch: int) -> None:
         await self._agent.close(epoch)
@@ -144,8 +144,8 @@ class RemoteAgent:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
-        found: Surveyed = await self._call("survey", epoch, python, timeout_s=20)
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        found: Surveyed = await self._call("survey", epoch, python, look, timeout_s=20)
         return found
 
     async def close(self, epoch: int) -> None:

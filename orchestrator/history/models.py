@@ -243,6 +243,8 @@ class BenchRow(Base):
     collective: Mapped[str]
     bytes: Mapped[int]
     at: Mapped[datetime]
+    link: Mapped[str]
+    """The nodes, sorted, with + between them."""
     model: Mapped[str]
     level: Mapped[str]
     kind: Mapped[str]
@@ -253,11 +255,12 @@ class BenchRow(Base):
     predicted: Mapped[float | None]
     modelled: Mapped[float | None]
     details: Mapped[dict[str, Any]]
-    """nodes, per_node, gpus, iterations, in_place, bottleneck, versions, transport."""
+    """per_node, gpus (by node), iterations, in_place, bottleneck, versions, transport."""
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "attempt", "backend", "collective", "bytes"),
         ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+        Index("benches_by_link", "link", "at"),
         Index("benches_by_time", "at"),
     )
 

@@ -281,6 +281,11 @@ class Store:
         with self._database.read() as connection:
             return benches.filtered(connection, wanted or BenchFilter())
 
+    def related_benches(self, shown: Sequence[Bench], now: datetime) -> list[Bench]:
+        """What these results are to be held against."""
+        with self._database.read() as connection:
+            return benches.related(connection, shown, now)
+
     def busy(self) -> dict[str, dict[int, int]]:
         """The GPUs (or CPU slots) that are not free, fenced ones included: node -> GPU -> the run that has it."""
         held: dict[str, dict[int, int]] = defaultdict(dict)

@@ -104,7 +104,7 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         self._take_orders_from(epoch)
         self.surveyed.append(python)
         return Surveyed(time.time(), self.host, self.interpreters.get(python))
