@@ -127,6 +127,9 @@ class NodeLog(Reader):
             if rank.first_is(self._world) and rank.completed:
                 rank.connected = True
 
+    def _own(self, rank: int) -> int:
+        return rank if self._now is None else self._now.rank
+
     def _meant(self, link: Via) -> Via:
         assert self._now is not None
         near, sends = self._now, link.end != "receive"

@@ -108,6 +108,19 @@ def test_a_link_of_a_smaller_communicator_over_the_network_is_judged_by_the_node
     assert verdict(PlannedLinks(nodes, "RDMA"), value, {}, {}).word == "worse than planned"
 
 
+def test_a_reduction_in_the_switch_leaves_the_node_and_is_its_ranks_own() -> None:
+    lines = (
+        "CollNet 00/0 : 0 [send] via COLLNET/SHARP/0/GDRDMA",
+        "CollNet 00/0 : 0 [receive] via COLLNET/SHARP/0/GDRDMA",
+    )
+    log = NodeLog((2,), 4)  # rank 0 of a group of node leaders
+    log.take({2: said(2, *made(0, 2, gpu=0), *lines, "Connected collnet")})
+    value = log.value()
+    assert [(link.ranks, link.kind) for link in value.found] == [((2, 2), "COLLNET/SHARP/GDRDMA")]
+    nodes = (PlannedNode("a", (0, 1), ((0, 1),)), PlannedNode("b", (2, 3), ((2, 3),)))
+    assert verdict(PlannedLinks(nodes, "RDMA+GDR"), value, {}, {}).as_planned
+
+
 # Of what size it is ----------------------------------------------------------------------------------------------------
 
 
