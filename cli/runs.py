@@ -221,7 +221,9 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
         fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
         fields += [(f"{prefix}versions", text) for text in version_lines(attempt)]
-        fields += [(f"{prefix}transport", line) for line in transport_lines(attempt.get("transport"))]
+        fields += [
+            (f"{prefix}transport{key}", value) for key, value in _transport_fields(attempt.get("transport") or {})
+        ]
         out.lines_of(fields)
         return
     took = span(between(attempt.get("started_at"), attempt.get("ended_at")))
@@ -252,6 +254,17 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
     for line in transport_lines(attempt.get("transport")):
         worse = line.startswith("transport worse")
         click.echo(out.paint("  " + out.clean(line), "yellow") if worse else "  " + out.clean(line))
+
+
+def _transport_fields(transport: dict[str, Any]) -> list[tuple[str, Any]]:
+    shortfalls = transport.get("shortfalls") or []
+    causes = shortfalls[0]["causes"] if shortfalls else []
+    return [
+        ("", transport.get("verdict")),
+        (".links", ",".join(f"{kind}={count}" for kind, count in (transport.get("links") or {}).items())),
+        (".reason", transport.get("reason")),
+        (".cause", causes[0]["text"] if causes else None),
+    ]
 
 
 def transport_lines(transport: dict[str, Any] | None) -> list[str]:

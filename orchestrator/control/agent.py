@@ -30,7 +30,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
-from orchestrator.control.gpus import memory_is_free, visible_gpus
+from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
@@ -134,6 +134,11 @@ class NodeAgent:
         if sync != self._syncs:
             raise StaleController("another sync has come since")
 
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        """What keeps this node from starting ranks on these GPUs now, in sentences."""
+        await self._take_orders_from(epoch)
+        return await asyncio.to_thread(obstacles, {index: gpu_name(self._visible, index) for index in gpus})
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         await self._take_orders_from(epoch)
         return self._reserve(f"{run}.{attempt}")
@@ -176,11 +181,12 @@ class NodeAgent:
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
-        """Looks at the node now, and asks the interpreter where that was not done: its answer comes with a later sync."""
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync."""
         await self._take_orders_from(epoch)
         self._survey.want(python)
-        self._looked = 0.0
+        if look:
+            self._looked = 0.0
         await self._look()
         assert self._found is not None
         self._changed.set()
@@ -425,6 +431,7 @@ class NodeAgent:
         """Looks at the machine every now and then; what has changed goes into the next report."""
         if self._machine is None or time.monotonic() - self._looked >= LOOK_AGAIN_S:
             machine = await asyncio.to_thread(self._info)
+            await asyncio.to_thread(nvml)  # so that the first check before a start need not wait for it
             if (host := machine.get("host")) is not None:
                 machine["host"] = replace(on_network(host, self._interface), node=self._name)
             self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")

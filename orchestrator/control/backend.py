@@ -130,12 +130,18 @@ class Agent(Protocol):
     """The calls that the controller makes to a node's agent. Any may raise AgentGone or StaleController."""
 
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report: ...
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        """What keeps the node from starting ranks on these GPUs at this moment, in sentences; milliseconds."""
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int: ...
     async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
     async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
-        """Looks at the node now, and asks the interpreter where that was not done: its answer comes with a later sync."""
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync.
+
+        `look`: looks at the machine now, which takes a moment; else what the last look saw will do.
+        """
 
     async def close(self, epoch: int) -> None: ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,7 @@ from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.preflight import Preflight
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.queries import RunFilter
@@ -23,11 +25,12 @@ from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
 from orchestrator.placement.explain import alternatives, at_best, hint_levels
+from orchestrator.placement.preflight import Problem
 from orchestrator.placement.search import place
 from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Rejection
 from orchestrator.placement.wishes import is_known
-from orchestrator.scheduling.lifecycle import Event, State
+from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.plan import Snapshot, device_of, plan, request_of
 from orchestrator.scheduling.run import NewRun, Run
 from orchestrator.scheduling.unfit import left_out
@@ -62,6 +65,7 @@ class Controller:
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
         self.benches = Benches(self.runtime, self.logs, self.roster)
         self.gangs.on_success = self.benches.take
+        self.preflight = Preflight(self.runtime, self.roster)
         self._store = store
         self._reasons: dict[int, str] = {}
         """Why each waiting run waits, as the last plan said."""
@@ -224,28 +228,49 @@ class Controller:
         fenced = {run for gpus in busy.values() for run in gpus.values()}
         blocked = {r.id: "waits until the lease of its last attempt has run out" for r in waiting if r.id in fenced}
         free = self.roster.free(busy)
+        self.preflight.keep(run.id for run in waiting)
         unfit = self._unfit(waiting, free.topology)
         decided = plan(Snapshot(tuple(waiting), free, blocked, unfit=unfit), runtime.now())
         runtime.counts.cycle(runtime.monotonic() - began)
         self._reasons = {run.id: reason for run, reason in decided.waits}
         if decided.look_again_s is not None:
             runtime.wake_in(decided.look_again_s + 0.01)
+        swaps = await self.preflight.look(decided.starts)
         for run, placement in decided.starts:
             if not self._starts_runs:
                 break
-            self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
+            if run.id in swaps:
+                await self._swap(run, swaps[run.id])
+                continue
+            with suppress(IllegalTransition):  # cancelled while its nodes were looked at
+                self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
         for run in waiting:
             runtime.tell(run.id)
 
     def _unfit(self, waiting: Sequence[Run], topology: Topology) -> dict[int, Mapping[str, str]]:
-        """By run: the nodes that lack what it requires, or have not said yet."""
+        """By run: the nodes that lack what it requires, or have not said yet, or were found unfit just before a start."""
+        for python in {run.spec.python for run in waiting}:
+            self.surveys.want(python)
         found: dict[int, Mapping[str, str]] = {}
+        judged: dict[object, dict[str, str]] = {}
         for run in waiting:
-            self.surveys.want(run.spec.python)
-            fail, unknown = self.surveys.judge(run.spec, device_of(run.spec, topology))
-            if fail or unknown:
-                found[run.id] = fail | unknown
+            device = device_of(run.spec, topology)
+            # Runs of a sweep ask for the same.
+            key = device, run.spec.python, tuple(run.spec.requires.items())
+            if key not in judged:
+                fail, unknown = self.surveys.judge(run.spec, device)
+                judged[key] = fail | unknown
+            if out := judged[key] | dict(self.preflight.left_out(run.id)):
+                found[run.id] = out
         return found
+
+    async def _swap(self, run: Run, problems: Sequence[Problem]) -> None:
+        """The run is placed again at once, without the nodes that were found unfit for it."""
+        told = f"placed again without {'; '.join(map(str, problems))}"
+        # Somebody may have cancelled it meanwhile.
+        with suppress(IllegalTransition):
+            await self.runtime.db(self._store.record, run.id, Event.NOTED, self.runtime.now(), reason=told)
+        self.runtime.wake.set()
 
     async def _lost_its_secrets(self, run: Run) -> bool:
         if not run.spec.secrets or run.id in self.gangs.secrets:

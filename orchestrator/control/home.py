@@ -44,6 +44,7 @@ class ClusterNote:
     code_limit: int
     fabric: list[str] = field(default_factory=list)
     hardware: str | None = None
+    preflight: bool = True
     dashboard_url: str | None = None
     dashboard_proxy: int | None = None
     """The port on which Ray's dashboard asks for orch's runs."""

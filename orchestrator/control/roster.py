@@ -109,7 +109,10 @@ class Roster:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
         notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
         return free_view(
-            self.inventory.topology, busy, {name: note for name, note in notes.items() if note is not None}
+            self.inventory.topology,
+            busy,
+            {name: note for name, note in notes.items() if note is not None},
+            {name: node.info.get("unfit", {}) for name, node in self.nodes.items()},
         )
 
     def lease_end(self, node: str) -> datetime:
@@ -222,7 +225,8 @@ class Roster:
         node.sync_sent = max(node.sync_sent, runtime.monotonic())
         return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Something about a node is new: wakes whoever waits for that."""
         self.news.set()
         self.news = asyncio.Event()
 
@@ -237,5 +241,5 @@ class Roster:
             node.up, node.note = True, None
             self._runtime.wake.set()
         if fresh or report.info is not None:
-            self._tell()
+            self.tell()
         await self._on_report(node.facts.name, report, fresh)

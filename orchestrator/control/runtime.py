@@ -29,6 +29,8 @@ class Settings:
     storage: Path
     lease_s: float = 30.0
     log_limit: int = 64 << 20
+    preflight: bool = True
+    """Whether a gang's nodes are looked at before it is started."""
     sync_wait_s: float = 2.0
     watch_s: float = 1.0
     lost_after_s: float = 3.0

@@ -42,6 +42,9 @@ class FakeAgent:
         self.parts: dict[tuple[int, int], FakePart] = {}
         self.gone = False
         self.refuses: str | None = None
+        self.obstacles: list[str] = []
+        self.mute = False
+        """Whether it answers no check."""
         self.obeys_stop = True
         self.epoch = 0
         self.host: health.NodeFacts | None = None
@@ -73,6 +76,12 @@ class FakeAgent:
         new, self._info_told = not ack or info != self._info_told, info
         return Report(self._sequence, tuple(map(self._status, self.parts.values())), info=info if new else None)
 
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        self._take_orders_from(epoch)
+        if self.mute:
+            raise AgentGone("the fake agent says nothing")
+        return tuple(self.obstacles)
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         self._take_orders_from(epoch)
         return 29500
@@ -95,7 +104,7 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         self._take_orders_from(epoch)
         self.surveyed.append(python)
         return Surveyed(time.time(), self.host, self.interpreters.get(python))
