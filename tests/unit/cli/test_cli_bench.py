@@ -75,6 +75,14 @@ def test_a_node_that_is_down_is_left_out_and_said() -> None:
     assert (plan.runs[0]["workers"], plan.notes) == ("1x8", ("gpu-2 is down or has no GPU and is left out",))
 
 
+def test_a_node_that_is_asked_for_by_its_name_is_waited_for_but_in_pairs() -> None:
+    nodes = [node("gpu-1"), node("gpu-2", state="down"), node("gpu-10")]
+    ask = Ask(nodes=("gpu-1", "gpu-2", "gpu-10"))
+    (job,) = plan_runs(ask, nodes, []).runs
+    assert (job["only"], job["workers"]) == (["gpu-1", "gpu-2", "gpu-10"], "3x8")
+    assert [job["only"] for job in plan_runs(ask, nodes, [], pairs=True).runs] == [["gpu-1", "gpu-10"]]
+
+
 @pytest.mark.parametrize(
     ("ask", "nodes", "code", "words"),
     [
