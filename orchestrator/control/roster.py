@@ -69,6 +69,8 @@ class Roster:
         self._on_report, self._on_lost = on_report, on_lost
         self.nodes: dict[str, Node] = {}
         self._declared = declared
+        self._news = True
+        """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
         self._inventory: tuple[tuple[Seen, ...], Inventory] = ((), take_inventory((), declared))
 
     async def start(self) -> None:
@@ -85,9 +87,11 @@ class Roster:
     @property
     def inventory(self) -> Inventory:
         """The hardware of the nodes that are, or were, in the cluster: made anew when one of them changes."""
-        seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
-        if seen != self._inventory[0]:
-            self._inventory = seen, take_inventory(seen, self._declared)
+        if self._news:
+            self._news = False
+            seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
+            if seen != self._inventory[0]:
+                self._inventory = seen, take_inventory(seen, self._declared)
         return self._inventory[1]
 
     def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
@@ -134,6 +138,7 @@ class Roster:
                 self._meet(facts)
             else:
                 if node.facts != facts:
+                    self._news = True
                     runtime.wake.set()
                 node.facts, node.missing_since = facts, None
         for name, node in self.nodes.items():
@@ -147,6 +152,7 @@ class Roster:
         previous = self.nodes.get(facts.name)
         node = Node(facts, sync_sent=previous.sync_sent if previous else 0.0)
         self.nodes[facts.name] = node
+        self._news = True
         node.task = self._runtime.spawn(self._follow(node))
 
     async def _lose(self, node: Node, how: str) -> None:
@@ -210,6 +216,7 @@ class Roster:
     async def _take_in(self, node: Node, report: Report, fresh: bool) -> None:
         if report.info is not None:
             node.info = report.info
+            self._news = True
             await self._record(node, "up")
             self._runtime.wake.set()
         if not node.up:

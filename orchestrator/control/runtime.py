@@ -35,8 +35,10 @@ class Settings:
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
-    rest: float = 4.0
-    """After a turn of the scheduler, how many times as long as it took until the next: it shares its processor with the API."""
+    rest: float = 0.5
+    """After a turn of the scheduler, how many times as long as it took until the next: what happens meanwhile is one turn."""
+    rest_of_new: float = 5.0
+    """The same where only submissions have come: they share the processor with the scheduler."""
     longest_rest_s: float = 1.0
     policy: Policy = field(default_factory=Policy)
 
