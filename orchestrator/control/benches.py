@@ -36,7 +36,7 @@ class Benches:
     async def start(self) -> None:
         """Lets placement know what was measured so far."""
         wanted = BenchFilter(since=self._runtime.now() - PAST, collectives=("all_reduce",), least_bytes=LEAST_BYTES)
-        self._roster.benches = tuple(await self._runtime.db(self._runtime.store.benches, wanted))
+        self._roster.learn(tuple(await self._runtime.db(self._runtime.store.benches, wanted)))
 
     async def take(self, gang: Gang) -> None:
         """Keeps what a run that is about to be recorded as succeeded has measured, if it is a measuring one.

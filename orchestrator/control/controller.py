@@ -112,7 +112,7 @@ class Controller:
             array = self.array_of(run)
             for made in array.runs if array is not None and values else [run.id]:
                 self.gangs.secrets[made] = values
-            self.runtime.wake.set()
+            self.queue.has_come()
         return run, created
 
     async def dry_run(self, spec: JobSpec, user: str) -> dict[str, Any]:

@@ -48,6 +48,9 @@ class Queue:
         """The newest run of the controller before this one: of those, secrets may be missing."""
         self._took_s = 0.0
         """To decide, the last time."""
+        self._turned_at = 0.0
+        self._new: asyncio.TimerHandle | None = None
+        """When what was submitted is looked at."""
         self.waits = Waits()
         self.last = Plan()
         self.memory: Memory | None = None
@@ -100,8 +103,22 @@ class Queue:
             runtime.wake.set()
         elif again_s is not None:
             runtime.wake_in(again_s + 0.01)
-        # What happens meanwhile is one turn, not a turn each.
-        await asyncio.sleep(min(runtime.settings.longest_rest_s, self._took_s * runtime.settings.rest))
+        self._turned_at = time.monotonic()
+        await asyncio.sleep(self._rest_s(runtime.settings.rest))
+
+    def _rest_s(self, times: float) -> float:
+        return min(self._runtime.settings.longest_rest_s, self._took_s * times)
+
+    def has_come(self) -> None:
+        """A run was submitted. Behind many others it can wait for the next turn a little longer."""
+        if self._new is not None:
+            return
+        due = self._turned_at + self._rest_s(self._runtime.settings.rest_of_new)
+        self._new = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._look_at_new)
+
+    def _look_at_new(self) -> None:
+        self._new = None
+        self._runtime.wake.set()
 
     async def _turn(self) -> float | None:
         """Decides, and does it; gives in how many seconds the next turn is due though nothing happens."""

@@ -40,8 +40,10 @@ class Settings:
     """How long a node may be missing from the cluster's list before it is lost."""
     survey_wait_s: float = 5.0
     """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
-    rest: float = 4.0
-    """After a turn of the scheduler, how many times as long as it took until the next: it shares its processor with the API."""
+    rest: float = 0.5
+    """After a turn of the scheduler, how many times as long as it took until the next: what happens meanwhile is one turn."""
+    rest_of_new: float = 5.0
+    """The same where only submissions have come: they share the processor with the scheduler."""
     longest_rest_s: float = 1.0
     policy: Policy = field(default_factory=Policy)
 
