@@ -40,7 +40,6 @@ from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.spec import JobSpec, problems
 
-
 MOST_ANSWERS = 1000
 
 

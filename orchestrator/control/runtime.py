@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.history.book import Book, Changes
-from orchestrator.history.errors import StaleEpoch
+from orchestrator.history.errors import GroupUndone, StaleEpoch
 from orchestrator.history.store import Store
 from orchestrator.policy import Policy
 from orchestrator.scheduling.run import NewRun, Run
@@ -159,6 +159,9 @@ class Runtime:
             try:
                 with self.store.group():
                     answers = self._answers(batch)
+            except GroupUndone as error:
+                log.error("%s", error)
+                answers = [answer for one in batch for answer in self._answers([one])]
             except BaseException as error:
                 answers = [error] * len(batch)
             # Only now may the next one that comes start this anew.
