@@ -1,12 +1,11 @@
 """Gangs a second through the controller: its scheduler, its database and its conversation with the agents, without machines.
 
-Kueue's test of topology-aware scheduling (kubernetes-sigs/kueue, test/performance/scheduler/configs/tas): 15,000 gangs
-of 2, 4 and 8 pods on 640 nodes in 10 racks, a third each with the rack required, preferred and free, of five teams that
-may hold 120 GPUs each, six users in each. A pod is a GPU here. All gangs are submitted at once; a fake cluster in the
-same process starts the ranks of a gang as soon as it is told to, and ends them the test's 0.2, 0.5 or 1 s later, as
-Kueue's test does. Everything else is the real controller: each gang is a submission, an attempt with its allocations, a
-start and an end in SQLite on disk, and an HTTP-less conversation with the agents of its nodes. The clock stops when the
-last gang has ended.
+Kueue's test of topology-aware scheduling (kubernetes-sigs/kueue, test/performance/scheduler/configs/tas): 15,000 gangs of 2, 4
+and 8 pods on 640 nodes in 10 racks, a third each with the rack required, preferred and free, of five teams that may hold 120 GPUs
+each, six users in each. A pod is a GPU here. All gangs are submitted at once. A fake cluster in the same process starts the ranks
+of a gang as soon as it is told to, and ends them 0.2, 0.5 or 1 s later, as Kueue's test does. All else is the real controller: each
+gang is a submission, an attempt with its allocations, a start and an end in SQLite on disk, and a conversation with the agents of
+its nodes. The clock stops when the last gang has ended; the teams' limits alone make that 37 s at the least.
 
 Kueue's figure (37.4 a second) has a Kubernetes API server around it and no agents: it is not like for like.
 """

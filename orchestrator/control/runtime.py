@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from orchestrator.control.counts import Counts
 from orchestrator.history.book import Book, Changes
-from orchestrator.history.errors import StaleEpoch
+from orchestrator.history.errors import GroupUndone, StaleEpoch
 from orchestrator.history.store import Store
 from orchestrator.policy import Policy
 from orchestrator.scheduling.run import NewRun, Run
@@ -165,6 +165,9 @@ class Runtime:
             try:
                 with self.store.group():
                     answers = self._answers(batch)
+            except GroupUndone as error:
+                log.error("%s", error)
+                answers = [answer for one in batch for answer in self._answers([one])]
             except BaseException as error:
                 answers = [error] * len(batch)
             # Only now may the next one that comes start this anew.

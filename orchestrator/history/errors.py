@@ -80,6 +80,10 @@ class StaleEpoch(StoreError):
         super().__init__(f"Another controller ({owner or 'nobody yet'}, epoch {current}) owns the database: {mine}.")
 
 
+class GroupUndone(StoreError):
+    """The database refused one of several writes that shared a transaction, and none was made: each can be tried by itself."""
+
+
 class DoubleBooked(StoreError):
     """A placement names a GPU (or CPU slot) that a live attempt, or one not yet known to be dead, still has."""
 

@@ -8,11 +8,12 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Update, bindparam, insert, select, update
+from sqlalchemy import Connection, Update, bindparam, delete, insert, select, update
 
 from orchestrator.history import queries
 from orchestrator.history.book import Changes, Hold
 from orchestrator.history.models import AllocationRow, AttemptRow, EventRow, RunRow, WaitRow, words
+from orchestrator.history.rows import Phase, Rows
 from orchestrator.scheduling.lifecycle import TERMINAL, Event, State, advance
 from orchestrator.scheduling.run import Attempt, Run
 
@@ -35,12 +36,21 @@ _ALLOCATIONS = insert(AllocationRow)
 _RELEASE = (
     update(AllocationRow)
     .where(AllocationRow.run_id == bindparam("run"), AllocationRow.attempt == bindparam("number"))
-    .values(released_at=bindparam("at"))
+    .values(released_at=bindparam("now"))
 )
+_RELEASE_NODE = _RELEASE.where(AllocationRow.node == bindparam("there"))
+_FENCE_NODE = (
+    update(AllocationRow)
+    .where(AllocationRow.run_id == bindparam("run"), AllocationRow.attempt == bindparam("number"))
+    .where(AllocationRow.node == bindparam("there"))
+    .values(fenced_until=bindparam("end"))
+)
+_FORGET_WAIT = delete(WaitRow).where(WaitRow.run_id == bindparam("run"), WaitRow.number == bindparam("old_number"))
+_WAIT = insert(WaitRow)
 
 
 def move(
-    connection: Connection,
+    rows: Rows,
     run: Run,
     event: Event,
     now: datetime,
@@ -66,7 +76,8 @@ def move(
         # It was over before its start was heard of; it did start, and not before it was placed.
         values["started_at"] = run.attempt.started_at
     moved = replace(run, **values)
-    connection.execute(
+    rows.add(
+        Phase.RUN_MOVES,
         _MOVE,
         {
             "run": run.id,
@@ -78,26 +89,22 @@ def move(
         },
     )
     row = {"run_id": run.id, "at": now, "event": event.value, "state": state.value}
-    connection.execute(_EVENT, row | {"reason": reason, "attempt": attempt, "by": by})
+    rows.add(Phase.EVENT, _EVENT, row | {"reason": reason, "attempt": attempt, "by": by})
     return moved
 
 
-def begin_attempt(connection: Connection, run: int, attempt: Attempt) -> None:
+def begin_attempt(rows: Rows, run: int, attempt: Attempt) -> None:
     """The rows of an attempt that begins, and of its GPUs."""
     placement = queries.PLACEMENT.dump_python(attempt.placement, mode="json")
     began = attempt.started_at
-    connection.execute(
+    rows.add(
+        Phase.ATTEMPT_BEGINS,
         _ATTEMPT,
         {"run_id": run, "number": attempt.number, "placement": placement, "started_at": began, "exit_codes": {}},
     )
-    connection.execute(
-        _ALLOCATIONS,
-        [
-            {"run_id": run, "attempt": attempt.number, "node": part.node, "gpu": gpu, "since": began}
-            for part in attempt.placement.nodes
-            for gpu in part.gpus
-        ],
-    )
+    gpus = [(part.node, gpu) for part in attempt.placement.nodes for gpu in part.gpus]
+    taken = [{"run_id": run, "attempt": attempt.number, "node": node, "gpu": gpu, "since": began} for node, gpu in gpus]
+    rows.add(Phase.GPU_TAKEN, _ALLOCATIONS, *taken)
 
 
 _AS_ROW: dict[str, Callable[[Any], Any]] = {
@@ -108,11 +115,11 @@ _AS_ROW: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def attempt_is(connection: Connection, run: Run, **values: Any) -> Run:
+def attempt_is(rows: Rows, run: Run, **values: Any) -> Run:
     """The run with these values of its last attempt, which are written."""
     attempt = run.attempts[-1]
     row = {f"new_{key}": _AS_ROW.get(key, lambda same: same)(value) for key, value in values.items()}
-    connection.execute(_attempt_is(tuple(values)), row | {"run": run.id, "old_number": attempt.number})
+    rows.add(Phase.ATTEMPT_CHANGES, _attempt_is(tuple(values)), row | {"run": run.id, "old_number": attempt.number})
     return replace(run, attempts=(*run.attempts[:-1], replace(attempt, **values)))
 
 
@@ -131,30 +138,30 @@ def own(connection: Connection, run_id: int) -> dict[str, Any]:
     return spec
 
 
-def remember_wait(connection: Connection, run: Run, number: int, now: datetime, waited: Mapping[str, Any]) -> None:
+def remember_wait(rows: Rows, run: Run, number: int, now: datetime, waited: Mapping[str, Any]) -> None:
     row = {"run_id": run.id, "number": number, "since": waited["since"], "until": now, "summary": waited["summary"]}
     # A wait that ended by a cancel, and the one after a retry, are both before the same attempt: the later one counts.
-    if not connection.execute(
-        update(WaitRow).where(WaitRow.run_id == run.id, WaitRow.number == number).values(**row)
-    ).rowcount:
-        connection.execute(insert(WaitRow), row)
+    rows.add(Phase.WAIT_FORGOTTEN, _FORGET_WAIT, {"run": run.id, "old_number": number})
+    rows.add(Phase.WAIT, _WAIT, row)
 
 
 def release(
-    connection: Connection,
+    rows: Rows,
     run_id: int,
     attempt: Attempt,
     now: datetime,
     fenced: Mapping[str, datetime],
     changes: Changes,
 ) -> None:
+    mine = {"run": run_id, "number": attempt.number}
     if not fenced:
-        connection.execute(_RELEASE, {"run": run_id, "number": attempt.number, "at": now})
-    else:
-        mine = update(AllocationRow).where(AllocationRow.run_id == run_id, AllocationRow.attempt == attempt.number)
-        connection.execute(mine.where(AllocationRow.node.not_in(list(fenced))).values(released_at=now))
-        for node, end in fenced.items():
-            connection.execute(mine.where(AllocationRow.node == node).values(fenced_until=end))
+        rows.add(Phase.GPU_GIVEN_BACK, _RELEASE, mine | {"now": now})
+    for part in attempt.placement.nodes if fenced else ():
+        here = mine | {"there": part.node}
+        if (end := fenced.get(part.node)) is None:
+            rows.add(Phase.GPU_GIVEN_BACK, _RELEASE_NODE, here | {"now": now})
+        else:
+            rows.add(Phase.GPU_GIVEN_BACK, _FENCE_NODE, here | {"end": end})
     for part in attempt.placement.nodes:
         for gpu in part.gpus:
             until = fenced.get(part.node)

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref
 from orchestrator.bench.results import Bench
@@ -22,7 +23,7 @@ from orchestrator.history import benches, moves, queries
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
-from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch, StoreError
+from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
 from orchestrator.history.models import (
     AllocationRow,
     ArrayRow,
@@ -32,6 +33,7 @@ from orchestrator.history.models import (
     RunRow,
 )
 from orchestrator.history.queries import RunFilter
+from orchestrator.history.rows import Rows
 from orchestrator.history.submit import Answer
 from orchestrator.history.submit import submit as _submit
 from orchestrator.placement.values import Placement
@@ -65,10 +67,11 @@ class Store:
         """Called after each commit that changed a run or an allocation, by the thread that wrote, in the order of the commits."""
         self._book: Book | None = None
         """What has not ended, as of the last commit; None where it must be read anew."""
-        self._group: tuple[Connection, Changes] | None = None
-        """The transaction of `group`, and what it has changed so far."""
+        self._group: tuple[Connection, Changes, Rows] | None = None
+        """The transaction of `group`, what it has changed so far, and its rows that wait."""
         self._changes = Changes()
         """What the write under way has done to runs and GPUs: whoever follows hears of nothing else."""
+        self._rows = Rows()
 
     @classmethod
     def open(cls, url: str, readonly: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
@@ -105,17 +108,20 @@ class Store:
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """Several writes of this thread in one transaction, so that they share one wait for the disk.
+        """Several writes of this thread in one transaction: they share one wait for the disk, and a statement for each kind of row.
 
-        A write that raises is undone alone. None of them may be acknowledged before the block has ended: where that raises, all
-        are undone.
+        A write that raises is undone alone. None of them may be acknowledged before the block has ended. Where that raises, all
+        are undone: with GroupUndone, because of one that the database refuses, and each can be tried by itself.
         """
         with self._one_writer:
+            changes, rows = Changes(), Rows()
             with self._begin() as connection:
-                changes = Changes()
-                self._group = connection, changes
+                self._group = connection, changes, rows
                 try:
                     yield
+                    rows.flush(connection)
+                except IntegrityError as error:
+                    raise GroupUndone(str(error.orig)) from error
                 finally:
                     self._group = None
             self._committed(changes)
@@ -146,7 +152,7 @@ class Store:
         Raises DoubleBooked, IllegalTransition, NoSuchRun.
         """
         gpus = [(part.node, gpu) for part in placement.nodes for gpu in part.gpus]
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
             run = self._run(connection, run_id)
             number = len(run.attempts) + 1
             advance(run.state, Event.PLACED, run_id)
@@ -154,11 +160,11 @@ class Store:
                 raise DoubleBooked(run_id, taken)
             attempt = Attempt(number, placement, now)
             run = replace(
-                moves.move(connection, run, Event.PLACED, now, attempt=number), attempts=(*run.attempts, attempt)
+                moves.move(self._rows, run, Event.PLACED, now, attempt=number), attempts=(*run.attempts, attempt)
             )
-            moves.begin_attempt(connection, run_id, attempt)
+            moves.begin_attempt(self._rows, run_id, attempt)
             if waited is not None:
-                moves.remember_wait(connection, run, number, now, waited)
+                moves.remember_wait(self._rows, run, number, now, waited)
             self._changes.runs[run_id] = run
             self._changes.held |= dict.fromkeys(gpus, Hold(run_id, now))
             return run
@@ -177,29 +183,29 @@ class Store:
         FAILED is for a run that waits; the end of an attempt is for `finish`, a placement for `place`, the rest for `change` and
         `stop`.
         """
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
             run = self._run(connection, run_id)
             number = run.attempts[-1].number if run.live and run.attempts else None
             if event in _NEEDS_MORE or (event in _ENDS_AN_ATTEMPT and number is not None):
                 raise IllegalTransition(run_id, run.state, event)
             was_queued = run.state is State.QUEUED
-            run = moves.move(connection, run, event, now, attempt=number, reason=reason, by=by)
+            run = moves.move(self._rows, run, event, now, attempt=number, reason=reason, by=by)
             if event is Event.STARTED:
-                run = moves.attempt_is(connection, run, ranks_started_at=now)
+                run = moves.attempt_is(self._rows, run, ranks_started_at=now)
             if event is Event.CANCEL_ASKED and number is not None:
-                run = moves.attempt_is(connection, run, stop=Stop("cancelled", reason))
+                run = moves.attempt_is(self._rows, run, stop=Stop("cancelled", reason))
             if was_queued and waited is not None:
-                moves.remember_wait(connection, run, len(run.attempts) + 1, now, waited)
+                moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
             self._changes.runs[run_id] = run
             return run
 
     def stop(self, run_id: int, stop: Stop, now: datetime) -> Run:
         """Records that orch itself ends the run's attempt, before anybody is told. Raises IllegalTransition, NoSuchRun."""
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
             run = self._run(connection, run_id)
             number = run.attempts[-1].number if run.live and run.attempts else None
-            run = moves.move(connection, run, Event.STOP_ASKED, now, attempt=number, reason=stop.reason)
-            self._changes.runs[run_id] = run = moves.attempt_is(connection, run, stop=stop)
+            run = moves.move(self._rows, run, Event.STOP_ASKED, now, attempt=number, reason=stop.reason)
+            self._changes.runs[run_id] = run = moves.attempt_is(self._rows, run, stop=stop)
             return run
 
     def change(
@@ -219,7 +225,7 @@ class Store:
                     else moves.own(connection, run_id) | {key: given[key] for key in changed}
                 )
                 run = replace(
-                    moves.move(connection, run, Event.CHANGED, now, attempt=None, reason=what, by=by), spec=spec
+                    moves.move(self._rows, run, Event.CHANGED, now, attempt=None, reason=what, by=by), spec=spec
                 )
                 connection.execute(update(RunRow).where(RunRow.id == run_id).values(spec=kept, priority=spec.priority))
                 self._changes.runs[run_id] = run
@@ -282,16 +288,16 @@ class Store:
         `fenced` names the nodes whose ranks may live on, and until when: their GPUs stay taken until `release_fenced`.
         Raises IllegalTransition, also where no attempt is live; NoSuchRun.
         """
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
             run = self._run(connection, run_id)
             attempt = run.attempt
             if event not in _ENDS_AN_ATTEMPT or not run.live or attempt is None:
                 raise IllegalTransition(run_id, run.state, event)
-            run = moves.move(connection, run, event, now, attempt=attempt.number, reason=reason)
+            run = moves.move(self._rows, run, event, now, attempt=attempt.number, reason=reason)
             run = moves.attempt_is(
-                connection, run, ended_at=now, outcome=outcome, failure=failure, exit_codes=dict(exit_codes or {})
+                self._rows, run, ended_at=now, outcome=outcome, failure=failure, exit_codes=dict(exit_codes or {})
             )
-            moves.release(connection, run_id, attempt, now, fenced or {}, self._changes)
+            moves.release(self._rows, run_id, attempt, now, fenced or {}, self._changes)
             self._changes.runs[run_id] = run
             return run
 
@@ -354,25 +360,36 @@ class Store:
             yield connection
 
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        """A write by itself, or one of a group. What it does to runs and GPUs it says in `_changes`."""
+    def _write(self, *, gathered: bool = False) -> Iterator[Connection]:
+        """A write by itself, or one of a group. What it does to runs and GPUs it says in `_changes`; its rows may go into `_rows`.
+
+        With `gathered` all its rows go there: in a group they are written with those of others. It must ask the connection
+        nothing but for runs that have ended.
+        """
         with self._one_writer:
-            self._changes = Changes()
+            self._changes, self._rows = Changes(), Rows()
             if self._group is None:
                 with self._begin() as connection:
                     yield connection
+                    self._rows.flush(connection)
                 self._committed(self._changes)
                 return
-            connection, so_far = self._group
-            # Not SQLAlchemy's own, which costs five times as much; the same words in both databases.
-            connection.exec_driver_sql("SAVEPOINT one_of_a_group")
-            try:
+            connection, changes, rows = self._group
+            if gathered:
                 yield connection
-            except BaseException:
-                connection.exec_driver_sql("ROLLBACK TO SAVEPOINT one_of_a_group")
-                raise
-            connection.exec_driver_sql("RELEASE SAVEPOINT one_of_a_group")
-            so_far.add(self._changes)
+                rows.take_over(self._rows, connection)
+            else:
+                rows.flush(connection)
+                # Not SQLAlchemy's own, which costs five times as much; the same words in both databases.
+                connection.exec_driver_sql("SAVEPOINT one_of_a_group")
+                try:
+                    yield connection
+                    self._rows.flush(connection)
+                except BaseException:
+                    connection.exec_driver_sql("ROLLBACK TO SAVEPOINT one_of_a_group")
+                    raise
+                connection.exec_driver_sql("RELEASE SAVEPOINT one_of_a_group")
+            changes.add(self._changes)
 
     def _committed(self, changes: Changes) -> None:
         assert self._book is not None

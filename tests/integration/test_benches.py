@@ -161,7 +161,7 @@ async def measure(controller: Controller, cluster: FakeCluster, new: NewRun, bus
 async def predicted(controller: Controller) -> tuple[float, str]:
     answer = {"placement": None}
     while answer["placement"] is None:  # until the agents have answered
-        answer = await controller.dry_run(JobSpec(run="train.py", workers="2x1", "ana"))
+        answer = await controller.dry_run(JobSpec(run="train.py", workers="2x1"), "ana")
         await asyncio.sleep(0.005)
     return answer["placement"]["busbw_predicted"], answer["placement"]["busbw_bottleneck"]
 
