@@ -53,6 +53,12 @@ def label(text: str) -> str:
     return text
 
 
+def node_name(text: str) -> str:
+    if not text or len(text) > 253:
+        raise ValueError(f"{shown(text)} is no name of a node: 1 to 253 characters")
+    return one_line(text)
+
+
 def split_command(run: str) -> list[str]:
     """The words of `run`, split like a shell would. Raises ValueError where a quote is left open."""
     try:
@@ -168,6 +174,12 @@ def whole(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", value):
         return int(value)
     raise ValueError(f"must be a whole number, not {shown(value)}")
+
+
+def at_least_one(value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise ValueError(f"must be 1 or more, not {value}")
+    return value
 
 
 def priority(value: int) -> int:

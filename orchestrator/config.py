@@ -43,8 +43,12 @@ class Config:
     """Bytes of a code snapshot."""
     log_limit: int
     """Bytes of log that are kept of a rank."""
+    preflight: bool
+    """Whether a gang's nodes are looked at before it is started."""
     local_slots: int
     """CPU slots of the private cluster's head."""
+    dashboard_proxy: int | None
+    """The port that a Ray head, started by others, was told by `--proxy-server-url` to ask for orch's runs."""
     fabric: tuple[Path, ...]
     """Files that say how the nodes hang together: topology.conf, ibnetdiscover's output, a CSV of levels, ..."""
     hardware: Path | None
@@ -144,9 +148,21 @@ def _size(least: int, most: int) -> Callable[[str, Place], int]:
     return parse
 
 
+def _switch(text: str, place: Place) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError(f"must be on or off, not {shown(text)}")
+    return text == "on"
+
+
 def _slots(text: str, place: Place) -> int:
     if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 1024:
         raise ValueError(f"must be a whole number from 1 to 1024, not {shown(text)}")
+    return int(text)
+
+
+def _port(text: str, place: Place) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise ValueError(f"must be a port, 1 to 65535, not {shown(text)}")
     return int(text)
 
 
@@ -171,7 +187,15 @@ KEYS: dict[str, Key] = {
     "lease": Key("How long an attempt lives without word from the controller", _duration(5, 3600), format_duration),
     "code_limit": Key("The largest code snapshot", _size(2**20, 100 * 2**30), format_size),
     "log_limit": Key("How much log is kept of a rank", _size(64 * 2**10, 100 * 2**30), format_size),
+    "preflight": Key(
+        "Whether a gang's nodes are looked at before it is started", _switch, lambda on: "on" if on else "off"
+    ),
     "local.slots": Key("CPU slots of a private cluster; ranks may share cores", _slots),
+    "dashboard.proxy": Key(
+        "Port at which a Ray head that orch did not start asks for orch's runs (`--proxy-server-url`)",
+        _port,
+        lambda port: str(port or ""),
+    ),
     "fabric": Key(
         "Files that say how the nodes hang together, a list (in ORCH_FABRIC with : between them)",
         _paths,
@@ -255,8 +279,10 @@ def _defaults(home: Path) -> dict[str, Any]:
         "lease": 30.0,
         "code_limit": 256 * 2**20,
         "log_limit": 64 * 2**20,
+        "preflight": True,
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
+        "dashboard.proxy": None,
         "fabric": (),
         "hardware": None,
     }

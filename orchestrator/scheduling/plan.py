@@ -7,7 +7,7 @@ docs/scheduling.md says what is guaranteed, and how that is tested.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from orchestrator.placement.gang import Part, placement_of
@@ -24,6 +24,7 @@ from orchestrator.scheduling.reservation import Future
 from orchestrator.scheduling.room import Room, View
 from orchestrator.scheduling.snapshot import Block, Snapshot
 from orchestrator.scheduling.timeline import Opening
+from orchestrator.scheduling.unfit import left_out
 
 MOST_STARTS = 256
 """A plan stops after so many and asks to be called again: what starts should not wait for what is still being decided."""
@@ -206,7 +207,7 @@ class Cycle:
 
     def _no_place(self, ask: Ask, view: View) -> Reason:
         if (never := self.memory.never(ask.shape)) is not None:
-            return Reason(Kind.NEVER, never)
+            return Reason(Kind.UNFIT if ask.unfit else Kind.NEVER, _without(never, ask))
         reason = self._why_no_place(ask, view)
         if self._places_left <= 0:
             return reason
@@ -290,18 +291,11 @@ class Cycle:
             text = f"what is free is kept for run {kept.run} ({holder.run.name}), which starts {when}"
             return Reason(Kind.RESERVED, text, {"run": kept.run})
         kind = Kind.UNFIT if ask.unfit and self._fits_without(ask) else Kind.SHAPE
-        return Reason(kind, self._refusal(ask.request, ask.shape, base))
+        return Reason(kind, _without(self._refusal(ask.request, ask.shape, base), ask))
 
     def _fits_without(self, ask: Ask) -> bool:
         """Whether it would fit on the nodes that are left out because of what it requires."""
-        wide = Request(
-            ask.request.workers,
-            ask.request.device,
-            ask.request.near,
-            ask.request.required,
-            ask.request.relax,
-            ask.request.gpu,
-        )
+        wide = replace(ask.request, exclude=frozenset(), prefer=frozenset())
         return self.room.find(wide, self.memory.shape(wide), self.room.base) is not None
 
     def refusal(self, ask: Ask) -> str:
@@ -316,6 +310,11 @@ class Cycle:
             if not view.touched:
                 self.memory.keep_text(view.begin, shape, text)
         return text
+
+
+def _without(text: str, ask: Ask) -> str:
+    """The refusal with the nodes that were not counted, and why."""
+    return f"{text}; {left_out(ask.unfit)}" if ask.unfit else text
 
 
 def span(seconds: float) -> str:

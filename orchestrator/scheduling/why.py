@@ -17,6 +17,7 @@ from orchestrator.scheduling.plan import Cycle
 from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.suggestions import Suggestion, suggest
+from orchestrator.scheduling.unfit import left_out
 
 MOST_AHEAD = 10
 """So many of the runs before it are named."""
@@ -178,8 +179,7 @@ def _more(cycle: Cycle, ask: Ask) -> Iterator[Reason]:
                     Kind.HEALTH, f"it would fit if all nodes could be used ({notes}{more})", {"nodes": len(out)}
                 )
         if ask.unfit and find(replace(ask.request, exclude=frozenset()), topology, base) is not None:
-            first = ", ".join(f"{name}: {why}" for name, why in sorted(ask.unfit.items())[:3])
-            text = f"{len(ask.unfit)} nodes lack what it requires ({first})"
+            text = f"{len(ask.unfit)} nodes lack what it requires: {left_out(ask.unfit)}"
             yield Reason(Kind.UNFIT, text, {"nodes": len(ask.unfit)})
     elif cycle.room.kept and find(ask.request, topology, cycle.view(ask)[1].free) is None:
         held = ", ".join(f"run {kept.run.id} ({kept.run.name})" for kept in cycle.reservations[:3])
