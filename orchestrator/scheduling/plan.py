@@ -59,7 +59,7 @@ class Cycle:
         self.choices: dict[int, Choice] = {}
         """By run: what was weighed for it."""
         usage = Usage(snapshot, now)
-        self._order = Order(self.asks, snapshot.policy, usage, self.held, now, self._able)
+        self.order = Order(self.asks, snapshot.policy, usage, self.held, now, self._able)
         self._claims = Claims(self.held)
         self.starts: list[Start] = []
         self.waits: list[Wait] = []
@@ -86,14 +86,14 @@ class Cycle:
     def run_to(self, run: int | None) -> Ask | None:
         """Decides on all that are before a run in the queue, and answers its ask; None where it is not there."""
         full: Reason | None = None
-        for ask in self._order:
+        for ask in self.order:
             if ask.id == run:
                 return ask
             reason = full or self.consider(ask)
             if reason is not None:
                 self.waits.append(Wait(ask.run, reason))
             else:
-                self._order.started(ask)
+                self.order.started(ask)
                 if len(self.starts) == MOST_STARTS:
                     full = Reason(Kind.AGE, f"{MOST_STARTS} runs before it start now; its turn comes next")
                     self._later.append(0.0)
@@ -212,7 +212,7 @@ class Cycle:
         if self._places_left <= 0:
             return reason
         opening = self.future.first(ask)
-        cleared, later = self.future.clear(ask, self._order.entitled(ask), opening)
+        cleared, later = self.future.clear(ask, self.order.entitled(ask), opening)
         if later is not None:
             self._later.append(later)
         if cleared is not None:

@@ -29,7 +29,8 @@ from orchestrator.units import format_duration, parse_duration
 
 MOST_ENDS = 2
 """So many runs are named whose end would start it."""
-MOST_TRIED = 6
+MOST_TRIED = 8
+"""So often everything is decided anew for one answer, at most."""
 HIGHEST = 1000
 
 
@@ -98,6 +99,8 @@ def without(snapshot: Snapshot, run_id: int, now: datetime) -> Snapshot:
 class _Trials:
     def __init__(self, cycle: Cycle, ask: Ask) -> None:
         self._cycle, self._ask, self._spec = cycle, ask, ask.run.spec
+        self._tries_left = max(1, MOST_TRIED - len(cycle.waits) // 500)
+        """How often everything may be decided anew, which takes longer the more there are before it."""
 
     def all(self) -> Iterator[Suggestion]:
         if self._ask.id in self._cycle.snapshot.blocked:
@@ -113,20 +116,32 @@ class _Trials:
     def _with(self, **changes: Any) -> Placement | None:
         """Where it would start with these changes, tried where it stands in the queue."""
         cycle = self._cycle
-        run = changed(self._ask.run, changes)
-        moves = "priority" in changes or cycle.snapshot.policy.guarantees
-        if not moves:
-            return cycle.would_start(cycle.memory.ask(run, self._ask.unfit))
-        waiting = tuple(run if one.id == run.id else one for one in cycle.snapshot.waiting)
-        return self._anew(replace(cycle.snapshot, waiting=waiting))
+        return cycle.would_start(cycle.memory.ask(changed(self._ask.run, changes), self._ask.unfit))
+
+    def _moved(self, **changes: Any) -> Placement | None:
+        """Where it would start with these changes, decided anew: they may give it another turn."""
+        snapshot, run = self._cycle.snapshot, changed(self._ask.run, changes)
+        waiting = tuple(run if one.id == run.id else one for one in snapshot.waiting)
+        return self._anew(replace(snapshot, waiting=waiting))
 
     def _anew(self, snapshot: Snapshot) -> Placement | None:
         """Where it would start if everything were decided anew."""
+        if self._tries_left == 0:
+            return None
+        self._tries_left -= 1
         cycle = Cycle(snapshot, self._cycle.now, self._cycle.memory)
         ask = cycle.run_to(self._ask.id)
         return None if ask is None else cycle.would_start(ask)
 
-    def _suggestion(self, what: str, placement: Placement, **changes: Any) -> Suggestion:
+    def _suggestion(self, what: str, found: Placement, **changes: Any) -> Suggestion | None:
+        """The suggestion, where it holds: a run that becomes small enough for its guaranteed part comes earlier."""
+        placement: Placement | None = found
+        if "workers" in changes and self._cycle.snapshot.policy.guarantees:
+            smaller = self._cycle.memory.ask(changed(self._ask.run, changes), self._ask.unfit)
+            if self._cycle.order.entitled(smaller) != self._cycle.order.entitled(self._ask):
+                placement = self._moved(**changes)
+        if placement is None:
+            return None
         return Suggestion(f"with {what} it starts now, {where(placement)}", placement, changes)
 
     # -- changes of the job --------------------------------------------------------------------------------------
@@ -204,7 +219,7 @@ class _Trials:
             and self._spec.priority < above <= HIGHEST
             and find(self._ask.request, base.topology, base) is not None
         ):
-            placement = self._with(priority=above)
+            placement = self._moved(priority=above)
             if placement is not None:
                 yield self._suggestion(f"priority: {above}", placement, priority=above)
 
@@ -216,7 +231,7 @@ class _Trials:
             return
         view, kept = cycle.view(ask)[1].free, cycle.room.all_kept()
         counting = Counting(ask.request, cycle.memory.topology, view)
-        found = tried = 0
+        found = 0
         for run in sorted(cycle.snapshot.running, key=lambda run: (run.spec.workers.total, run.id)):
             parts = cycle.memory.parts(run)
             over_limit = cycle.held.excess(ask.account, ask.gpus) is not None
@@ -226,7 +241,6 @@ class _Trials:
             give(after, parts, kept)
             if find(ask.request, cycle.memory.topology, after) is None:
                 continue
-            tried += 1
             placement = self._anew(without(cycle.snapshot, run.id, cycle.now))
             if placement is not None:
                 found += 1
@@ -236,7 +250,7 @@ class _Trials:
                     placement,
                     ends=run.id,
                 )
-            if found == MOST_ENDS or tried == MOST_TRIED:
+            if found == MOST_ENDS or self._tries_left == 0:
                 return
 
 
