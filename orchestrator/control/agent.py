@@ -35,8 +35,10 @@ from orchestrator.control.launcher_client import LauncherClient, LauncherGoneErr
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.part import Part
 from orchestrator.control.rank_env import base_env, cpus_by_numa, gpu_name, interface_of, rank_env
+from orchestrator.control.rank_progress import RankProgress, look
 from orchestrator.hardware.model import Node
 from orchestrator.placement.ranks import cpu_affinity
+from orchestrator.progress.file import VARIABLE as PROGRESS_VARIABLE
 
 log = logging.getLogger("orch.agent")
 
@@ -44,6 +46,8 @@ LOOK_S = 0.1
 """How often logs are looked at while ranks live."""
 LOOK_AGAIN_S = 30.0
 """How often the machine is looked at: a GPU that is lost, or a NIC that goes down, is told within that time."""
+PROGRESS_S = 1.0
+"""How often the ranks' progress files are read."""
 REPORT_BYTES = 4 << 20
 GPU_FREE_S = 15.0
 """How long ended ranks' GPU memory may take to be given back before the node is reported all the same."""
@@ -305,7 +309,8 @@ class NodeAgent:
                 "argv": list(part.argv),
                 "cwd": str(folder.code),
                 "log": str(folder.log(rank.rank).path),
-                "env": rank_env(base, part, rank, visible=self._visible, cores=self._cores, mark=mark),
+                "env": rank_env(base, part, rank, visible=self._visible, cores=self._cores, mark=mark)
+                | {PROGRESS_VARIABLE: str(folder.progress(rank.rank))},
                 "cpus": list(cpus[rank.local_rank]) if cpus else None,
                 "cudnn": part.cudnn,
             }
@@ -365,8 +370,18 @@ class NodeAgent:
         info = None if self._info_sent else self._found
         self._info_sent = True
         self._sequence += 1
-        self._unacked = Report(self._sequence, tuple(p.status() for p in self._parts.values()), tuple(chunks), info)
+        parts = self._parts.values()
+        looks = tuple(found for part in parts for found in self._progress_of(part))
+        self._unacked = Report(self._sequence, tuple(p.status() for p in parts), tuple(chunks), info, looks)
         return self._unacked
+
+    def _progress_of(self, part: Part) -> tuple[RankProgress, ...]:
+        """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""
+        if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
+            part.looked = time.monotonic()
+            found = (look(part.folder.progress(rank), part.run, part.attempt, rank) for rank in part.ranks)
+            part.progress = tuple(one for one in found if one is not None)
+        return part.progress
 
     async def _look(self) -> None:
         """Looks at the machine every now and then; what has changed goes into the next report."""

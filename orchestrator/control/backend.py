@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orchestrator.control.rank_progress import RankProgress
 from orchestrator.placement.values import Device
 
 
@@ -57,6 +58,8 @@ class StartPart:
     log_limit: int
     cudnn: dict[str, bool | None] | None = None
     """benchmark and deterministic, to be set before the script's first line."""
+    throughput: dict[str, str] = field(default_factory=dict)
+    """Patterns by name that rank 0's log is read with."""
 
     @property
     def key(self) -> str:
@@ -103,6 +106,8 @@ class Report:
     logs: tuple[LogChunk, ...] = ()
     info: dict[str, Any] | None = None
     """Hardware and versions; sent when they are new to the controller."""
+    progress: tuple[RankProgress, ...] = ()
+    """The newest look at each rank: counters from its beginning on, so that nothing is lost with a report."""
 
 
 class StaleController(Exception):

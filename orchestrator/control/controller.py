@@ -72,6 +72,7 @@ class Controller:
             self.gangs.adopt(run)
         await self.roster.start()
         await self.gangs.give_up_missing()
+        self.gangs.measuring.start()
         runtime.forever("scheduling", self._schedule_when_woken, 0.0)
         runtime.wake.set()
 

@@ -20,6 +20,7 @@ from orchestrator.control.backend import (
 )
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.measuring import Measuring
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.hardware.model import Cluster
@@ -45,6 +46,7 @@ class Gangs:
         self._asked_to_end: set[int] = set()
         """Live runs that somebody cancelled; it may be asked between an attempt's record and its beginning here."""
         self._gangs: dict[tuple[int, int], Gang] = {}
+        self.measuring = Measuring(runtime)
 
     def of(self, run: Run) -> Gang | None:
         """The run's live attempt."""
@@ -85,6 +87,7 @@ class Gangs:
         gang = Gang(run.id, run.attempt.number, run.spec, run.attempt.placement)
         gang.cancelled = run.state is State.STOPPING or run.id in self._asked_to_end
         self._gangs[gang.run, gang.attempt] = gang
+        self.measuring.begin(run)
         return gang
 
     async def _launch(self, gang: Gang, run: Run) -> None:
@@ -178,6 +181,7 @@ class Gangs:
             except OSError as error:
                 log.error("the log of run %s is incomplete: %s", chunk.run, error)
             self._runtime.tell(chunk.run)
+        self.measuring.take_in(report.progress)
         for status in report.parts:
             gang = self._gangs.get((status.run, status.attempt))
             if gang is None or node not in gang.parts:
@@ -254,6 +258,7 @@ class Gangs:
         runtime = self._runtime
         event, outcome = gang.verdict()
         failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
+        await self.measuring.end(gang.run, gang.attempt)
         until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
         run = await self._record_end(
             gang.run,

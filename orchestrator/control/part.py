@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.control.backend import PartStatus
 from orchestrator.control.node_files import AttemptFolder
+from orchestrator.control.rank_progress import RankProgress
 
 
 @dataclass
@@ -24,6 +25,9 @@ class Part:
     first_failed: int | None = None
     warm: int = 0
     master_port: int = 0
+    looked: float = 0.0
+    """When its ranks' progress was read, by time.monotonic()."""
+    progress: tuple[RankProgress, ...] = ()
 
     @property
     def key(self) -> str:

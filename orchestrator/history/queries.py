@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Connection, Row, Select, exists, select
 
+from orchestrator.history.measurements import measured, progress_of, used_by
 from orchestrator.history.models import LIVE_STATES, TERMINAL_STATES, AttemptRow, EventRow, NodeRow, RunRow, TagRow
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
@@ -74,7 +75,9 @@ def run_by_id(connection: Connection, run: int, events: bool = False) -> Run | N
     happened: Iterable[Row[Any]] = ()
     if events:
         happened = connection.execute(select(EventRow).where(EventRow.run_id == run).order_by(EventRow.sequence))
-    return _run(row, tuple(map(_attempt, attempts)), tuple(map(_event, happened)))
+    progress, used = progress_of(connection, [run]), used_by(connection, [run])
+    whole = tuple(measured(_attempt(one), run, progress, used) for one in attempts)
+    return _run(row, whole, tuple(map(_event, happened)))
 
 
 def find(connection: Connection, ref: int | str) -> Run | None:
@@ -132,13 +135,13 @@ def _with_attempts(connection: Connection, question: Select[Any]) -> list[Run]:
     rows = connection.execute(question).all()
     # The same question again as a subquery: a list of ids would outgrow the number of parameters a statement may have.
     chosen = question.with_only_columns(RunRow.id).subquery()
+    ids = select(chosen.c.id)
+    progress, used = progress_of(connection, ids), used_by(connection, ids)
     attempts: dict[int, list[Attempt]] = {row.id: [] for row in rows}
     for row in connection.execute(
-        select(AttemptRow)
-        .where(AttemptRow.run_id.in_(select(chosen.c.id)))
-        .order_by(AttemptRow.run_id, AttemptRow.number)
+        select(AttemptRow).where(AttemptRow.run_id.in_(ids)).order_by(AttemptRow.run_id, AttemptRow.number)
     ):
-        attempts[row.run_id].append(_attempt(row))
+        attempts[row.run_id].append(measured(_attempt(row), row.run_id, progress, used))
     return [_run(row, tuple(attempts[row.id])) for row in rows]
 
 

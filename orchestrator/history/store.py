@@ -16,9 +16,10 @@ from typing import Any, Self
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.history import queries
+from orchestrator.history import measurements, queries
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch
+from orchestrator.history.measurements import Measured
 from orchestrator.history.models import AllocationRow, AttemptRow, ControlRow, EventRow, NodeRow, RunRow, TagRow
 from orchestrator.history.queries import RunFilter
 from orchestrator.placement.values import Placement
@@ -38,6 +39,8 @@ class Store:
         self._epoch: int | None = None
         # Threads of one process queue here: SQLite's own waiting polls with pauses of up to 100 ms.
         self._one_writer = threading.Lock()
+        self.prices: Mapping[str, float] = {}
+        """Of a GPU-hour, by model: what GPU time is counted with from now on."""
 
     @classmethod
     def open(cls, url: str, readonly: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
@@ -165,16 +168,31 @@ class Store:
                 )
             )
             _release(connection, run_id, attempt, now, fenced or {})
+            measurements.fold(connection, (run_id, attempt.number), now, ended=now)
+            measurements.recount(connection, _known(connection, run_id), now, self.prices)
             return _known(connection, run_id)
+
+    def measure(self, taken: Sequence[Measured], now: datetime) -> None:
+        """Records what was measured of live attempts since the last time, and counts their GPU time anew."""
+        with self._write() as connection:
+            for one in taken:
+                key = one.run, one.attempt
+                if one.progress is not None:
+                    measurements.record_progress(connection, key, one.progress, now)
+                measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
+                measurements.fold(connection, key, now, ended=None)
+            for run in sorted({one.run for one in taken}):
+                measurements.recount(connection, _known(connection, run), now, self.prices)
 
     def release_fenced(self, now: datetime) -> int:
         """Frees the GPUs whose fence has run out by `now`; returns how many."""
         with self._write() as connection:
-            return connection.execute(
-                update(AllocationRow)
-                .where(AllocationRow.released_at.is_(None), AllocationRow.fenced_until <= now)
-                .values(released_at=now)
-            ).rowcount
+            due = AllocationRow.released_at.is_(None), AllocationRow.fenced_until <= now
+            runs = connection.execute(select(AllocationRow.run_id).where(*due).distinct()).scalars().all()
+            freed = connection.execute(update(AllocationRow).where(*due).values(released_at=now)).rowcount
+            for run in runs:
+                measurements.recount(connection, _known(connection, run), now, self.prices)
+            return freed
 
     def release(self, run_id: int, attempt: int, node: str, now: datetime) -> None:
         """Frees what an ended attempt still has fenced on a node: its ranks there have been seen gone."""
@@ -185,6 +203,7 @@ class Store:
                 .where(AllocationRow.released_at.is_(None), AllocationRow.fenced_until.is_not(None))
                 .values(released_at=now)
             )
+            measurements.recount(connection, _known(connection, run_id), now, self.prices)
 
     def upsert_node(self, node: NodeRecord) -> None:
         """Records what is known of a node now; when it was first seen stays as it was."""

@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.placement.values import Placement
+from orchestrator.progress.gpu_time import NodeTime
+from orchestrator.progress.values import Progress
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 from orchestrator.spec import JobSpec
 
@@ -58,6 +60,10 @@ class Attempt:
     failure: Failure | None = None
     exit_codes: dict[int, int] = field(default_factory=dict)
     """By rank: the exit status, or minus the signal."""
+    progress: Progress | None = None
+    """How far it got and how fast; None where nothing could be seen of it."""
+    used: tuple[NodeTime, ...] = ()
+    """What its GPUs were used for, by node, as last counted."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""What orch measures of a training script is what the script measures of itself; real agents, launchers and ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from orchestrator.control.agent import NodeAgent
+from orchestrator.control.backend import RankStart, StartPart
+from orchestrator.control.gang_progress import GangProgress
+from orchestrator.control.rank_progress import RankProgress
+from orchestrator.progress.values import Progress
+
+pytestmark = pytest.mark.torch
+
+
+class Measured(NamedTuple):
+    """What orch saw of a run, and what its ranks printed."""
+
+    progress: Progress
+    looks: dict[int, RankProgress]
+    said: list[dict[str, Any]]
+
+    def own(self, name: str) -> Any:
+        return [one[name] for one in self.said]
+
+
+async def no_code(sha256: str) -> AsyncIterator[bytes]:
+    raise AssertionError("nothing is fetched where a part has no snapshot")
+    yield b""
+
+
+class Node:
+    """One agent for all tests, whose warm process is there after the first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.loop = asyncio.new_event_loop()
+        self.agent = NodeAgent("orch-throughput", "a", "127.0.0.1", folder / "n", no_code, lambda: {}, dict(os.environ))
+        self.runs = 0
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self.agent.close(1000))
+        self.loop.close()
+
+    def measure(self, script: str, ranks: int = 2, **change: Any) -> Measured:
+        return self.loop.run_until_complete(asyncio.wait_for(self._measure(script, ranks, change), 120))
+
+    async def _measure(self, script: str, ranks: int, change: dict[str, Any]) -> Measured:
+        self.runs += 1
+        path = self.folder / f"train{self.runs}.py"
+        path.write_text(script)
+        started = tuple(RankStart(rank, rank, rank) for rank in range(ranks))
+        env = change.pop("env", {})
+        part = StartPart(
+            self.runs, 1, (str(path),), None, None, {"GLOO_SOCKET_IFNAME": "lo", **env}, {}, "cpu", started, ranks, 0,
+            "127.0.0.1", 0, 60, 1 << 20, **change,
+        )  # fmt: skip
+        await self.agent.start(1, part)
+        gang, ack, looks, log = GangProgress(), 0, {}, b""
+        while True:
+            report = await self.agent.sync(1, ack, 60, 1)
+            ack = report.sequence
+            mine = [look for look in report.progress if look.run == self.runs]
+            gang.observe(mine, datetime.now(UTC))
+            looks |= {look.rank: look for look in mine}
+            log += b"".join(chunk.data for chunk in report.logs if chunk.run == self.runs)
+            status = next(status for status in report.parts if status.run == self.runs)
+            if status.ended:
+                break
+        assert set(status.ranks.values()) == {0}, log.decode()
+        gang.end(datetime.now(UTC))
+        said = [json.loads(line) for line in log.decode().splitlines() if line.startswith("{")]
+        await self.agent.forget(1, self.runs, 1)
+        progress = gang.summary()
+        assert progress is not None
+        return Measured(progress, looks, said)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    one = Node(tmp_path_factory.mktemp("throughput"))
+    yield one
+    one.close()
+
+
+SELF_MEASURED = """
+import json, os, time, torch, torch.distributed as dist
+from torch.utils.data import DataLoader, TensorDataset, DistributedSampler
+
+class Watch:
+    "From the end of the first step to the end of the last, as a careful script would."
+    def __init__(self):
+        self.steps = self.samples = self.counted = 0
+        self.first = self.last = None
+    def step(self, samples):
+        self.last = time.monotonic()
+        self.steps += 1
+        self.samples += samples
+        if self.first is None:
+            self.first = self.last
+        else:
+            self.counted += samples
+    def say(self, **more):
+        spent = self.last - self.first
+        print(json.dumps(dict(steps=self.steps, samples=self.samples, rate=self.counted / spent,
+                              step_time=spent / (self.steps - 1), rank=int(os.environ["RANK"]), **more)), flush=True)
+
+watch = Watch()
+def data(count, **options):
+    return TensorDataset(torch.randn(count, 16), torch.randn(count, 1))
+"""
+
+DDP = """
+dist.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(16, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+train = data(1610)
+sampler = DistributedSampler(train)
+loader = DataLoader(train, batch_size=10, sampler=sampler)
+for epoch in range(2):
+    for x, y in loader:
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        time.sleep(0.005)
+        optimizer.step(); optimizer.zero_grad()
+        watch.step(len(x))
+watch.say()
+dist.destroy_process_group()
+"""
+
+
+def agrees(measured: Measured) -> None:
+    """Steps and samples to the one, rates to 2 %."""
+    progress = measured.progress
+    assert progress.steps == max(measured.own("steps"))
+    assert progress.samples == sum(measured.own("samples"))
+    assert progress.samples_per_s == pytest.approx(sum(measured.own("rate")), rel=0.02)
+    assert progress.step_time == pytest.approx(max(measured.own("step_time")), rel=0.02)
+    assert progress.source == "auto"
+
+
+def test_plain_ddp_with_an_uneven_last_batch(node: Node) -> None:
+    measured = node.measure(SELF_MEASURED + DDP)
+    agrees(measured)
+    # 805 samples a rank: 80 batches of 10 and one of 5.
+    assert measured.progress.steps == 162
