@@ -42,16 +42,16 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.loop = asyncio.new_event_loop()
+        self.runner = asyncio.Runner()
         self.agent = NodeAgent("orch-throughput", "a", "127.0.0.1", folder / "n", no_code, lambda: {}, dict(os.environ))
-        self.runs = 0
+        self.runs = self.ack = 0
 
     def close(self) -> None:
-        self.loop.run_until_complete(self.agent.close(1000))
-        self.loop.close()
+        self.runner.run(self.agent.close(1000))
+        self.runner.close()
 
     def measure(self, script: str, ranks: int = 2, **change: Any) -> Measured:
-        return self.loop.run_until_complete(asyncio.wait_for(self._measure(script, ranks, change), 120))
+        return self.runner.run(asyncio.wait_for(self._measure(script, ranks, change), 120))
 
     async def _measure(self, script: str, ranks: int, change: dict[str, Any]) -> Measured:
         self.runs += 1
@@ -64,10 +64,10 @@ class Node:
             "127.0.0.1", 0, 60, 1 << 20, **change,
         )  # fmt: skip
         await self.agent.start(1, part)
-        gang, ack, looks, log = GangProgress(), 0, {}, b""
+        gang, looks, log = GangProgress(), {}, b""
         while True:
-            report = await self.agent.sync(1, ack, 60, 1)
-            ack = report.sequence
+            report = await self.agent.sync(1, self.ack, 60, 1)
+            self.ack = report.sequence
             mine = [look for look in report.progress if look.run == self.runs]
             gang.observe(mine, datetime.now(UTC))
             looks |= {look.rank: look for look in mine}
@@ -151,3 +151,118 @@ def test_plain_ddp_with_an_uneven_last_batch(node: Node) -> None:
     agrees(measured)
     # 805 samples a rank: 80 batches of 10 and one of 5.
     assert measured.progress.steps == 162
+
+
+FSDP = """
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
+mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+fully_shard(model, mesh=mesh)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+train = data(800)
+loader = DataLoader(train, batch_size=8, sampler=DistributedSampler(train))
+for x, y in loader:
+    torch.nn.functional.mse_loss(model(x), y).backward()
+    time.sleep(0.005)
+    optimizer.step(); optimizer.zero_grad()
+    watch.step(len(x))
+watch.say()
+dist.destroy_process_group()
+"""
+
+
+def test_fsdp(node: Node) -> None:
+    agrees(node.measure(SELF_MEASURED + FSDP))
+
+
+ACCUMULATION = """
+model, held_out = torch.nn.Linear(16, 1), DataLoader(data(64), batch_size=16)
+first, second = (torch.optim.SGD(model.parameters(), lr=0.001) for _ in range(2))
+scaler = torch.amp.GradScaler("cpu")
+loader = DataLoader(data(1200), batch_size=4, num_workers=1)
+pending = 0
+for number, (x, y) in enumerate(loader, 1):
+    scaler.scale(torch.nn.functional.mse_loss(model(x), y)).backward()
+    pending += len(x)
+    if number % 3:
+        continue
+    time.sleep(0.005)
+    scaler.step(first); scaler.update()
+    second.step()
+    first.zero_grad()
+    watch.step(pending)
+    pending = 0
+    if number % 30 == 0:
+        for x, y in held_out:
+            with torch.no_grad():
+                model(x)
+watch.say()
+"""
+
+
+def test_accumulation_with_a_scaler_two_optimizers_workers_and_validations_in_between(node: Node) -> None:
+    measured = node.measure(SELF_MEASURED + ACCUMULATION, ranks=1)
+    # The second optimizer steps after the watch has been... a fraction of a millisecond.
+    agrees(measured)
+    assert measured.progress.steps == 100
+    assert measured.looks[0].batch_samples == 1200 + 10 * 64
+
+
+LIGHTNING = """
+import warnings; warnings.filterwarnings("ignore")
+import lightning, logging
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(16, 1)
+    def training_step(self, batch, index):
+        time.sleep(0.005)
+        return torch.nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+    def validation_step(self, batch, index):
+        self.layer(batch[0])
+    def on_train_batch_end(self, outputs, batch, index):
+        watch.step(len(batch[0]))
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+trainer = lightning.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, enable_progress_bar=False, logger=False,
+    enable_model_summary=False, default_root_dir=os.path.dirname(__file__) + "/lightning", val_check_interval=0.5,
+)
+trainer.fit(Module(), DataLoader(data(1010), batch_size=10), DataLoader(data(100), batch_size=10))
+watch.say()
+"""
+
+
+def test_lightning(node: Node) -> None:
+    agrees(node.measure(SELF_MEASURED + LIGHTNING))
+
+
+ACCELERATE = """
+from accelerate import Accelerator
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+model = torch.nn.Linear(16, 1)
+model, optimizer, loader = accelerator.prepare(
+    model, torch.optim.AdamW(model.parameters()), DataLoader(data(1610), batch_size=5, shuffle=True))
+pending = 0
+for epoch in range(2):
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(torch.nn.functional.mse_loss(model(x), y))
+            time.sleep(0.003)
+            optimizer.step(); optimizer.zero_grad()
+        pending += len(x)
+        if accelerator.sync_gradients:
+            watch.step(pending)
+            pending = 0
+watch.say()
+accelerator.end_training()
+"""
+
+
+def test_accelerate(node: Node) -> None:
+    agrees(node.measure(SELF_MEASURED + ACCELERATE))
