@@ -31,6 +31,7 @@ from orchestrator.control.backend import (
     StartPart,
 )
 from orchestrator.control.gpus import memory_is_free, visible_gpus
+from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.part import Part
@@ -224,6 +225,7 @@ class NodeAgent:
             run, number = map(int, key.split("."))
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
             part.master_port = note.get("master_port", 0)
+            part.patterns = LogPatterns(note.get("throughput", {}))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
@@ -273,8 +275,10 @@ class NodeAgent:
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
+        known.patterns = LogPatterns(part.throughput)
         known.master_port = part.master_port or self._reserve(part.key)
-        folder.write_note({"log_limit": part.log_limit, "gpus": gpus, "master_port": known.master_port})
+        note = {"log_limit": part.log_limit, "gpus": gpus, "master_port": known.master_port}
+        folder.write_note(note | {"throughput": part.throughput})
         answer = await self._launcher.call(
             "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
         )
@@ -363,6 +367,8 @@ class NodeAgent:
                 while room > 0 and (taken := file.take(part.log_limit)) is not None:
                     room -= len(taken[1])
                     chunks.append(LogChunk(part.run, part.attempt, rank, *taken, time.time()))
+                    if rank == 0:
+                        part.patterns.feed(taken[1])
                 if file.over(part.log_limit) and not file.tail_taken:
                     file.trim(part.log_limit)
                     if part.swept:
@@ -379,7 +385,11 @@ class NodeAgent:
         """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""
         if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
             part.looked = time.monotonic()
-            found = (look(part.folder.progress(rank), part.run, part.attempt, rank) for rank in part.ranks)
+            told = part.patterns.values, part.patterns.at
+            found = (
+                look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
+                for rank in part.ranks
+            )
             part.progress = tuple(one for one in found if one is not None)
         return part.progress
 
@@ -417,6 +427,7 @@ class NodeAgent:
                     "log_limit": part.log_limit,
                     "gpus": part.gpus,
                     "master_port": part.master_port,
+                    "throughput": part.patterns.texts,
                     "shipped": {rank: file.shipped for rank, file in part.folder.logs.items()},
                 }
             )

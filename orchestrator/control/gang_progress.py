@@ -14,15 +14,12 @@ from typing import Literal
 
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.progress.histogram import difference, merged, quantile
-from orchestrator.progress.values import GangSample, Progress, RankSample, Source
+from orchestrator.progress.values import GangSample, Progress, RankSample, Source, patience_ms
 
 GANG_S, RANK_S = 10, 60
 """The length of the newest rows of the gang's series, and of its ranks'."""
 STEPLESS_BATCHES = 10
 """So many batches without any step are those of a script that has no optimizer steps to see."""
-PATIENCE_MS = 30_000
-"""A pause as long as this, or as ten steps, is no standstill yet: a validation, a slow batch."""
-PATIENCE_STEPS = 10
 RATES = {"samples": "samples_per_s", "tokens": "tokens_per_s"}
 """What a `throughput:` pattern's name means beside its own value."""
 
@@ -72,6 +69,7 @@ class GangProgress:
         self._log_read = 0
         self._gang_base: tuple[int, dict[int, RankProgress]] | None = None
         self._rank_base: tuple[int, dict[int, RankProgress]] | None = None
+        self._over = False
         self._gang_rows: list[GangSample] = []
         self._rank_rows: list[RankSample] = []
 
@@ -156,26 +154,33 @@ class GangProgress:
 
     def _new_save_ms(self) -> int:
         """How long the gang waited for saves since the last time: as long as the rank that waited longest."""
-        most = 0
-        for number, rank in self._ranks.items():
-            look, before = rank.look, self._save_seen.get(number)
-            if before is None:
-                # Saves before the first step belong to the start; of an adopted attempt what is recorded is known.
-                later = look.save_began_at > _first(look, self._kind)
-                before = self._adopted * 10**6 if self._adopted is not None else 0 if later else look.save_time
-            most = max(most, look.save_time - before)
-            self._save_seen[number] = look.save_time
+        most = max(rank.look.save_time - self._seen_save_time(rank.look) for rank in self._ranks.values())
+        self._save_seen |= {number: rank.look.save_time for number, rank in self._ranks.items()}
         return most // 10**6
+
+    def _seen_save_time(self, look: RankProgress) -> int:
+        """What of the rank's save time is counted already."""
+        if look.rank in self._save_seen:
+            return self._save_seen[look.rank]
+        if self._adopted is not None:
+            return self._adopted * 10**6 + look.early_save_time
+        if self._kind == "steps":
+            return look.early_save_time
+        # Saves before the first step belong to the start.
+        return 0 if look.save_began_at >= _first(look, self._kind) else look.save_time
 
     def _busy_part(self, span: int, steps: int) -> int:
         """How much of a time without saves, at whose end the gang had got on, was no standstill."""
         step = self._step_ms()
         if step is None:
             return span
-        patience = max(PATIENCE_MS, PATIENCE_STEPS * step, 2 * steps * step)
-        return min(span, int(patience))
+        return min(span, max(patience_ms(step), int(2 * steps * step)))
 
     def _step_ms(self) -> float | None:
+        """A typical step: the median, which no pause changes much."""
+        typical = quantile(merged([rank.look.step_times for rank in self._ranks.values()]), 0.5)
+        if typical is not None:
+            return typical * 1000
         count = self._path[-1][0]
         return self._busy / (count - 1) if count > 1 and self._busy else None
 
@@ -261,24 +266,17 @@ class GangProgress:
 
     def end(self, now: datetime) -> None:
         """The attempt is over: what is open is closed."""
+        self._over = True
         self._close_windows(_ns(now) // 10**6, end=True)
 
     # -- the summary -----------------------------------------------------------------------------------------------
 
-    def summary(self, now: datetime | None = None) -> Progress | None:
-        """Everything so far; None before any progress.
-
-        `now` for an attempt that lives: the time since its last sign counts as work as long as it is no standstill.
-        """
+    def summary(self) -> Progress | None:
+        """Everything up to the newest progress, with the saves after it once the attempt is over; None before any."""
         if self._first_ms is None or self._counted_to is None:
             return None
-        kind, busy, save, idle = self._kind, self._busy, self._save, self._idle
+        kind = self._kind
         looks = {number: rank.look for number, rank in self._ranks.items()}
-        if looks:
-            save += min(self._tail_save(), max(0, _milliseconds(now) - self._counted_to) if now else 2**62)
-        if now is not None and (tail := _milliseconds(now) - self._counted_to - (save - self._save)) > 0:
-            busy += self._busy_part(tail, 0)
-            idle += tail - self._busy_part(tail, 0)
         steps = max(self._count(), self._path[-1][0])
         speed = self._speed(looks, steps)
         own = {number: rank.own_time for number, rank in self._ranks.items()}
@@ -305,10 +303,10 @@ class GangProgress:
             data_wait=min(1.0, sum(waits) / len(waits)) if waits else None,
             first_step_at=_time(self._first_ms),
             last_step_at=_time(self._counted_to),
-            busy_ms=busy,
-            save_ms=save,
-            idle_ms=idle,
-            unsaved_ms=busy - self._saved_busy,
+            busy_ms=self._busy,
+            save_ms=self._save + (self._last_saves() if self._over else 0),
+            idle_ms=self._idle,
+            unsaved_ms=self._busy - self._saved_busy,
             saves=self._saves,
             saved_steps=self._saved_count,
             saved_at=None if self._saved_ms is None else _time(self._saved_ms),
@@ -317,14 +315,13 @@ class GangProgress:
             metrics=self._metrics(),
         )
 
-    def _tail_save(self) -> int:
-        """Saves since the last progress: complete ones, and how long one has been under way."""
+    def _last_saves(self) -> int:
+        """How long the gang waited for saves after its last progress, one that was broken off included."""
         most = 0
-        for number, rank in self._ranks.items():
+        for rank in self._ranks.values():
             look = rank.look
-            most = max(most, look.save_time - self._save_seen.get(number, look.save_time))
-            if look.saving:
-                most = max(most, look.at - max(look.save_began_at, look.progressed_at))
+            broken_off = look.at - max(look.save_began_at, look.progressed_at) if look.saving else 0
+            most = max(most, look.save_time - self._seen_save_time(look) + broken_off)
         return most // 10**6
 
     def _speed(self, looks: dict[int, RankProgress], steps: int) -> tuple[float | None, float | None]:

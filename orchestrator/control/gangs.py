@@ -159,6 +159,7 @@ class Gangs:
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
+            throughput=dict(spec.throughput),
         )
 
     def _network_of(self, node: str) -> NodeFacts:

@@ -53,20 +53,20 @@ class Measuring:
             return
         gang.end(self._runtime.now())
         try:
-            await self._write({(run, attempt): gang}, live=False)
+            await self._write({(run, attempt): gang})
         except StaleEpoch:
             raise
         except StoreError as error:
             log.error("what was measured of run %s last is lost: %s", run, error)
 
     async def _write_all(self) -> None:
-        await self._write(self._gangs, live=True)
+        await self._write(self._gangs)
 
-    async def _write(self, gangs: dict[tuple[int, int], GangProgress], *, live: bool) -> None:
+    async def _write(self, gangs: dict[tuple[int, int], GangProgress]) -> None:
         now = self._runtime.now()
         taken = []
         for (run, attempt), gang in gangs.items():
             rows = gang.take_rows()
-            taken.append(Measured(run, attempt, gang.summary(now if live else None), tuple(rows[0]), tuple(rows[1])))
+            taken.append(Measured(run, attempt, gang.summary(), tuple(rows[0]), tuple(rows[1])))
         if taken:
             await self._runtime.db(self._runtime.store.measure, taken, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from orchestrator.control.backend import PartStatus
+from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.node_files import AttemptFolder
 from orchestrator.control.rank_progress import RankProgress
 
@@ -28,6 +29,8 @@ class Part:
     looked: float = 0.0
     """When its ranks' progress was read, by time.monotonic()."""
     progress: tuple[RankProgress, ...] = ()
+    patterns: LogPatterns = field(default_factory=lambda: LogPatterns({}))
+    """Of the job's `throughput:`; rank 0's log is read with them."""
 
     @property
     def key(self) -> str:

@@ -18,7 +18,7 @@ class RankProgress:
     """Counters from the rank's beginning on. `..._at` and all durations are nanoseconds; a time of 0 is "never".
 
     Times are of the node's CLOCK_MONOTONIC, as `at` is, the moment of the look. The fields from `began_at` to
-    `reported_step` are the file's slots in its order (orchestrator/progress/file.py).
+    `early_save_time` are the file's slots in its order (orchestrator/progress/file.py).
     """
 
     run: int
@@ -60,6 +60,8 @@ class RankProgress:
     first_report_at: int = 0
     reported_samples: int = 0
     reported_step: int = 0
+    early_save_time: int = 0
+    """The part of save_time before the first step."""
     step_times: dict[int, int] = field(default_factory=dict)
     """How many steps took how long, by bucket of file.bucket_of."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -77,7 +79,7 @@ class RankProgress:
         return max(self.step_at, self.batch_at, self.report_at, self.logged_at)
 
 
-_SLOTS = struct.Struct("32q")
+_SLOTS = struct.Struct(f"{file.SLOTS}q")
 _COUNTS = struct.Struct(f"{file.BUCKETS}q")
 
 

@@ -22,6 +22,7 @@ from datetime import datetime, timedelta
 from statistics import median
 
 from orchestrator.progress.gpu_time import GpuTime, total
+from orchestrator.progress.values import patience_ms
 from orchestrator.scheduling.lifecycle import Outcome, State
 from orchestrator.scheduling.run import Attempt, Run
 
@@ -44,6 +45,11 @@ def account(attempt: Attempt, since: datetime, until: datetime, *, began_anew: b
     starting = min(held, milliseconds(progress.first_step_at - since))
     saving = min(held - starting, progress.save_ms)
     busy = min(held - starting - saving, progress.busy_ms)
+    if attempt.ended_at is None and progress.last_step_at is not None:
+        # The step that is under way, unless it has been for too long.
+        since_then = milliseconds(until - progress.last_step_at)
+        if since_then <= patience_ms((progress.step_time_p50 or progress.step_time or 0) * 1000):
+            busy = min(held - starting - saving, busy + since_then)
     lost = 0 if kept else busy if began_anew else min(busy, progress.unsaved_ms)
     return GpuTime(starting, busy - lost, saving, lost, held - starting - saving - busy)
 

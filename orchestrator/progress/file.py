@@ -57,7 +57,10 @@ VARIABLE = "ORCH_PROGRESS"
     S_FIRST_REPORT_AT,
     S_REPORTED_SAMPLES,
     S_REPORTED_STEP,
-) = range(32)
+    # How much of the save time was before the first step.
+    S_EARLY_SAVE_TIME,
+    SLOTS,
+) = range(34)
 
 METRICS = 512
 METRIC_COUNT = 16

@@ -76,6 +76,7 @@ class Observer:
             self.counts[file.bucket_of(now - self.last_step)] += 1
         else:
             slots[file.S_FIRST_STEP_AT] = now
+            slots[file.S_EARLY_SAVE_TIME] = slots[file.S_SAVE_TIME]
         self.last_step = slots[file.S_STEP_AT] = now
         if self.pending:
             # What other loaders gave meanwhile, for a validation say, was not trained on.
