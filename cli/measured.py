@@ -42,7 +42,9 @@ def fields(run: Run) -> list[tuple[str, Any]]:
 
 
 def _fields(run: Run) -> list[tuple[str, Any]]:
-    found = [(f"throughput.{name}", value) for name, value in (run.get("throughput") or {}).items() if name != "metrics"]
+    found = [
+        (f"throughput.{name}", value) for name, value in (run.get("throughput") or {}).items() if name != "metrics"
+    ]
     found += [(f"metric.{name}", value) for name, value in (_of(run, "metrics") or {}).items()]
     found += [(f"gpu_seconds.{name}", value) for name, value in (run.get("gpu_seconds") or {}).items()]
     names = ("goodput", "effective_training_time_ratio", "queue_seconds", "cost")

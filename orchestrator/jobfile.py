@@ -120,8 +120,8 @@ def _set(found: Contents, override: str) -> None:
         found.complain((top,), message, hint, at=mark)
         return
     if dot and (top not in MAPPINGS or not entry):
-        settable = " and ".join(sorted(MAPPINGS))
-        found.complain(path, f"only {settable} have entries that can be set one by one", at=mark)
+        *most, last = sorted(MAPPINGS)
+        found.complain(path, f"only {', '.join(most)} and {last} have entries that can be set one by one", at=mark)
         return
     _forget(found, path)
     found.marks[path] = found.key_marks[path] = mark

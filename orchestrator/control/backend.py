@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.placement.values import Device
 
@@ -98,6 +99,16 @@ class PartStatus:
 
 
 @dataclass(frozen=True)
+class GpuLook:
+    """What a GPU was doing at one moment, while a run had it."""
+
+    run: int
+    attempt: int
+    gpu: int
+    use: GpuUse
+
+
+@dataclass(frozen=True)
 class Report:
     """An agent's answer to sync."""
 
@@ -106,6 +117,8 @@ class Report:
     logs: tuple[LogChunk, ...] = ()
     info: dict[str, Any] | None = None
     """Hardware and versions; sent when they are new to the controller."""
+    gpus: tuple[GpuLook, ...] = ()
+    """Looks at GPUs since the report before."""
     progress: tuple[RankProgress, ...] = ()
     """The newest look at each rank: counters from its beginning on, so that nothing is lost with a report."""
 

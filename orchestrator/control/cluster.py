@@ -127,6 +127,7 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 code_limit=config.code_limit,
                 fabric=[str(path) for path in config.fabric],
                 hardware=str(config.hardware) if config.hardware else None,
+                prices=dict(config.prices),
                 dashboard_url=dashboard,
                 local=local,
             )

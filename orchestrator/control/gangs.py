@@ -182,7 +182,7 @@ class Gangs:
             except OSError as error:
                 log.error("the log of run %s is incomplete: %s", chunk.run, error)
             self._runtime.tell(chunk.run)
-        self.measuring.take_in(report.progress)
+        self.measuring.take_in(node, report)
         for status in report.parts:
             gang = self._gangs.get((status.run, status.attempt))
             if gang is None or node not in gang.parts:

@@ -31,7 +31,7 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(str(i) for i in range(library.nvmlDeviceGetCount())) if library else ()
 
 
-def _handle(library: Any, name: str) -> Any:
+def handle_of(library: Any, name: str) -> Any:
     return library.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else library.nvmlDeviceGetHandleByUUID(name)
 
 
@@ -42,7 +42,7 @@ def memory_is_free(names: Sequence[str]) -> bool:
         return True
     for name in names:
         try:
-            handle = _handle(library, name)
+            handle = handle_of(library, name)
             if library.nvmlDeviceGetComputeRunningProcesses(handle):
                 return False
             if library.nvmlDeviceGetMemoryInfo(handle).used > (OURS_LEFT_MIB << 20):

@@ -44,6 +44,7 @@ class ClusterNote:
     code_limit: int
     fabric: list[str] = field(default_factory=list)
     hardware: str | None = None
+    prices: dict[str, float] = field(default_factory=dict)
     dashboard_url: str | None = None
     local: bool = True
 

@@ -22,6 +22,7 @@ from orchestrator.history.models import (
     RunRow,
 )
 from orchestrator.history.series import DETAIL, fold_gang, fold_gpus, fold_ranks
+from orchestrator.placement.wishes import matches
 from orchestrator.progress.gpu_time import GpuTime, NodeTime
 from orchestrator.progress.values import GangSample, GpuSample, Progress, RankSample
 from orchestrator.scheduling.run import Attempt, Run
@@ -113,7 +114,7 @@ def recount(connection: Connection, run: Run, now: datetime, prices: Mapping[str
                         gpus=len(gpus),
                         device=attempt.placement.device,
                         model=models[node],
-                        price=prices.get(models[node] or ""),
+                        price=_price(prices, attempt.placement.device, models[node]),
                         since=min(since for since, _ in gpus),
                     )
                 )
@@ -135,6 +136,12 @@ def _model(connection: Connection, node: str) -> str | None:
     hardware = connection.execute(select(NodeRow.hardware).where(NodeRow.name == node)).scalar() or {}
     found = {gpu.get("model") for gpu in hardware.get("gpus") or [] if isinstance(gpu, dict)}
     return found.pop() if len(found) == 1 else None
+
+
+def _price(prices: Mapping[str, float], device: str, model: str | None) -> float | None:
+    if device == "cpu":
+        return prices.get("cpu")
+    return next((price for name, price in prices.items() if model and matches(name, model)), None)
 
 
 def fold(connection: Connection, key: Key, now: datetime, ended: datetime | None) -> None:

@@ -236,7 +236,10 @@ def test_an_override_may_set_an_empty_text_and_hold_an_equals_sign() -> None:
         ("time_limit=1h", "--set time_limit=1h: time_limit: not available yet"),
         ("workers", "--set workers: must be KEY=VALUE"),
         ("=x", "--set =x: must be KEY=VALUE"),
-        ("workers.x=1", "--set workers.x=1: workers.x: only env and tags have entries that can be set one by one"),
+        (
+            "workers.x=1",
+            "--set workers.x=1: workers.x: only env, tags and throughput have entries that can be set one by one",
+        ),
         ("env.RANK=1", "--set env.RANK=1: env.RANK: 'RANK' is set by orch"),
         ("tags=[", "--set tags=[: tags: is not YAML"),
         ("tags={a: b, a: c}", "--set tags={a: b, a: c}: tags.a: is given twice"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import Any
 
 import pytest
@@ -66,7 +66,7 @@ def by_the_second(life: Life, held: int, *, kept: bool, anew: bool) -> GpuTime:
         raise AssertionError("nothing was seen of it")
     use = ["idle"] * held
     use[: steps[0]] = ["starting"] * steps[0]
-    for before, step in zip(steps, steps[1:], strict=False):
+    for before, step in pairwise(steps):
         quiet = 0
         for second in range(before, step):
             if life[second] in ("save", "broken save"):
