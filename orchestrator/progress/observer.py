@@ -17,7 +17,7 @@ import time
 import weakref
 from typing import Any, Callable
 
-LOOK_AT_DDP_NS = 1_000_000_000
+LOOK_AT_DDP_NS, LOOK_SOON_NS = 1_000_000_000, 50_000_000
 Patch = Callable[[Any], None]
 
 
@@ -83,10 +83,10 @@ class Observer:
             slots[file.S_SAMPLES] += self.pending.get(self.last_iterator, 0)
             self.pending.clear()
         if self.models and now - self.looked_at_ddp > LOOK_AT_DDP_NS:
-            self.looked_at_ddp = now
-            self.look_at_ddp(now)
+            # Soon again where it has measured nothing yet.
+            self.looked_at_ddp = now if self.look_at_ddp(now) else now - LOOK_AT_DDP_NS + LOOK_SOON_NS
 
-    def look_at_ddp(self, now: int) -> None:
+    def look_at_ddp(self, now: int) -> bool:
         """DDP times every hundredth step: forward, backward until the last gradient is there, and the all-reduces."""
         for reference in self.models:
             model = reference()
@@ -98,7 +98,8 @@ class Observer:
                 self.slots[self.file.S_OWN_TIME] = own
                 self.slots[self.file.S_COMM_TIME] = int(found.get("backward_comm_time", 0))
                 self.slots[self.file.S_OWN_TIME_AT] = now
-                return
+                return True
+        return False
 
     # -- batches -------------------------------------------------------------------------------------------------------
 

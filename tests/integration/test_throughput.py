@@ -16,7 +16,11 @@ from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import RankStart, StartPart
 from orchestrator.control.gang_progress import GangProgress
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.history.ledger import account
 from orchestrator.progress.values import Progress
+from orchestrator.scheduling.lifecycle import Outcome
+from orchestrator.scheduling.run import Attempt
+from orchestrator.testing import a_placement
 
 pytestmark = pytest.mark.torch
 
@@ -120,7 +124,13 @@ def data(count, **options):
 
 DDP = """
 dist.init_process_group("gloo")
-model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(16, 1))
+class Slow(torch.nn.Linear):
+    "The second rank takes longer, and the first one waits for it."
+    def forward(self, x):
+        time.sleep(0.002 + 0.006 * dist.get_rank())
+        return super().forward(x)
+
+model = torch.nn.parallel.DistributedDataParallel(Slow(16, 1))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 train = data(1610)
 sampler = DistributedSampler(train)
@@ -128,7 +138,6 @@ loader = DataLoader(train, batch_size=10, sampler=sampler)
 for epoch in range(2):
     for x, y in loader:
         torch.nn.functional.mse_loss(model(x), y).backward()
-        time.sleep(0.005)
         optimizer.step(); optimizer.zero_grad()
         watch.step(len(x))
 watch.say()
@@ -151,6 +160,9 @@ def test_plain_ddp_with_an_uneven_last_batch(node: Node) -> None:
     agrees(measured)
     # 805 samples a rank: 80 batches of 10 and one of 5.
     assert measured.progress.steps == 162
+    # Both ranks' steps take as long; DDP knows whose own work it is.
+    assert measured.progress.slowest_rank == 1
+    assert measured.progress.rank_time_max - measured.progress.rank_time_min > 0.003
 
 
 FSDP = """
@@ -204,7 +216,6 @@ watch.say()
 
 def test_accumulation_with_a_scaler_two_optimizers_workers_and_validations_in_between(node: Node) -> None:
     measured = node.measure(SELF_MEASURED + ACCUMULATION, ranks=1)
-    # The second optimizer steps after the watch has been... a fraction of a millisecond.
     agrees(measured)
     assert measured.progress.steps == 100
     assert measured.looks[0].batch_samples == 1200 + 10 * 64
@@ -266,3 +277,69 @@ accelerator.end_training()
 
 def test_accelerate(node: Node) -> None:
     agrees(node.measure(SELF_MEASURED + ACCELERATE))
+
+
+CHECKPOINTS = """
+class Heavy:
+    def __reduce__(self):
+        time.sleep(0.4)
+        return dict, ()
+
+folder = os.environ["ORCH_CHECKPOINT_DIR"]
+os.makedirs(folder, exist_ok=True)
+torch.save({}, folder + "/old.pt"); torch.load(folder + "/old.pt")
+torch.save({}, os.path.dirname(folder) + "/no-checkpoint.pt")
+model = torch.nn.Linear(16, 1)
+optimizer, saving, began = torch.optim.SGD(model.parameters(), lr=0.01), 0.0, None
+for step in range(1, 101):
+    torch.nn.functional.mse_loss(model(torch.randn(8, 16)), torch.zeros(8, 1)).backward()
+    time.sleep(0.01)
+    optimizer.step()
+    if began is None:
+        began, first_at = time.monotonic(), time.time()
+    if step == 60:
+        before = time.monotonic()
+        torch.save({"model": model.state_dict(), "more": Heavy()}, folder + "/new.pt")
+        saving += time.monotonic() - before
+train = time.monotonic() - began - saving
+time.sleep(0.5)
+print(json.dumps(dict(train=train, saving=saving, first_at=first_at)), flush=True)
+"""
+
+
+def test_a_cold_ranks_checkpoints_and_its_ledger_match_the_clock_on_the_wall(node: Node) -> None:
+    folder = str(node.folder / "ckpt" / "run")
+    began = datetime.now(UTC)
+    measured = node.measure(
+        SELF_MEASURED + CHECKPOINTS, ranks=1, env={"ORCH_CHECKPOINT_DIR": folder, "MALLOC_ARENA_MAX": "2"}
+    )
+    ended = datetime.now(UTC)
+    progress, (said,) = measured.progress, measured.said
+    assert (progress.steps, progress.saves, progress.saved_steps, progress.resumed) == (100, 2, 60, True)
+    assert measured.looks[0].saves_begun == measured.looks[0].saves_ended == 2
+    attempt = Attempt(1, a_placement(a=(0,)), began, began, ended, Outcome.USER_ERROR, progress=progress)
+    counted = account(attempt, began, ended)
+    assert counted.allocated == round((ended - began).total_seconds() * 1000)
+    assert counted.starting == pytest.approx((said["first_at"] - began.timestamp()) * 1000, rel=0.01, abs=5)
+    assert counted.productive + counted.lost == pytest.approx(said["train"] * 1000, rel=0.01, abs=5)
+    assert counted.checkpoint == pytest.approx(said["saving"] * 1000, rel=0.01, abs=5)
+    assert counted.lost == pytest.approx(said["train"] * 1000 * 40 / 99, rel=0.05)
+    assert counted.idle >= 500
+
+
+TOLD = """
+import orchestrator, time
+for step in range(1, 41):
+    time.sleep(0.01)
+    orchestrator.report(step=step, samples=16, loss=1 / step)
+    print(f"step {step} tokens/s: {step * 100:,}")
+"""
+
+
+def test_what_a_script_reports_and_what_its_log_tells_is_kept(node: Node) -> None:
+    measured = node.measure(TOLD, ranks=2, throughput={"tokens": r"tokens/s: ([0-9,]+)"})
+    progress = measured.progress
+    assert (progress.source, progress.steps, progress.samples) == ("report", 40, 2 * 40 * 16)
+    assert progress.metrics == {"loss": 1 / 40, "tokens_per_s": 4000}
+    assert progress.step_time == pytest.approx(0.0105, rel=0.2)
+    assert [look.reported_step for look in measured.looks.values()] == [40, 40]
