@@ -181,7 +181,7 @@ class Store:
                     measurements.record_progress(connection, key, one.progress, now)
                 measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
                 measurements.fold(connection, key, now, ended=None)
-            for run in sorted({one.run for one in taken}):
+            for run in sorted({one.run for one in taken if one.count}):
                 measurements.recount(connection, _known(connection, run), now, self.prices)
 
     def release_fenced(self, now: datetime) -> int:
