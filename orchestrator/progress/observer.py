@@ -27,8 +27,7 @@ class Observer:
 
     def __init__(self, file: Any, path: str) -> None:
         self.file = file
-        mapped = file.open_file(path)
-        self.slots = memoryview(mapped).cast("q")
+        self.slots = file.open_file(path).cast("q")
         self.counts = self.slots[file.HISTOGRAM // 8 :]
         self.clock = time.monotonic_ns
         self.slots[file.S_PID] = os.getpid()
