@@ -100,7 +100,8 @@ def cost(run: Run) -> float | None:
 
 def queue_ms(run: Run, now: datetime | None = None) -> int | None:
     """How long the run has waited in the queue, its returns to it included; None without its events."""
-    waited, since = 0, None
+    waited = 0
+    since: datetime | None = None
     for event in run.events:
         if event.state is State.QUEUED and since is None:
             since = event.at

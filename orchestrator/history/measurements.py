@@ -41,6 +41,8 @@ class Measured:
     gang: tuple[GangSample, ...] = ()
     ranks: tuple[RankSample, ...] = ()
     gpus: tuple[GpuSample, ...] = ()
+    count: bool = True
+    """Whether the run's GPU time is counted anew."""
 
     @property
     def told(self) -> bool:
@@ -168,11 +170,12 @@ def _price(prices: Mapping[str, float], device: str, model: str | None) -> float
 
 def fold(connection: Connection, key: Key, now: datetime, ended: datetime | None) -> None:
     """Makes longer rows of the attempt's older ones (series.DETAIL)."""
-    for row, folded, back in (
+    kinds: tuple[tuple[Any, Any, Any], ...] = (
         (GangSampleRow, fold_gang, gang_of),
         (RankSampleRow, fold_ranks, rank_of),
         (GpuSampleRow, fold_gpus, gpu_of),
-    ):
+    )
+    for row, folded, back in kinds:
         began = connection.execute(select(func.min(row.at)).where(row.run_id == key[0], row.attempt == key[1])).scalar()
         if began is None:
             continue
@@ -181,7 +184,7 @@ def fold(connection: Connection, key: Key, now: datetime, ended: datetime | None
             old = [back(one) for one in connection.execute(select(row).where(*narrow).order_by(row.at))]
             if old:
                 connection.execute(delete(row).where(*narrow))
-                samples = folded(old, seconds)  # type: ignore[operator]
+                samples = folded(old, seconds)
                 of = {"run_id": key[0], "attempt": key[1]}
                 connection.execute(insert(row), [of | _columns(sample) for sample in samples])
 

@@ -115,8 +115,9 @@ def throughput(run: Run) -> dict[str, Any] | None:
 def _progress(progress: Progress | None) -> dict[str, Any] | None:
     if progress is None:
         return None
+    times = ("first_step_at", "last_step_at", "saved_at")
     told = {name: _significant(v) if isinstance(v, float) else v for name, v in asdict(progress).items()}
-    return told | {name: time_json(told[name]) for name in ("first_step_at", "last_step_at", "saved_at")}
+    return told | {name: time_json(getattr(progress, name)) for name in times}
 
 
 def _significant(value: float | None) -> float | None:

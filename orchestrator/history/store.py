@@ -314,7 +314,9 @@ class Store:
                     run = _with(run, one.attempt, progress=one.progress)
                 measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
                 measurements.fold(connection, key, now, ended=None)
-                self._changes.runs[one.run] = measurements.recount(connection, run, now, self.prices)
+                self._changes.runs[one.run] = (
+                    measurements.recount(connection, run, now, self.prices) if one.count else run
+                )
 
     def count(self, run: Run, now: datetime) -> None:
         """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
