@@ -46,6 +46,8 @@ class ClusterNote:
     hardware: str | None = None
     preflight: bool = True
     prices: dict[str, float] = field(default_factory=dict)
+    policy: dict[str, str] = field(default_factory=dict)
+    """Teams and the scheduler's settings, as texts."""
     dashboard_url: str | None = None
     dashboard_proxy: int | None = None
     """The port on which Ray's dashboard asks for orch's runs."""

@@ -35,6 +35,7 @@ from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.store import Store
+from orchestrator.policy_text import policy_of
 
 log = logging.getLogger("orch")
 
@@ -293,6 +294,7 @@ class ControllerActor:
             lease_s=note.lease_s,
             log_limit=note.log_limit,
             preflight=note.preflight,
+            policy=policy_of(note.policy),
         )
         declared = read_declared(note)
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
