@@ -37,7 +37,7 @@ class Settings:
     """How long a node may be missing from the cluster's list before it is lost."""
     rest: float = 0.5
     """After a turn of the scheduler, how many times as long as it took until the next: what happens meanwhile is one turn."""
-    rest_of_new: float = 5.0
+    rest_of_new: float = 10.0
     """The same where only submissions have come: they share the processor with the scheduler."""
     longest_rest_s: float = 1.0
     policy: Policy = field(default_factory=Policy)

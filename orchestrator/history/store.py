@@ -139,7 +139,10 @@ class Store:
 
     def submit_each(self, new: Sequence[NewRun], now: datetime) -> list[Answer]:
         """Queues those that can be, in their order: for each the run and whether it is new, or the refusal."""
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
+            if self._group is not None and any(one.spec.after for one in new):
+                # What became of the runs that these are to follow is asked of the tables.
+                self._group[2].flush(connection)
             return _submit(connection, new, now, self._changes)
 
     def place(self, run_id: int, placement: Placement, now: datetime, waited: Mapping[str, Any] | None = None) -> Run:

@@ -35,6 +35,9 @@ def submit(connection: Connection, new: Sequence[NewRun], now: datetime, changes
     except IntegrityError:
         connection.exec_driver_sql("ROLLBACK TO SAVEPOINT keys_are_new")
         answers = _submit(connection, new, _keys_before(connection, new), now, made := Changes())
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT keys_are_new")
+        raise
     connection.exec_driver_sql("RELEASE SAVEPOINT keys_are_new")
     changes.add(made)
     return answers
