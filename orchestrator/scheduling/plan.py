@@ -47,6 +47,8 @@ class Cycle:
         self.future = Future(snapshot, now, memory, self.room)
         self.choices: dict[int, Choice] = {}
         """By run: what was weighed for it."""
+        usage = Usage(snapshot, now)
+        self._order = Order(self.asks, snapshot.policy, usage, self.held, now, self._able)
         self._claims = Claims(self.held)
         self._starts: list[Start] = []
         self._waits: list[Wait] = []
@@ -59,15 +61,13 @@ class Cycle:
 
     def run(self, until: Callable[[Ask], bool] | None = None) -> Plan:
         """The plan. `until`: nothing is decided beyond the first ask of which it is true."""
-        usage = Usage(self.snapshot, self.now)
-        order = Order(self.asks, self.snapshot.policy, usage, self.held, self.now)
         full: Reason | None = None
-        for ask in order:
+        for ask in self._order:
             reason = full or self._consider(ask)
             if reason is not None:
                 self._waits.append(Wait(ask.run, reason))
             else:
-                order.started(ask)
+                self._order.started(ask)
                 if len(self._starts) == MOST_STARTS:
                     full = Reason(Kind.AGE, f"{MOST_STARTS} runs before it start now; its turn comes next")
                     self._later.append(0.0)
@@ -90,7 +90,15 @@ class Cycle:
         turns = (ask.queued - overdue for ask in self.asks if ask.queued > overdue)
         reserved = ((r.start - self.now).total_seconds() for r in self._reservations if r.start is not None)
         ahead = (min(turns, default=None), *(seconds for seconds in reserved if seconds > 0), *self._later)
-        return min((seconds for seconds in ahead if seconds is not None), default=None)
+        soonest = min((seconds for seconds in ahead if seconds is not None), default=None)
+        # Not so soon that a clock which counts microseconds has not moved by then.
+        return None if soonest is None else max(soonest, 0.01) if soonest else 0.0
+
+    def _able(self, ask: Ask) -> bool:
+        """Whether nothing but room keeps the run waiting."""
+        if ask.id in self.snapshot.blocked or self.held.excess(ask.account, ask.gpus) is not None:
+            return False
+        return self.memory.never(ask.shape) is None
 
     # -- one run -------------------------------------------------------------------------------------------------
 
@@ -109,12 +117,10 @@ class Cycle:
         left = ask.patience - (self.now.timestamp() - ask.queued) if ask.patient is not None else 0.0
         if self._places_left <= 0 and left <= 0 and (known := view.reasons.get(ask.shape)) is not None:
             return known
-        if (never := self.memory.never(ask.shape)) is not None:
-            return Reason(Kind.NEVER, never)
         if ask.patient is not None and left > 0:
             self._later.append(left)
             parts = self.room.find(ask.patient, ask.patient_shape, view)
-            if parts is None:
+            if parts is None and self.memory.never(ask.shape) is None:
                 text = self._refusal(ask.patient, ask.patient_shape, view)
                 return Reason(Kind.HINT, f"{text}; waits {left:.0f} s more for it", {"patience_s": left})
         else:
@@ -166,11 +172,13 @@ class Cycle:
         return Reason(Kind.QUOTA, excess.text, numbers)
 
     def _no_place(self, ask: Ask, view: View) -> Reason:
+        if (never := self.memory.never(ask.shape)) is not None:
+            return Reason(Kind.NEVER, never)
         reason = self._why_no_place(ask, view)
         if self._places_left <= 0:
             return reason
         opening = self.future.first(ask)
-        cleared, later = self.future.clear(ask, ask.gpus <= self.held.entitlement(ask.account), opening)
+        cleared, later = self.future.clear(ask, self._order.entitled(ask), opening)
         if later is not None:
             self._later.append(later)
         if cleared is not None:

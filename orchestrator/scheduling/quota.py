@@ -39,11 +39,11 @@ class Held:
         self.by_team[account[0]] += gpus
         self.by_user[account] += gpus
 
-    def entitlement(self, account: Account) -> int:
-        """How many more lie within the guaranteed part of the user or the team."""
+    def left_of_guaranteed(self, account: Account) -> tuple[int, int]:
+        """How many more lie within the guaranteed part of the team, and of the user."""
         team = self._policy.team(account[0])
         of_user = team.of(account[1]).guaranteed - self.by_user.get(account, 0)
-        return max(of_user, team.quota.guaranteed - self.by_team.get(account[0], 0))
+        return team.quota.guaranteed - self.by_team.get(account[0], 0), of_user
 
     def excess(self, account: Account, gpus: int) -> Excess | None:
         """What limit so many more would exceed, if any; the team's before the user's."""
@@ -132,7 +132,7 @@ class Claims:
 
 def protected(running: Iterable[Run], policy: Policy) -> dict[int, str]:
     """The runs that lie within a guaranteed part, and whose it is: `user` or `team`."""
-    if not any(t.quota.guaranteed or any(q.guaranteed for q in t.users.values()) for t in policy.teams.values()):
+    if not policy.guarantees:
         return {}
 
     def since(run: Run) -> tuple[object, int]:
