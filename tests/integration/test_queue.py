@@ -10,6 +10,7 @@ from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.history.errors import NoSuchRun, NothingFollows
 from orchestrator.history.queries import RunFilter
+from orchestrator.policy import Policy
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run, Stop
 from orchestrator.testing.cluster import FakeCluster
@@ -20,10 +21,12 @@ async def is_true(condition: Callable[[], object]) -> object:
     return condition()
 
 
-def story(tell: Callable[[Controller, FakeCluster], Awaitable[None]], home: Path, **nodes: int) -> None:
+def story(
+    tell: Callable[[Controller, FakeCluster], Awaitable[None]], home: Path, policy: Policy | None = None, **nodes: int
+) -> None:
     async def told() -> None:
         cluster = FakeCluster(**nodes)
-        async with controlling(home, cluster) as controller:
+        async with controlling(home, cluster, policy=policy) as controller:
             await tell(controller, cluster)
 
     asyncio.run(told())
@@ -360,6 +363,50 @@ def test_a_cancel_of_a_run_that_gives_way_stands(tmp_path: Path) -> None:
         assert ended.attempts[0].outcome is Outcome.CANCELLED
 
     story(tell, tmp_path, a=1)
+
+
+def test_a_run_of_higher_priority_takes_the_place_of_one_of_lower_which_comes_back_after_it(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        low = await submit(controller, "2", name="low")
+        other = await submit(controller, "2", name="other", priority=20)
+        for run in (low, other):
+            await reaches(controller, run, State.RUNNING)
+        high = await submit(controller, "2", name="high", priority=10)
+        await reaches(controller, high, State.RUNNING)
+        gave_way = await controller.find(str(low.id))
+        (attempt,) = gave_way.attempts
+        assert (gave_way.state, attempt.outcome, gave_way.queued_at) == (State.QUEUED, Outcome.PREEMPTED, low.queued_at)
+        assert attempt.stop is not None
+        assert (attempt.stop.kind, attempt.stop.for_run) == ("preempted", high.id)
+        assert (await controller.find(str(other.id))).state is State.RUNNING
+        node = next(name for name, agent in cluster.agents.items() if (high.id, 1) in agent.parts)
+        cluster.agents[node].end(high.id, 1)
+        back = await reaches(controller, low, State.RUNNING)
+        assert [one.outcome for one in back.attempts] == [Outcome.PREEMPTED, None]
+
+    story(tell, tmp_path, Policy(min_runtime=0.0), a=2, b=2)
+
+
+def test_what_attempts_used_is_entered_as_they_end_and_read_again_by_the_next_controller(tmp_path: Path) -> None:
+    async def told() -> None:
+        cluster = FakeCluster(a=4)
+        async with controlling(tmp_path, cluster) as controller:
+            for team in ("vision", None):
+                run = await submit(controller, "2", team=team)
+                await reaches(controller, run, State.RUNNING)
+                await asyncio.sleep(0.05)
+                cluster.agents["a"].end(run.id, 1)
+                await reaches(controller, run, State.SUCCEEDED)
+            used = controller.queue.snapshot().usage.used
+            assert set(used) == {("vision", "ana"), ("-", "ana")}
+            assert all(0.1 <= seconds < 5 for seconds in used.values())
+            took = controller.queue.snapshot().history["ana", "job"]
+        async with controlling(tmp_path, cluster) as controller:
+            again = controller.queue.snapshot()
+            assert again.usage.used == pytest.approx(used, rel=1e-3)
+            assert again.history["ana", "job"] == pytest.approx(took)
+
+    asyncio.run(told())
 
 
 # --- what is in memory ---
