@@ -272,6 +272,10 @@ class Api:
             if array is None:
                 raise Refused(3, f"no such array: {ref!r}")
             wanted = replace(wanted, ids=array.runs)
+            if (best := _number(request.query.get("best"), "best")) is not None:
+                by = request.query.get("by", "")
+                found = await self._controller.best(array, by, best)
+                return web.json_response([render.list_json(run) | {"metrics": metrics} for run, metrics in found])
         return web.json_response([render.list_json(run) for run in await self._controller.runs(wanted)])
 
     async def _live(self, request: web.Request) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ around it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -284,6 +285,19 @@ class Controller:
     async def counts(self, array: Array) -> dict[State, int]:
         """How many runs of the array are in each state."""
         return await self.runtime.read(self._store.counts, array.runs)
+
+    async def best(self, array: Array, by: str, count: int) -> list[tuple[Run, dict[str, float]]]:
+        """The runs of the array with the smallest values of a metric, with `-` before its name the largest, and their metrics."""
+        metric, sign = by.removeprefix("-"), -1 if by.startswith("-") else 1
+        reported = await self.runtime.read(self._store.metrics, array.runs)
+        runs = {run.id: run for run in await self.runs(RunFilter(ids=array.runs))}
+        values = {
+            run: float(of[metric])
+            for run, of in reported.items()
+            if isinstance(of.get(metric), int | float) and math.isfinite(of[metric])
+        }
+        chosen = sorted(values, key=lambda run: (sign * values[run], run))[:count]
+        return [(runs[run], reported[run]) for run in chosen]
 
     async def live(self) -> list[Run]:
         """What holds a place."""

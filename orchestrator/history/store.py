@@ -417,6 +417,11 @@ class Store:
         with self._database.read() as connection:
             return queries.broken_dependency(connection, need)
 
+    def metrics(self, ids: range) -> dict[int, dict[str, float]]:
+        """By run, what it reported last of each metric."""
+        with self._database.read() as connection:
+            return queries.metrics(connection, ids)
+
     def uses(self, since: datetime) -> list[queries.GpuUse]:
         """Who held how many GPUs from when to when, of attempts that have ended since."""
         with self._database.read() as connection:

@@ -168,3 +168,15 @@ def test_plan_says_when_it_would_start_whom_it_would_delay_and_who_would_give_wa
     shown = orch("plan", job).stdout
     for line in ("should start by about", "would delay run 50 (later) by 10m00s", "would make give way: run 7 (low)"):
         assert line in shown
+
+
+def test_the_best_runs_of_an_array_are_asked_for_by_what_they_report(orch, stub, a_run):
+    stub.answers["GET /runs"] = (200, [a_run(metrics={"loss": 0.125})])
+    (line,) = orch("runs", "--array", "sweep", "--best", "1", "--by", "loss").stdout.splitlines()
+    assert line.split("\t")[:3] == ["42", "resnet50", "0.125"]
+    assert {key: stub.asked[-1][1][key] for key in ("array", "best", "by")} == {
+        "array": ["sweep"],
+        "best": ["1"],
+        "by": ["loss"],
+    }
+    assert orch("runs", "--best", "1").returncode == 2
