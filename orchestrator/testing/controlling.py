@@ -30,8 +30,15 @@ async def controlling(
 ) -> AsyncIterator[Controller]:
     """A controller of the database in `home`, until the block ends: then it is gone as if it had been killed."""
     store = Store.open(f"sqlite:///{home}/orch.db")
-    short = {"sync_wait_s": 0.05, "watch_s": 0.02, "lost_after_s": 0.05}
-    settings = Settings(home, home / "storage", lease_s, policy=policy or Policy(), **short)
+    settings = Settings(
+        home,
+        home / "storage",
+        lease_s,
+        sync_wait_s=0.05,
+        watch_s=0.02,
+        lost_after_s=0.05,
+        policy=policy or Policy(),
+    )
     controller = Controller(store, cluster, settings)
     await controller.start()
     try:
