@@ -36,6 +36,7 @@ from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.ask import device_of, request_of
+from orchestrator.scheduling.decision import Reservation, Sure
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.spec import JobSpec, problems
@@ -256,7 +257,7 @@ class Controller:
         self._check_fits(spec)
         now = self.runtime.now()
         for run in runs:
-            _check_limit(run, spec, now)
+            _check_limit(run, spec, now, self.queue.last.reservations)
         what = change.words(runs[0].spec, spec)
         changed = await self.runtime.write(self._store.change, [run.id for run in runs], change.keys, now, what, by)
         for run in changed:
@@ -341,14 +342,23 @@ def _check_state(run: Run, change: Change) -> None:
         raise Refused(7, f"run {run.id} is {run.state}: {' and '.join(late)} can be changed only while a run waits")
 
 
-def _check_limit(run: Run, spec: JobSpec, now: datetime) -> None:
-    """Raises Refused(7) where a live run has run longer already than it then may."""
-    began = run.attempt.ranks_started_at if run.live and run.attempt is not None else None
-    if began is None or spec.time_limit is None:
+def _check_limit(run: Run, spec: JobSpec, now: datetime, reservations: Sequence[Reservation]) -> None:
+    """Raises Refused(7) where a live run has run longer already than it then may, or another was promised its place by then."""
+    if not run.live or run.attempt is None or spec.time_limit == run.spec.time_limit:
         return
-    ran = (now - began).total_seconds()
-    if ran >= spec.time_limit:
+    began = run.attempt.ranks_started_at
+    ran = 0.0 if began is None else (now - began).total_seconds()
+    if spec.time_limit is not None and ran >= spec.time_limit:
         raise Refused(7, f"run {run.id} has run for {ran:.0f} s already: `orch cancel {run.id}` ends it")
+    if run.spec.time_limit is None or (spec.time_limit is not None and spec.time_limit < run.spec.time_limit):
+        return
+    for one in reservations:
+        if one.sure is Sure.PROMISED and run.id in one.waits_for:
+            raise Refused(
+                7,
+                f"run {one.run.id} ({one.run.label}) is promised a place by the time limit of run {run.id}, which can be made "
+                "shorter but not longer",
+            )
 
 
 def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -1,15 +1,18 @@
 """What waits, over a real database and a fake cluster: arrays, dependencies, time limits, changes, and giving way."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.history.errors import NoSuchRun, NothingFollows
 from orchestrator.history.queries import RunFilter
+from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.policy import Policy
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run, Stop
@@ -310,6 +313,23 @@ def test_a_running_runs_time_limit_can_be_moved_but_not_to_before_now(tmp_path: 
     story(tell, tmp_path, a=1)
 
 
+def test_a_time_limit_that_another_run_was_promised_a_place_by_is_not_made_longer(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        run = await submit(controller, time_limit=3600.0)
+        await reaches(controller, run, State.RUNNING)
+        waits = await submit(controller)
+
+        async def promised() -> bool:
+            return any(one.run.id == waits.id and one.start is not None for one in controller.queue.last.reservations)
+
+        await until(promised)
+        with pytest.raises(Refused, match=rf"run {waits.id} \(job\) is promised a place"):
+            await controller.change(str(run.id), {"time_limit": "2h"})
+        await controller.change(str(run.id), {"time_limit": "30m"})
+
+    story(tell, tmp_path, a=1)
+
+
 # --- giving way ---
 
 
@@ -409,7 +429,42 @@ def test_what_attempts_used_is_entered_as_they_end_and_read_again_by_the_next_co
     asyncio.run(told())
 
 
-# --- what is in memory ---
+# --- what is in memory, and on disk ---
+
+
+def test_a_submission_is_answered_after_its_commit_and_not_before(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        with sqlite3.connect(tmp_path / "orch.db", isolation_level=None) as somebody:
+            somebody.execute("BEGIN IMMEDIATE")
+            tasks = [asyncio.create_task(submit(controller)) for _ in range(20)]
+            await asyncio.wait(tasks, timeout=0.2)
+            assert not any(task.done() for task in tasks)
+            assert controller.runtime.book.runs == {}
+            somebody.execute("COMMIT")
+            runs = await asyncio.gather(*tasks)
+            there = {row[0] for row in somebody.execute("SELECT id FROM runs")}
+        assert {run.id for run in runs} == there == set(range(1, 21))
+
+    story(tell, tmp_path, a=1)
+
+
+def test_a_write_that_the_database_refuses_leaves_those_that_share_its_transaction(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        controller.start_no_more()
+        runs = [await submit(controller) for _ in range(3)]
+        runtime = controller.runtime
+        twice = Placement("cuda", "node", (NodePlacement("a", (0, 0), (0, 1)),))
+        answers = await asyncio.gather(
+            controller.cancel(str(runs[0].id)),
+            runtime.write(runtime.store.place, runs[1].id, twice, runtime.now()),
+            controller.cancel(str(runs[2].id)),
+            return_exceptions=True,
+        )
+        assert isinstance(answers[1], IntegrityError)
+        states = [(await controller.find(str(run.id))).state for run in runs]
+        assert states == [State.CANCELLED, State.QUEUED, State.CANCELLED]
+
+    story(tell, tmp_path, a=1)
 
 
 def test_what_the_controller_keeps_in_memory_is_what_is_in_the_database(tmp_path: Path) -> None:
