@@ -12,6 +12,7 @@ from cli import context, history
 from cli import output as out
 from cli.output import Column
 from cli.times import Ago, between, local, now, span
+from cli.versions import version_lines
 
 STATES = ("queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled")
 SORTS = ("id", "name", "user", "team", "state", "priority", "submitted", "started", "finished")
@@ -195,8 +196,11 @@ def runs(
 
 @click.command()
 @context.run_argument()
+@click.option(
+    "--lock", is_flag=True, help="Print the `requires:` block that pins the versions of its last good attempt."
+)
 @out.output_option
-def show(run: str, output: str) -> None:
+def show(run: str, lock: bool, output: str) -> None:
     """One run whole.
 
     What was asked, its attempts and where they were, why it failed, what happened when. RUN is an id, or a name
@@ -205,9 +209,14 @@ def show(run: str, output: str) -> None:
     \b
     orch show 42
     orch show resnet50 --json | jq .attempts
+    orch show resnet50 --lock >> job.yaml
     """
     found = history.one(run)
-    if "size" in (found.get("array") or {}) and output in ("table", "csv", "name"):
+    if lock:
+        from cli.versions import print_lock
+
+        print_lock(found, output)
+    elif "size" in (found.get("array") or {}) and output in ("table", "csv", "name"):
         _show_array(found, output)
     elif output == "json":
         out.print_json(found)
@@ -293,6 +302,10 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         fields += [(f"{prefix}failure.{key}", value) for key, value in (failure or {}).items()]
         fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
         fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
+        fields += [(f"{prefix}versions", text) for text in version_lines(attempt)]
+        fields += [
+            (f"{prefix}transport{key}", value) for key, value in _transport_fields(attempt.get("transport") or {})
+        ]
         out.lines_of(fields)
         return
     took = span(between(attempt.get("started_at"), attempt.get("ended_at")))
@@ -304,6 +317,8 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         from cli.watch import failure_text
 
         click.echo(out.paint("  " + out.clean(f"{failure['kind']}: {failure_text(failure)}"), "red"))
+    for text in version_lines(attempt):
+        click.echo(out.clean(f"  {text}"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
     if nodes:
         click.echo(f"  {placement.get('level', 'cluster')}")
@@ -318,6 +333,40 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
             ended = "" if end is None else f"  exit {end}" if end >= 0 else f"  killed by signal {-end}"
             leaf = "└─" if gpu == gpus[-1] else "├─"
             click.echo(f"  {trunk}{leaf} {kind} {gpu}: rank {rank}{ended}")
+    for line in transport_lines(attempt.get("transport")):
+        worse = line.startswith("transport worse")
+        click.echo(out.paint("  " + out.clean(line), "yellow") if worse else "  " + out.clean(line))
+
+
+def _transport_fields(transport: dict[str, Any]) -> list[tuple[str, Any]]:
+    shortfalls = transport.get("shortfalls") or []
+    causes = shortfalls[0]["causes"] if shortfalls else []
+    return [
+        ("", transport.get("verdict")),
+        (".links", ",".join(f"{kind}={count}" for kind, count in (transport.get("links") or {}).items())),
+        (".reason", transport.get("reason")),
+        (".cause", causes[0]["text"] if causes else None),
+    ]
+
+
+def transport_lines(transport: dict[str, Any] | None) -> list[str]:
+    """What NCCL's log showed: the verdict with the links, then each shortfall with its causes."""
+    if not transport:
+        return []
+    links = ", ".join(f"{count} {kind}" for kind, count in transport["links"].items())
+    facts = [f"NCCL {transport['nccl']}"] if transport.get("nccl") else []
+    facts += [f"{transport['channels']} channels"] if transport.get("channels") else []
+    facts += list(transport.get("algorithms") or ())
+    if transport.get("nvls") and "NVLS" not in facts:
+        facts.append("NVLS")
+    said = links or transport["reason"]
+    lines = [f"transport {transport['verdict']}: {said}" + (f" ({', '.join(facts)})" if facts else "")]
+    for one in transport.get("shortfalls") or ():
+        lines.append(f"  {one['text']}")
+        for cause in one["causes"]:
+            lines.append(f"    {'because' if cause['shown'] else 'perhaps'} {cause['text']}")
+            lines.append(f"      {cause['mend']}")
+    return lines
 
 
 def _time(text: str | None) -> str | None:

@@ -18,9 +18,12 @@ from pydantic import ValidationError
 
 from orchestrator.array import parse_ref
 from orchestrator.control.backend import Backend
+from orchestrator.control.benches import Benches
 from orchestrator.control.changes import Change, parse_changes
+from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.preflight import Preflight
 from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
@@ -39,6 +42,7 @@ from orchestrator.scheduling.ask import device_of, request_of
 from orchestrator.scheduling.decision import Reservation, Sure
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
+from orchestrator.scheduling.unfit import left_out
 from orchestrator.spec import JobSpec, problems
 
 MOST_ANSWERS = 1000
@@ -63,8 +67,12 @@ class Controller:
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
-        self.roster = self.gangs.roster
-        self.queue = Queue(self.runtime, self.gangs)
+        self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.benches = Benches(self.runtime, self.logs, self.roster)
+        self.gangs.on_success = self.benches.take
+        self.queue = Queue(
+            self.runtime, self.gangs, Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
+        )
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
         """What the empty cluster of that tree has for a request: many jobs ask for the same."""
@@ -76,6 +84,7 @@ class Controller:
         """Takes over: fences out whoever ran before, takes up the live runs, finds the nodes."""
         runtime = self.runtime
         await runtime.take_over(f"controller {time.time():.0f}")
+        await self.benches.start()
         for run in runtime.book.live():
             self.gangs.adopt(run)
         await self.roster.start()
@@ -99,8 +108,10 @@ class Controller:
         """
         values = _values(new.spec, secrets)
         self._check_fits(new.spec)
+        await self._check_requires(new.spec)
         run, created = await self.runtime.submit(new)
         if created:
+            self.runtime.counts.submissions += 1
             array = self.array_of(run)
             for made in array.runs if array is not None and values else [run.id]:
                 self.gangs.secrets[made] = values
@@ -110,9 +121,11 @@ class Controller:
     async def dry_run(self, spec: JobSpec, user: str) -> dict[str, Any]:
         """Where the job would go, when, at whose cost; what a looser or tighter wish would give. Raises Refused(5)."""
         self._check_fits(spec)
+        unfit = await self._check_requires(spec)
         free = self.roster.free(await self.busy())
         topology = free.topology
-        request = request_of(spec, topology, patient=spec.near is not None and spec.near.patience is not None)
+        patient = spec.near is not None and spec.near.patience is not None
+        request = request_of(spec, topology, patient=patient, exclude=unfit)
         answer = place(request, topology, free)
         others = [
             {"level": other.level, "answer": str(other), "busbw_predicted": other.busbw}
@@ -123,7 +136,8 @@ class Controller:
         now = {"device": request.device, "alternatives": others, "notices": self.notices(spec)}
         now |= await self._preview(spec, user)
         if isinstance(answer, Rejection):
-            return {"fits_now": False, "reason": answer.reason, "placement": None} | now
+            reason = f"{answer.reason}; {left_out(unfit)}" if unfit else answer.reason
+            return {"fits_now": False, "reason": reason, "placement": None} | now
         drawing = draw_placement(topology, [(part.node, part.gpus, part.ranks) for part in answer.nodes])
         return {"fits_now": True, "reason": None, "placement": asdict(answer), "drawing": drawing} | now
 
@@ -137,6 +151,9 @@ class Controller:
 
     def _check_fits(self, spec: JobSpec) -> None:
         topology = self.roster.inventory.topology
+        if unknown := sorted(set(spec.only) - topology.index.keys()):
+            have = ", ".join(list(topology.index)[:8]) + (", ..." if len(topology.index) > 8 else "")
+            raise Refused(3, f"only: no such node: {', '.join(unknown)}; the cluster has {have or 'none yet'}")
         if topology is not self._answers_of or len(self._answers) >= MOST_ANSWERS:
             self._answers_of, self._answers = topology, {}
         request = request_of(spec, topology)
@@ -145,6 +162,20 @@ class Controller:
             answer = self._answers[request] = at_best(request, topology)
         if isinstance(answer, Rejection):
             raise Refused(5, f"can never fit this cluster: {answer.reason}")
+
+    async def _check_requires(self, spec: JobSpec) -> dict[str, str]:
+        """The nodes that the job cannot have, or not yet, and why. Raises Refused(5) where what is left could never hold it."""
+        topology = self.roster.inventory.topology
+        device = device_of(spec, topology)
+        await self.surveys.settle_for(spec, device)
+        fail, unknown = self.surveys.judge(spec, device)
+        if fail and isinstance(place(request_of(spec, topology, exclude=fail), topology, topology.empty), Rejection):
+            fit = len(topology.nodes) - len(fail)
+            raise Refused(
+                5,
+                f"can never fit this cluster: {fit} of {len(topology.nodes)} nodes have what it requires; {left_out(fail)}",
+            )
+        return fail | unknown
 
     def notices(self, spec: JobSpec) -> list[str]:
         """What the submitter should know, though nothing is wrong with the job."""
@@ -216,6 +247,7 @@ class Controller:
     async def _retry(self, runs: Sequence[Run], secrets: Mapping[str, str], by: str | None) -> list[Run]:
         values = _values(runs[0].spec, secrets)
         self._check_fits(runs[0].spec)
+        await self._check_requires(runs[0].spec)
         for need in runs[0].after:
             if (broken := await self.runtime.read(self._store.broken, need)) is not None:
                 raise Refused(7, f"run {runs[0].id} is to follow run {broken.id} ({broken.label}): retry that first")

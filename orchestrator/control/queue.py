@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from orchestrator.control.dependencies import Dependencies
+from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.usage import Past
@@ -36,8 +37,8 @@ LATE_S = 5.0
 class Queue:
     """One per controller."""
 
-    def __init__(self, runtime: Runtime, gangs: Gangs) -> None:
-        self._runtime, self._gangs = runtime, gangs
+    def __init__(self, runtime: Runtime, gangs: Gangs, fitness: Fitness) -> None:
+        self._runtime, self._gangs, self._fitness = runtime, gangs, fitness
         self._dependencies = Dependencies(runtime)
         self._past = Past(runtime)
         self._ending: dict[int, datetime] = {}
@@ -133,10 +134,12 @@ class Queue:
         loop = asyncio.get_running_loop()
         decided = await loop.run_in_executor(self._decider, plan, snapshot, now, self.memory)
         self._took_s = time.monotonic() - began
+        runtime.counts.cycle(self._took_s)
         self.last, self.memory = decided, decided.memory
         self._order = [wait.run.id for wait in decided.waits]
         if self.starts_runs:
-            await asyncio.gather(*(self._start(start) for start in decided.starts))
+            fit = await self._fitness.fit(decided.starts)
+            await asyncio.gather(*(self._start(start) for start in fit))
         for run in self.waits.take_in(decided.waits, now):
             runtime.tell(run)
         for give in decided.preemptions:
@@ -178,11 +181,13 @@ class Queue:
         """What there is now, and `also` as if they waited."""
         book, roster = self._runtime.book, self._gangs.roster
         waiting = (*book.waiting(), *also)
+        free = roster.free(book.busy())
         return Snapshot(
             waiting,
-            roster.free(book.busy()),
+            free,
             tuple(book.live()),
             self._blocks(waiting),
+            self._fitness.unfit(waiting, free.topology),
             ending=dict(self._ending),
             history=self._past.durations,
             usage=self._past.ledger,

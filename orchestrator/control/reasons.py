@@ -12,7 +12,8 @@ from orchestrator.control.waits import reason_json, since_when
 from orchestrator.history.render import time_json
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Run
-from orchestrator.scheduling.why import Explanation, Preview, Suggestion
+from orchestrator.scheduling.suggestions import Suggestion
+from orchestrator.scheduling.why import Explanation, Preview
 
 AHEAD = 10
 """Runs that are named of those which are before it."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.control.counts import Counts
 from orchestrator.history.book import Book, Changes
 from orchestrator.history.errors import GroupUndone, StaleEpoch
 from orchestrator.history.store import Store
@@ -31,10 +32,14 @@ class Settings:
     storage: Path
     lease_s: float = 30.0
     log_limit: int = 64 << 20
+    preflight: bool = True
+    """Whether a gang's nodes are looked at before it is started."""
     sync_wait_s: float = 2.0
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    survey_wait_s: float = 5.0
+    """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
     rest: float = 0.5
     """After a turn of the scheduler, how many times as long as it took until the next: what happens meanwhile is one turn."""
     rest_of_new: float = 10.0
@@ -72,6 +77,7 @@ class Runtime:
         self.superseded = superseded
         """Called when a newer controller has been heard of: this one must end."""
         self.epoch = 0
+        self.counts = Counts()
         self.wake = asyncio.Event()
         """Set when the scheduler has something new to decide."""
         self._changed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)

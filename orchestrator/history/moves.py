@@ -63,8 +63,8 @@ def move(
     state = advance(run.state, event, run.id)
     values: dict[str, Any] = {"state": state}
     reason = None if reason is None else words(reason)
-    # A second request to stop says nothing new, and neither does a change: what was said before stands.
-    if event is not Event.CHANGED and not (state is run.state and reason is None):
+    # A second request to stop says nothing new, and neither does a change or a note: what was said before stands.
+    if event not in (Event.CHANGED, Event.NOTED) and not (state is run.state and reason is None):
         values["reason"] = reason
     if event is Event.RETRY_ASKED:
         values |= {"queued_at": now, "finished_at": None}

@@ -18,13 +18,16 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref
-from orchestrator.history import moves, queries
+from orchestrator.bench.results import Bench
+from orchestrator.history import benches, moves, queries
+from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
 from orchestrator.history.models import (
     AllocationRow,
     ArrayRow,
+    AttemptRow,
     ControlRow,
     NodeRow,
     RunRow,
@@ -35,6 +38,7 @@ from orchestrator.history.submit import Answer
 from orchestrator.history.submit import submit as _submit
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import (
+    TERMINAL,
     Event,
     IllegalTransition,
     Outcome,
@@ -266,6 +270,38 @@ class Store:
             self._changes.arrays[array.id] = array = replace(array, limit=limit)
             return array
 
+    def record_environment(self, run_id: int, attempt: int, environment: Mapping[str, Mapping[str, Any]]) -> None:
+        """Records the versions that an attempt was started with, by node; what was recorded before stays."""
+        with self._write() as connection:
+            self._attempt_fact(connection, run_id, attempt, environment=environment)
+
+    def set_transport(
+        self, run_id: int, attempt: int, transport: Mapping[str, Any], now: datetime, note: str | None = None
+    ) -> bool:
+        """Records what NCCL's log showed of an attempt, with an event where there is something to tell; the first one stands.
+
+        Returns whether this was the first.
+        """
+        with self._write() as connection:
+            run = self._attempt_fact(connection, run_id, attempt, transport=dict(transport))
+            if run is None:
+                return False
+            if note is not None and run.state not in TERMINAL:
+                run = moves.move(connection, run, Event.NOTED, now, attempt=attempt, reason=note)
+                self._changes.runs[run_id] = run
+            return True
+
+    def _attempt_fact(self, connection: Connection, run_id: int, number: int, **fact: Any) -> Run | None:
+        """Writes what is found out once about an attempt, and gives the run with it; None where it is known already."""
+        (name,) = fact
+        known = (AttemptRow.run_id == run_id) & (AttemptRow.number == number) & getattr(AttemptRow, name).is_(None)
+        if not connection.execute(update(AttemptRow).where(known).values(**fact)).rowcount:
+            return None
+        run = self._run(connection, run_id)
+        attempts = tuple(replace(one, **fact) if one.number == number else one for one in run.attempts)
+        self._changes.runs[run_id] = run = replace(run, attempts=attempts)
+        return run
+
     def finish(
         self,
         run_id: int,
@@ -326,6 +362,11 @@ class Store:
         with self._write() as connection:
             if not connection.execute(update(NodeRow).where(NodeRow.name == node.name).values(**known)).rowcount:
                 connection.execute(insert(NodeRow).values(name=node.name, first_seen=node.first_seen, **known))
+
+    def record_benches(self, found: Sequence[Bench]) -> None:
+        """Keeps what links were measured to carry; the same results again change nothing."""
+        with self._write() as connection:
+            benches.record(connection, found)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
@@ -469,6 +510,16 @@ class Store:
         """The nodes that were ever seen, by name."""
         with self._database.read() as connection:
             return queries.nodes(connection)
+
+    def benches(self, wanted: BenchFilter | None = None) -> list[Bench]:
+        """The results of `orch bench` that `wanted` describes, oldest first."""
+        with self._database.read() as connection:
+            return benches.filtered(connection, wanted or BenchFilter())
+
+    def related_benches(self, shown: Sequence[Bench], now: datetime) -> list[Bench]:
+        """What these results are to be held against."""
+        with self._database.read() as connection:
+            return benches.related(connection, shown, now)
 
     def busy(self) -> dict[str, dict[int, int]]:
         """The GPUs (or CPU slots) that are not free, fenced ones included: node -> GPU -> the run that has it."""

@@ -293,3 +293,53 @@ def test_a_cancel_between_an_attempts_record_and_its_beginning_stands(tmp_path: 
             assert await controller.busy() == {}
 
     asyncio.run(story())
+
+
+def test_a_node_that_is_not_fit_is_swapped_before_the_start_and_no_attempt_is_charged(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2, b=2)
+        cluster.agents["a"].obstacles = ["70000 MiB of GPU 0 are held by process 7"]
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2"), {})
+            run = await reaches(controller, run, State.RUNNING)
+            (attempt,) = run.attempts
+            assert [part.node for part in attempt.placement.nodes] == ["b"]
+            events = [(event.event, event.state) for event in run.events]
+            assert events[:3] == [
+                (Event.SUBMITTED, State.QUEUED),
+                (Event.NOTED, State.QUEUED),
+                (Event.PLACED, State.STARTING),
+            ]
+            assert run.events[1].reason == "placed again without a: 70000 MiB of GPU 0 are held by process 7"
+            assert run.queued_at == run.submitted_at
+            assert cluster.agents["a"].parts == {}
+
+    asyncio.run(story())
+
+
+def test_a_run_whose_only_node_is_not_fit_waits_and_says_why_and_holds_nobody_back(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2)
+        cluster.agents["a"].obstacles = ["no memory"]
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("1"), {})
+            await until(lambda: _says(controller, run, "no memory on a"))
+            cluster.agents["a"].obstacles = []
+            other, _ = await controller.submit(job("1"), {})
+            await reaches(controller, other, State.RUNNING)
+            assert (await controller.find(str(run.id))).attempts == ()
+
+    asyncio.run(story())
+
+
+def test_an_agent_that_does_not_answer_is_left_to_the_start(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        cluster.agents["b"].refuses = "no interpreter"
+        async with controlling(tmp_path, cluster) as controller:
+            cluster.agents["b"].mute = True
+            run, _ = await controller.submit(job("2x1"), {})
+            run = await reaches(controller, run, State.FAILED)
+            assert run.reason == "b: no interpreter"
+
+    asyncio.run(story())

@@ -28,6 +28,7 @@ CONTRACT_KEYS = [
     "backend",
     "near",
     "gpu",
+    "only",
     "workdir",
     "python",
     "env",
