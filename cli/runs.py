@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli import context, history
+from cli import context, history, measured
 from cli import output as out
 from cli.output import Column
 from cli.times import Ago, between, local, now, span
@@ -91,6 +91,7 @@ RUNS = (
         right=True,
     ),
     Column("attempts", lambda run: len(run.get("attempts") or []), right=True),
+    measured.SAMPLES_PER_S,
     Column("where", _where),
     _REASON,
 )
@@ -274,6 +275,7 @@ def _show(run: dict[str, Any]) -> None:
             ("started", _time(run.get("started_at"))),
             ("finished", _time(run.get("finished_at"))),
             ("took", _span(between(run.get("started_at"), run.get("finished_at")))),
+            *measured.fields(run),
             ("priority", run.get("priority") or None),
             ("code", code.get("sha256", "")[:12] + (f", git {commit}" if commit else "")),
             ("after", ", ".join(map(_need, run.get("after") or ()))),

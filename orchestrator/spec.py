@@ -150,6 +150,19 @@ Tags = Annotated[
         }
     ),
 ]
+Pattern = Annotated[str, AfterValidator(checks.pattern)]
+Patterns = Annotated[
+    dict[Annotated[str, AfterValidator(checks.metric)], Pattern],
+    Field(max_length=checks.MAX_METRICS),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": checks.METRIC.pattern},
+            "additionalProperties": {"type": "string", "minLength": 1},
+            "maxProperties": checks.MAX_METRICS,
+        }
+    ),
+]
 Name = Annotated[
     str, AfterValidator(checks.check_name), WithJsonSchema({"type": ["string", "integer"], "pattern": NAME.pattern})
 ]
@@ -379,6 +392,13 @@ class JobSpec(Value):
         "once and goes on, fail ends the attempt.",
         examples=["fail"],
     )
+    throughput: Patterns = Field(
+        default={},
+        description="How to read a script's throughput from rank 0's log, where orch cannot measure it: a regular "
+        "expression (of RE2) with one group for each name. samples and tokens are rates per second of the whole job, "
+        "samples_total a count so far, step the number of the step, step_time seconds; any other name is kept as it is.",
+        examples=[{"samples": "samples/s: ([0-9.]+)", "loss": "loss=([0-9.e-]+)"}],
+    )
     tags: Tags = Field(
         default={},
         description="Words of your own to find runs by: `orch runs --tag sweep=a`.",
@@ -449,12 +469,6 @@ LATER: dict[str, dict[str, Any]] = {
         "properties": {cause: {"type": "integer", "minimum": 0} for cause in ("infra", "user")},
         "additionalProperties": False,
         "examples": [{"infra": 20, "user": 0}],
-    },
-    "throughput": {
-        "description": "How to read a script's throughput from its log, where orch cannot measure it.",
-        "type": "object",
-        "additionalProperties": {"type": "string"},
-        "examples": [{"samples": "samples/s: ([0-9.]+)"}],
     },
 }
 """Keys whose behaviour comes with a later version, as fragments of JSON Schema: refused by name until then.

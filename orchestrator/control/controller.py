@@ -89,6 +89,7 @@ class Controller:
             self.gangs.adopt(run)
         await self.roster.start()
         await self.gangs.give_up_missing()
+        self.gangs.measuring.start()
         await self.queue.start()
 
     async def close(self) -> None:

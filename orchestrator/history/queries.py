@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_
 
 from orchestrator.array import Ref, at, parse_ref
 from orchestrator.history.book import Book, Gpu, Hold
+from orchestrator.history.measurements import measured, progress_of, used_by
 from orchestrator.history.models import (
     LIVE_STATES,
     TERMINAL_STATES,
@@ -109,9 +110,10 @@ def run_by_id(connection: Connection, run: int, events: bool = False) -> Run | N
     if events:
         happened = connection.execute(select(EventRow).where(EventRow.run_id == run).order_by(EventRow.sequence))
         waits = connection.execute(select(WaitRow).where(WaitRow.run_id == run).order_by(WaitRow.number))
+    progress, used = progress_of(connection, [run]), used_by(connection, [run])
     return _run(
         row,
-        tuple(map(_attempt, attempts)),
+        tuple(measured(_attempt(one), run, progress, used) for one in attempts),
         array=array,
         after=_dependencies(connection, [array.id if array else run])[array.id if array else run],
         events=tuple(map(_event, happened)),
@@ -291,13 +293,13 @@ def _with_attempts(connection: Connection, question: Select[Any]) -> list[Run]:
     rows = connection.execute(question).all()
     # The same question again as a subquery: a list of ids would outgrow the number of parameters a statement may have.
     chosen = question.with_only_columns(RunRow.id).subquery()
+    ids = select(chosen.c.id)
+    progress, used = progress_of(connection, ids), used_by(connection, ids)
     attempts: dict[int, list[Attempt]] = {row.id: [] for row in rows}
     for row in connection.execute(
-        select(AttemptRow)
-        .where(AttemptRow.run_id.in_(select(chosen.c.id)))
-        .order_by(AttemptRow.run_id, AttemptRow.number)
+        select(AttemptRow).where(AttemptRow.run_id.in_(ids)).order_by(AttemptRow.run_id, AttemptRow.number)
     ):
-        attempts[row.run_id].append(_attempt(row))
+        attempts[row.run_id].append(measured(_attempt(row), row.run_id, progress, used))
     arrays = _arrays(connection, [row.id for row in rows])
     firsts = [array.id for array in arrays]
     after = _dependencies(connection, firsts, chosen)

@@ -19,11 +19,12 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref
 from orchestrator.bench.results import Bench
-from orchestrator.history import benches, moves, queries
+from orchestrator.history import benches, measurements, moves, queries
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
+from orchestrator.history.measurements import Measured
 from orchestrator.history.models import (
     AllocationRow,
     ArrayRow,
@@ -72,6 +73,8 @@ class Store:
         self._changes = Changes()
         """What the write under way has done to runs and GPUs: whoever follows hears of nothing else."""
         self._rows = Rows()
+        self.prices: Mapping[str, float] = {}
+        """Of a GPU-hour, by model: what GPU time is counted with from now on."""
 
     @classmethod
     def open(cls, url: str, readonly: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
@@ -287,7 +290,7 @@ class Store:
             if run is None:
                 return False
             if note is not None and run.state not in TERMINAL:
-                run = moves.move(connection, run, Event.NOTED, now, attempt=attempt, reason=note)
+                run = moves.move(self._rows, run, Event.NOTED, now, attempt=attempt, reason=note)
                 self._changes.runs[run_id] = run
             return True
 
@@ -298,8 +301,7 @@ class Store:
         if not connection.execute(update(AttemptRow).where(known).values(**fact)).rowcount:
             return None
         run = self._run(connection, run_id)
-        attempts = tuple(replace(one, **fact) if one.number == number else one for one in run.attempts)
-        self._changes.runs[run_id] = run = replace(run, attempts=attempts)
+        self._changes.runs[run_id] = run = _with(run, number, **fact)
         return run
 
     def finish(
@@ -332,6 +334,34 @@ class Store:
             self._changes.runs[run_id] = run
             return run
 
+    def measure(self, taken: Sequence[Measured], now: datetime) -> None:
+        """Records what was measured of live attempts since the last time, and counts their GPU time anew."""
+        with self._write() as connection:
+            for one in taken:
+                key = one.run, one.attempt
+                run = self._run(connection, one.run)
+                if one.progress is not None:
+                    measurements.record_progress(connection, key, one.progress, now)
+                    run = _with(run, one.attempt, progress=one.progress)
+                measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
+                measurements.fold(connection, key, now, ended=None)
+                self._changes.runs[one.run] = measurements.recount(connection, run, now, self.prices)
+
+    def count(self, run: Run, now: datetime) -> None:
+        """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
+        with self._write() as connection:
+            if run.attempts and run.attempts[-1].progress is not None:
+                measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
+            measurements.recount(connection, run, now, self.prices)
+
+    def count_missed(self, now: datetime) -> int:
+        """Counts what a controller that was killed left uncounted: attempts that ended after their GPU time was; how many."""
+        with self._write() as connection:
+            missed = measurements.uncounted(connection)
+            for run in missed:
+                measurements.recount(connection, self._run(connection, run), now, self.prices)
+            return len(missed)
+
     def release_fenced(self, now: datetime) -> int:
         """Frees the GPUs whose fence has run out by `now`; returns how many."""
         over = (AllocationRow.released_at.is_(None), AllocationRow.fenced_until <= now)
@@ -344,10 +374,13 @@ class Store:
 
     def _free(self, which: tuple[Any, ...], now: datetime) -> int:
         with self._write() as connection:
-            rows = connection.execute(select(AllocationRow.node, AllocationRow.gpu).where(*which)).all()
+            found = select(AllocationRow.run_id, AllocationRow.node, AllocationRow.gpu).where(*which)
+            rows = connection.execute(found).all()
             if rows:
                 connection.execute(update(AllocationRow).where(*which).values(released_at=now))
                 self._changes.held |= {(row.node, row.gpu): None for row in rows}
+            for run in sorted({row.run_id for row in rows}):
+                measurements.recount(connection, self._run(connection, run), now, self.prices)
             return len(rows)
 
     def upsert_node(self, node: NodeRecord) -> None:
@@ -544,3 +577,9 @@ class Store:
         except (IllegalTransition, ValueError):
             return False
         return bool(said) and said == [one.state for one in run.events] and said[-1] is run.state
+
+
+def _with(run: Run, number: int, **values: Any) -> Run:
+    """The run with these values of one attempt."""
+    attempts = tuple(replace(one, **values) if one.number == number else one for one in run.attempts)
+    return replace(run, attempts=attempts)

@@ -238,7 +238,7 @@ def test_an_override_may_set_an_empty_text_and_hold_an_equals_sign() -> None:
         ("=x", "--set =x: must be KEY=VALUE"),
         (
             "workers.x=1",
-            "--set workers.x=1: workers.x: only env, requires and tags have entries that can be set one by one",
+            "--set workers.x=1: workers.x: only env, requires, tags and throughput have entries that can be set one by one",
         ),
         ("env.RANK=1", "--set env.RANK=1: env.RANK: 'RANK' is set by orch"),
         ("tags=[", "--set tags=[: tags: is not YAML"),
