@@ -81,6 +81,10 @@ def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
 
     given = {key: value for key, value in query.items() if value is not None}
     ids = None
+    if given.get("best") is not None:
+        raise Fail(
+            "the best runs are known to the controller alone, which does not answer: `orch up` starts it", UNREACHABLE
+        )
     if (array := given.get("array")) is not None:
         ref = parse_ref(array)
         if ref is None or (ids := store.ids_of(ref)) is None:

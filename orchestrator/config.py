@@ -56,8 +56,6 @@ class Config:
     """Files that say how the nodes hang together: topology.conf, ibnetdiscover's output, a CSV of levels, ..."""
     hardware: Path | None
     """The file that declares the nodes' hardware, under `hardware:`."""
-    prices: Mapping[str, float]
-    """Of a GPU-hour, by model; of a slot-hour under cpu."""
     teams: Mapping[str, Team]
     """Who gets how much."""
     policy_half_life: float
@@ -68,6 +66,8 @@ class Config:
     policy_margin: float
     policy_communication: float
     policy_assumed_duration: float
+    prices: Mapping[str, float]
+    """Of a GPU-hour, by model; of a slot-hour under cpu."""
     origins: Mapping[str, str]
     """By key: `default`, `ORCH_LEASE`, `--address`, or file and line."""
 
@@ -247,13 +247,13 @@ KEYS: dict[str, Key] = {
         lambda text, place: place.path(text),
         lambda path: str(path or ""),
     ),
-    "prices": Key("Price of a GPU-hour by model (in ORCH_PRICES H100=2.5,A100=1.2)", _prices, _show_prices),
     "teams": Key(
         "Teams and their users: share, guaranteed GPUs, limit (in ORCH_TEAMS in one line)",
         lambda text, place: teams_of(text),
         teams_as_text,
     ),
     **{f"policy.{name}": _policy_key(setting) for name, setting in SETTINGS.items()},
+    "prices": Key("Price of a GPU-hour by model (in ORCH_PRICES H100=2.5,A100=1.2)", _prices, _show_prices),
 }
 _GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
@@ -331,9 +331,9 @@ def _defaults(home: Path) -> dict[str, Any]:
         "dashboard.proxy": None,
         "fabric": (),
         "hardware": None,
-        "prices": {},
         "teams": {},
         **{f"policy.{name}": getattr(Policy(), name) for name in SETTINGS},
+        "prices": {},
     }
 
 

@@ -132,8 +132,8 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 dashboard_url=head.dashboard_url,
                 dashboard_proxy=head.dashboard_proxy,
                 preflight=config.preflight,
-                prices=dict(config.prices),
                 policy=policy_as_texts(config.policy),
+                prices=dict(config.prices),
                 local=local,
             )
         )
