@@ -264,7 +264,9 @@ class Api:
         return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting, 1)]
 
     async def _show(self, request: web.Request) -> web.Response:
-        return web.json_response(render.show_json(await self._controller.find(request.match_info["ref"])))
+        run = await self._controller.find(request.match_info["ref"])
+        sizes = await self._controller.scaling(run.name)
+        return web.json_response(render.show_json(run) | {"scaling": render.scaling_json(sizes)})
 
     async def _cancel(self, request: web.Request) -> web.Response:
         run, already = await self._controller.cancel(request.match_info["ref"], by=request.query.get("by"))

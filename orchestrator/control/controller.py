@@ -17,6 +17,7 @@ from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.hardware.model import Cluster
+from orchestrator.history.ledger import Scale
 from orchestrator.history.queries import RunFilter
 from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
@@ -164,6 +165,9 @@ class Controller:
         if run is None:
             raise Refused(3, f"no such run: {ref!r}")
         return self._with_reason(run)
+
+    async def scaling(self, name: str) -> list[Scale]:
+        return await self.runtime.db(self._store.scaling, name)
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
         return [self._with_reason(run) for run in await self.runtime.db(self._store.runs, wanted)]
