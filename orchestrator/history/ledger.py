@@ -50,7 +50,7 @@ def account(attempt: Attempt, since: datetime, until: datetime, *, began_anew: b
         since_then = milliseconds(until - progress.last_step_at)
         if since_then <= patience_ms((progress.step_time_p50 or progress.step_time or 0) * 1000):
             busy = min(held - starting - saving, busy + since_then)
-    lost = 0 if kept else busy if began_anew else min(busy, progress.unsaved_ms)
+    lost = 0 if kept else busy if began_anew else min(busy, max(0, progress.unsaved_ms))
     return GpuTime(starting, busy - lost, saving, lost, held - starting - saving - busy)
 
 

@@ -17,6 +17,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.rank_progress import RankProgress
 from orchestrator.placement.values import Device
 
 
@@ -41,6 +42,8 @@ class FakeAgent:
         self.refuses: str | None = None
         self.obeys_stop = True
         self.epoch = 0
+        self.looks: list[RankProgress] = []
+        """What the ranks show in the next report."""
         self._sequence = 0
         self._news = asyncio.Event()
 
@@ -61,7 +64,9 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self._news.clear()
         self._sequence += 1
-        return Report(self._sequence, tuple(map(self._status, self.parts.values())), info={} if not ack else None)
+        looks, self.looks = tuple(self.looks), []
+        statuses = tuple(map(self._status, self.parts.values()))
+        return Report(self._sequence, statuses, info={} if not ack else None, progress=looks)
 
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         self._take_orders_from(epoch)
@@ -109,6 +114,11 @@ class FakeAgent:
             if code and part.first_failed is None:
                 part.first_failed = rank
         part.ended = all(code is not None for code in part.ranks.values())
+        self._news.set()
+
+    def show(self, *looks: RankProgress) -> None:
+        """The ranks show how far they are."""
+        self.looks += looks
         self._news.set()
 
     def end(self, run: int, attempt: int, code: int = 0) -> None:
