@@ -50,6 +50,8 @@ class Measured:
         return self.progress is not None or bool(self.gang or self.ranks or self.gpus)
 
 
+LATEST = 200
+"""So many attempts of a name say how it scales."""
 _PARTS = [part.name for part in fields(GpuTime)]
 
 
@@ -235,12 +237,14 @@ def gpu_series(connection: Connection, key: Key) -> list[GpuSample]:
 
 
 def sizes_and_rates(connection: Connection, name: str) -> list[tuple[int, float]]:
-    """Of the runs of that name: how many workers an attempt had, and how many samples a second it did."""
+    """Of the latest runs of that name: how many workers an attempt had, and how many samples a second it did."""
     question = (
         select(AttemptRow.placement, ProgressRow.samples_per_s)
         .join(ProgressRow, (ProgressRow.run_id == AttemptRow.run_id) & (ProgressRow.attempt == AttemptRow.number))
         .join(RunRow, RunRow.id == AttemptRow.run_id)
         .where(RunRow.name == name, ProgressRow.samples_per_s.is_not(None))
+        .order_by(AttemptRow.run_id.desc())
+        .limit(LATEST)
     )
     return [
         (sum(len(node["gpus"]) for node in placement["nodes"]), rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -110,6 +111,14 @@ def throughput(run: Run) -> dict[str, Any] | None:
         "repeated_steps": sum(one.repeated_steps or 0 for one in seen),
         "metrics": {name: _significant(value) for name, value in newest.metrics.items()},
     }
+
+
+def scaling_json(sizes: Sequence[ledger.Scale]) -> list[dict[str, Any]]:
+    """How the runs of a name scale, by size."""
+    return [
+        asdict(one) | {"samples_per_s": _significant(one.samples_per_s), "efficiency": _significant(one.efficiency)}
+        for one in sizes
+    ]
 
 
 def _progress(progress: Progress | None) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
+from orchestrator.history.ledger import Scale, scaling
 from orchestrator.history.measurements import Measured
 from orchestrator.history.models import (
     AllocationRow,
@@ -540,6 +541,11 @@ class Store:
         """The runs that `wanted` describes, with attempts, without events."""
         with self._database.read() as connection:
             return queries.filtered(connection, wanted or RunFilter())
+
+    def scaling(self, name: str) -> list[Scale]:
+        """How well the runs of that name use more workers, by size, the smallest first."""
+        with self._database.read() as connection:
+            return scaling(measurements.sizes_and_rates(connection, name))
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes that were ever seen, by name."""
