@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli import context, history
+from cli import context, history, measured
 from cli import output as out
 from cli.output import Column
 from cli.times import Ago, between, local, now, span
@@ -91,6 +91,7 @@ RUNS = (
         right=True,
     ),
     Column("attempts", lambda run: len(run.get("attempts") or []), right=True),
+    measured.SAMPLES_PER_S,
     Column("where", _where),
     _REASON,
 )
@@ -133,6 +134,10 @@ def ps(everything: bool, limit: int | None, output: str) -> None:
 @click.option("--state", type=click.Choice(STATES), help="In this state.")
 @click.option("--since", type=Ago(), help="Submitted within 12h, 7d ... or since a date.")
 @click.option("--array", metavar="ARRAY", help="Of this array, by its name or as 101[].")
+@click.option("--best", type=click.IntRange(1, 100_000), help="Of the array the N best, by the metric of --by.")
+@click.option(
+    "--by", metavar="METRIC", help="What runs report: loss (the smallest is best), -accuracy (the largest is)."
+)
 @click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; all of them where there are several.")
 @click.option(
     "--sort",
@@ -151,6 +156,8 @@ def runs(
     state: str | None,
     since: float | None,
     array: str | None,
+    best: int | None,
+    by: str | None,
     tags: tuple[str, ...],
     sort: str,
     limit: int,
@@ -161,7 +168,10 @@ def runs(
     \b
     orch runs --state failed --since 7d
     orch runs --tag sweep=a --sort -finished --json
+    orch runs --array sweep --best 3 --by loss
     """
+    if (best is None) != (by is None) or (best is not None and array is None):
+        raise click.UsageError("--best and --by go together, with --array: --array sweep --best 3 --by loss")
     for tag in tags:
         if "=" not in tag:
             raise click.UsageError(f"--tag {tag}: write it as KEY=VALUE")
@@ -172,11 +182,17 @@ def runs(
         "state": state,
         "since": None if since is None else (now() - timedelta(seconds=since)).isoformat(),
         "array": array,
+        "best": best,
+        "by": by,
         "tag": list(tags) or None,
         "sort": sort,
         "limit": limit,
     }
-    out.print_rows(history.many(query), RUNS, output, "id", "no run is like that")
+    metric = (by or "").removeprefix("-")
+    value = Column(metric, lambda run: (run.get("metrics") or {}).get(metric), right=True)
+    columns = (*RUNS[:2], value, *RUNS[2:]) if by else RUNS
+    empty = f"no run of {array} has reported {metric}" if by else "no run is like that"
+    out.print_rows(history.many(query), columns, output, "id", empty)
 
 
 @click.command()
@@ -259,6 +275,7 @@ def _show(run: dict[str, Any]) -> None:
             ("started", _time(run.get("started_at"))),
             ("finished", _time(run.get("finished_at"))),
             ("took", _span(between(run.get("started_at"), run.get("finished_at")))),
+            *measured.fields(run),
             ("priority", run.get("priority") or None),
             ("code", code.get("sha256", "")[:12] + (f", git {commit}" if commit else "")),
             ("after", ", ".join(map(_need, run.get("after") or ()))),

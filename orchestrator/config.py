@@ -66,6 +66,8 @@ class Config:
     policy_margin: float
     policy_communication: float
     policy_assumed_duration: float
+    prices: Mapping[str, float]
+    """Of a GPU-hour, by model; of a slot-hour under cpu."""
     origins: Mapping[str, str]
     """By key: `default`, `ORCH_LEASE`, `--address`, or file and line."""
 
@@ -184,6 +186,23 @@ def _port(text: str, place: Place) -> int:
     return int(text)
 
 
+_PRICE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._ -]{0,62})=([0-9]{1,9}(?:\.[0-9]{1,6})?)")
+
+
+def _prices(text: str, place: Place) -> dict[str, float]:
+    prices = {}
+    for part in text.split(",") if text else ():
+        found = _PRICE.fullmatch(part.strip())
+        if found is None:
+            raise ValueError(f"must be prices of a GPU-hour by model, such as {{H100: 2.5}}, not {shown(part)}")
+        prices[found[1]] = float(found[2])
+    return prices
+
+
+def _show_prices(prices: Mapping[str, float]) -> str:
+    return ",".join(f"{model}={price:g}" for model, price in prices.items())
+
+
 def _paths(text: str, place: Place) -> tuple[Path, ...]:
     return tuple(place.path(part) for part in text.split(os.pathsep) if part)
 
@@ -234,6 +253,7 @@ KEYS: dict[str, Key] = {
         teams_as_text,
     ),
     **{f"policy.{name}": _policy_key(setting) for name, setting in SETTINGS.items()},
+    "prices": Key("Price of a GPU-hour by model (in ORCH_PRICES H100=2.5,A100=1.2)", _prices, _show_prices),
 }
 _GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
@@ -313,6 +333,7 @@ def _defaults(home: Path) -> dict[str, Any]:
         "hardware": None,
         "teams": {},
         **{f"policy.{name}": getattr(Policy(), name) for name in SETTINGS},
+        "prices": {},
     }
 
 
@@ -372,6 +393,8 @@ def _text_of(name: str, value: Any, file: Path) -> str | None:
         return json.dumps(value)
     if name == "hardware" and isinstance(value, dict):
         return str(file)  # what is in it is read by the readers of hardware files
+    if name == "prices" and isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
+        return ",".join(f"{model}={price}" for model, price in value.items())
     return value if name in KEYS and name != "hardware" and isinstance(value, str) else None
 
 

@@ -302,25 +302,32 @@ class Api:
             if array is None:
                 raise Refused(3, f"no such array: {ref!r}")
             wanted = replace(wanted, ids=array.runs)
+            if (best := _number(request.query.get("best"), "best")) is not None:
+                by = request.query.get("by", "")
+                found = await self._controller.best(array, by, best)
+                return web.json_response([render.list_json(run) | {"metrics": metrics} for run, metrics in found])
         return web.json_response([render.list_json(run) for run in await self._controller.runs(wanted)])
 
     async def _live(self, request: web.Request) -> list[dict[str, Any]]:
         """What runs, then what waits in its order; with `arrays=1` an array is one row."""
         controller, limit = self._controller, _number(request.query.get("limit"), "limit")
-        live, waiting = await controller.live(), await controller.waiting()
+        live, waiting = await controller.live(), controller.queue.waiting()
         if request.query.get("arrays") == "1":
             arrays = controller.runtime.book.arrays
             counts = {array.id: await controller.counts(array) for array in arrays.values()}
-            return queue_rows(live, waiting, arrays, counts, limit)
+            return queue_rows(live, waiting, arrays, counts, controller.with_reason, limit)
         rows = [render.list_json(run) | {"position": None} for run in live[:limit]]
         left = None if limit is None else limit - len(rows)
-        return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting[:left], 1)]
+        shown = enumerate(map(controller.with_reason, waiting[:left]), 1)
+        return rows + [render.list_json(run) | {"position": i} for i, run in shown]
 
     async def _show(self, request: web.Request) -> web.Response:
         ref = request.match_info["ref"]
         if (array := await self._controller.find_array(ref)) is not None:
             return web.json_response(await self._array(array) | {"spec": array.spec.model_dump(mode="json")})
-        return web.json_response(render.show_json(await self._controller.find(ref)))
+        run = await self._controller.find(ref)
+        sizes = await self._controller.scaling(run.name)
+        return web.json_response(render.show_json(run) | {"scaling": render.scaling_json(sizes)})
 
     async def _array(self, array: Array) -> dict[str, Any]:
         first = await self._controller.find(str(array.id))

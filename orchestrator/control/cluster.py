@@ -133,6 +133,7 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 dashboard_proxy=head.dashboard_proxy,
                 preflight=config.preflight,
                 policy=policy_as_texts(config.policy),
+                prices=dict(config.prices),
                 local=local,
             )
         )

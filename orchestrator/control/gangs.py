@@ -22,6 +22,7 @@ from orchestrator.control.backend import (
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.limits import Limits
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.measuring import Measuring
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
@@ -56,6 +57,7 @@ class Gangs:
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
         self._gangs: dict[tuple[int, int], Gang] = {}
+        self.measuring = Measuring(runtime)
 
     def of(self, run: Run) -> Gang | None:
         """The run's live attempt."""
@@ -104,6 +106,7 @@ class Gangs:
             # It may have been told before the controller that took this down was replaced.
             gang.stop, gang.told = gang.stop or Stop("cancelled"), True
         self._gangs[gang.run, gang.attempt] = gang
+        self.measuring.begin(run)
         return gang
 
     async def _launch(self, gang: Gang, run: Run) -> None:
@@ -178,6 +181,7 @@ class Gangs:
             log_limit=settings.log_limit,
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
             nccl_log=self._reading(gang).source,
+            throughput=dict(spec.throughput),
         )
 
     @staticmethod
@@ -204,6 +208,7 @@ class Gangs:
             except OSError as error:
                 log.error("the log of run %s is incomplete: %s", chunk.run, error)
             self._runtime.tell(chunk.run)
+        self.measuring.take_in(node, report)
         for status in report.parts:
             gang = self._gangs.get((status.run, status.attempt))
             if gang is None or node not in gang.parts:
@@ -328,6 +333,7 @@ class Gangs:
             failure = Failure("time_limit", str(reason))
         elif gang.stop is not None and event is Event.REQUEUED and failure is None:
             reason = gang.stop.reason
+        await self.measuring.end(gang.run, gang.attempt)
         until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
         run = await self._record_end(
             gang.run,
@@ -340,6 +346,7 @@ class Gangs:
             fenced=until,
         )
         runtime.counts.attempts[outcome.value] += 1
+        runtime.spawn(self._count(run))
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
@@ -352,6 +359,10 @@ class Gangs:
             runtime.wake_in(2.0)
         else:
             runtime.wake.set()
+
+    async def _count(self, run: Run) -> None:
+        """What its GPU time was used for; what a controller that dies leaves uncounted, the next one counts."""
+        await self._runtime.write(self._runtime.store.count, run, self._runtime.now())
 
     async def _record_end(self, *what: Any, **more: Any) -> Run:
         """Tried until it is written: an end that is not recorded would hold its GPUs for ever."""

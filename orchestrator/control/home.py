@@ -47,6 +47,7 @@ class ClusterNote:
     preflight: bool = True
     policy: dict[str, str] = field(default_factory=dict)
     """Teams and the scheduler's settings, as texts."""
+    prices: dict[str, float] = field(default_factory=dict)
     dashboard_url: str | None = None
     dashboard_proxy: int | None = None
     """The port on which Ray's dashboard asks for orch's runs."""

@@ -285,6 +285,7 @@ class ControllerActor:
             raise FileNotFoundError(f"{self._home.cluster_file} is missing: `orch up` writes it")
         self._note = note
         store = Store.open(note.database)
+        store.prices = note.prices
         backend = RayBackend(self._namespace)
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(

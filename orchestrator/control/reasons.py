@@ -37,7 +37,7 @@ async def _waits(queue: Queue, run: Run, now: datetime) -> dict[str, Any]:
     since = since_when(run)
     found: dict[str, Any] = {"since": time_json(since), "seconds": round((now - since).total_seconds(), 3)}
     order = queue.waiting()
-    position = next((i for i, other in enumerate(order) if other.id == run.id), len(order))
+    position = (queue.position(run.id) or len(order) + 1) - 1
     found["position"] = position + 1
     if (explanation := await queue.explain(run.id)) is not None:
         return found | explanation_json(explanation)

@@ -17,12 +17,14 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_
 
 from orchestrator.array import Ref, at, parse_ref
 from orchestrator.history.book import Book, Gpu, Hold
+from orchestrator.history.measurements import measured, progress_of, used_by
 from orchestrator.history.models import (
     LIVE_STATES,
     TERMINAL_STATES,
     AllocationRow,
     ArrayRow,
     AttemptRow,
+    Base,
     DependencyRow,
     EventRow,
     NodeRow,
@@ -108,9 +110,10 @@ def run_by_id(connection: Connection, run: int, events: bool = False) -> Run | N
     if events:
         happened = connection.execute(select(EventRow).where(EventRow.run_id == run).order_by(EventRow.sequence))
         waits = connection.execute(select(WaitRow).where(WaitRow.run_id == run).order_by(WaitRow.number))
+    progress, used = progress_of(connection, [run]), used_by(connection, [run])
     return _run(
         row,
-        tuple(map(_attempt, attempts)),
+        tuple(measured(_attempt(one), run, progress, used) for one in attempts),
         array=array,
         after=_dependencies(connection, [array.id if array else run])[array.id if array else run],
         events=tuple(map(_event, happened)),
@@ -188,6 +191,19 @@ class GpuUse:
     gpus: int
     start: datetime
     end: datetime
+
+
+def metrics(connection: Connection, ids: range) -> dict[int, dict[str, float]]:
+    """By run, the newest value of each metric that its latest attempt with any reported."""
+    table = Base.metadata.tables.get("attempt_progress")
+    if table is None:
+        return {}  # nothing measures runs yet
+    rows = connection.execute(
+        select(table.c.run_id, table.c.metrics)
+        .where(table.c.run_id >= ids.start, table.c.run_id < ids.stop)
+        .order_by(table.c.run_id, table.c.attempt)
+    )
+    return {row.run_id: row.metrics for row in rows if row.metrics}
 
 
 def uses(connection: Connection, since: datetime) -> list[GpuUse]:
@@ -277,13 +293,13 @@ def _with_attempts(connection: Connection, question: Select[Any]) -> list[Run]:
     rows = connection.execute(question).all()
     # The same question again as a subquery: a list of ids would outgrow the number of parameters a statement may have.
     chosen = question.with_only_columns(RunRow.id).subquery()
+    ids = select(chosen.c.id)
+    progress, used = progress_of(connection, ids), used_by(connection, ids)
     attempts: dict[int, list[Attempt]] = {row.id: [] for row in rows}
     for row in connection.execute(
-        select(AttemptRow)
-        .where(AttemptRow.run_id.in_(select(chosen.c.id)))
-        .order_by(AttemptRow.run_id, AttemptRow.number)
+        select(AttemptRow).where(AttemptRow.run_id.in_(ids)).order_by(AttemptRow.run_id, AttemptRow.number)
     ):
-        attempts[row.run_id].append(_attempt(row))
+        attempts[row.run_id].append(measured(_attempt(row), row.run_id, progress, used))
     arrays = _arrays(connection, [row.id for row in rows])
     firsts = [array.id for array in arrays]
     after = _dependencies(connection, firsts, chosen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
@@ -19,11 +19,13 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref
 from orchestrator.bench.results import Bench
-from orchestrator.history import benches, moves, queries
+from orchestrator.history import benches, measurements, moves, queries
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
+from orchestrator.history.ledger import Scale, scaling
+from orchestrator.history.measurements import Measured
 from orchestrator.history.models import (
     AllocationRow,
     ArrayRow,
@@ -72,6 +74,8 @@ class Store:
         self._changes = Changes()
         """What the write under way has done to runs and GPUs: whoever follows hears of nothing else."""
         self._rows = Rows()
+        self.prices: Mapping[str, float] = {}
+        """Of a GPU-hour, by model: what GPU time is counted with from now on."""
 
     @classmethod
     def open(cls, url: str, readonly: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
@@ -143,7 +147,10 @@ class Store:
 
     def submit_each(self, new: Sequence[NewRun], now: datetime) -> list[Answer]:
         """Queues those that can be, in their order: for each the run and whether it is new, or the refusal."""
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
+            if self._group is not None and any(one.spec.after for one in new):
+                # What became of the runs that these are to follow is asked of the tables.
+                self._group[2].flush(connection)
             return _submit(connection, new, now, self._changes)
 
     def place(self, run_id: int, placement: Placement, now: datetime, waited: Mapping[str, Any] | None = None) -> Run:
@@ -184,20 +191,48 @@ class Store:
         `stop`.
         """
         with self._write(gathered=True) as connection:
-            run = self._run(connection, run_id)
-            number = run.attempts[-1].number if run.live and run.attempts else None
-            if event in _NEEDS_MORE or (event in _ENDS_AN_ATTEMPT and number is not None):
-                raise IllegalTransition(run_id, run.state, event)
-            was_queued = run.state is State.QUEUED
-            run = moves.move(self._rows, run, event, now, attempt=number, reason=reason, by=by)
-            if event is Event.STARTED:
-                run = moves.attempt_is(self._rows, run, ranks_started_at=now)
-            if event is Event.CANCEL_ASKED and number is not None:
-                run = moves.attempt_is(self._rows, run, stop=Stop("cancelled", reason))
-            if was_queued and waited is not None:
-                moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
-            self._changes.runs[run_id] = run
-            return run
+            return self._record(self._run(connection, run_id), event, now, reason, by, waited)
+
+    def record_each(
+        self,
+        run_ids: Sequence[int],
+        event: Event,
+        now: datetime,
+        reason: str | None = None,
+        by: str | None = None,
+        waited: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> list[Run]:
+        """As `record` for each of them, and those left out whose state has no place for it any more. Raises NoSuchRun."""
+        with self._write(gathered=True) as connection:
+            recorded = []
+            for run_id in run_ids:
+                with suppress(IllegalTransition):
+                    run = self._run(connection, run_id)
+                    recorded.append(self._record(run, event, now, reason, by, (waited or {}).get(run_id)))
+            return recorded
+
+    def _record(
+        self,
+        run: Run,
+        event: Event,
+        now: datetime,
+        reason: str | None,
+        by: str | None,
+        waited: Mapping[str, Any] | None,
+    ) -> Run:
+        number = run.attempts[-1].number if run.live and run.attempts else None
+        if event in _NEEDS_MORE or (event in _ENDS_AN_ATTEMPT and number is not None):
+            raise IllegalTransition(run.id, run.state, event)
+        was_queued = run.state is State.QUEUED
+        run = moves.move(self._rows, run, event, now, attempt=number, reason=reason, by=by)
+        if event is Event.STARTED:
+            run = moves.attempt_is(self._rows, run, ranks_started_at=now)
+        if event is Event.CANCEL_ASKED and number is not None:
+            run = moves.attempt_is(self._rows, run, stop=Stop("cancelled", reason))
+        if was_queued and waited is not None:
+            moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
+        self._changes.runs[run.id] = run
+        return run
 
     def stop(self, run_id: int, stop: Stop, now: datetime) -> Run:
         """Records that orch itself ends the run's attempt, before anybody is told. Raises IllegalTransition, NoSuchRun."""
@@ -256,7 +291,7 @@ class Store:
             if run is None:
                 return False
             if note is not None and run.state not in TERMINAL:
-                run = moves.move(connection, run, Event.NOTED, now, attempt=attempt, reason=note)
+                run = moves.move(self._rows, run, Event.NOTED, now, attempt=attempt, reason=note)
                 self._changes.runs[run_id] = run
             return True
 
@@ -267,8 +302,7 @@ class Store:
         if not connection.execute(update(AttemptRow).where(known).values(**fact)).rowcount:
             return None
         run = self._run(connection, run_id)
-        attempts = tuple(replace(one, **fact) if one.number == number else one for one in run.attempts)
-        self._changes.runs[run_id] = run = replace(run, attempts=attempts)
+        self._changes.runs[run_id] = run = _with(run, number, **fact)
         return run
 
     def finish(
@@ -301,6 +335,36 @@ class Store:
             self._changes.runs[run_id] = run
             return run
 
+    def measure(self, taken: Sequence[Measured], now: datetime) -> None:
+        """Records what was measured of live attempts since the last time, and counts their GPU time anew."""
+        with self._write() as connection:
+            for one in taken:
+                key = one.run, one.attempt
+                run = self._run(connection, one.run)
+                if one.progress is not None:
+                    measurements.record_progress(connection, key, one.progress, now)
+                    run = _with(run, one.attempt, progress=one.progress)
+                measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
+                measurements.fold(connection, key, now, ended=None)
+                self._changes.runs[one.run] = (
+                    measurements.recount(connection, run, now, self.prices) if one.count else run
+                )
+
+    def count(self, run: Run, now: datetime) -> None:
+        """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
+        with self._write() as connection:
+            if run.attempts and run.attempts[-1].progress is not None:
+                measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
+            measurements.recount(connection, run, now, self.prices)
+
+    def count_missed(self, now: datetime) -> int:
+        """Counts what a controller that was killed left uncounted: attempts that ended after their GPU time was; how many."""
+        with self._write() as connection:
+            missed = measurements.uncounted(connection)
+            for run in missed:
+                measurements.recount(connection, self._run(connection, run), now, self.prices)
+            return len(missed)
+
     def release_fenced(self, now: datetime) -> int:
         """Frees the GPUs whose fence has run out by `now`; returns how many."""
         over = (AllocationRow.released_at.is_(None), AllocationRow.fenced_until <= now)
@@ -313,10 +377,13 @@ class Store:
 
     def _free(self, which: tuple[Any, ...], now: datetime) -> int:
         with self._write() as connection:
-            rows = connection.execute(select(AllocationRow.node, AllocationRow.gpu).where(*which)).all()
+            found = select(AllocationRow.run_id, AllocationRow.node, AllocationRow.gpu).where(*which)
+            rows = connection.execute(found).all()
             if rows:
                 connection.execute(update(AllocationRow).where(*which).values(released_at=now))
                 self._changes.held |= {(row.node, row.gpu): None for row in rows}
+            for run in sorted({row.run_id for row in rows}):
+                measurements.recount(connection, self._run(connection, run), now, self.prices)
             return len(rows)
 
     def upsert_node(self, node: NodeRecord) -> None:
@@ -455,6 +522,11 @@ class Store:
         with self._database.read() as connection:
             return queries.broken_dependency(connection, need)
 
+    def metrics(self, ids: range) -> dict[int, dict[str, float]]:
+        """By run, what it reported last of each metric."""
+        with self._database.read() as connection:
+            return queries.metrics(connection, ids)
+
     def uses(self, since: datetime) -> list[queries.GpuUse]:
         """Who held how many GPUs from when to when, of attempts that have ended since."""
         with self._database.read() as connection:
@@ -469,6 +541,11 @@ class Store:
         """The runs that `wanted` describes, with attempts, without events."""
         with self._database.read() as connection:
             return queries.filtered(connection, wanted or RunFilter())
+
+    def scaling(self, name: str) -> list[Scale]:
+        """How well the runs of that name use more workers, by size, the smallest first."""
+        with self._database.read() as connection:
+            return scaling(measurements.sizes_and_rates(connection, name))
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes that were ever seen, by name."""
@@ -508,3 +585,9 @@ class Store:
         except (IllegalTransition, ValueError):
             return False
         return bool(said) and said == [one.state for one in run.events] and said[-1] is run.state
+
+
+def _with(run: Run, number: int, **values: Any) -> Run:
+    """The run with these values of one attempt."""
+    attempts = tuple(replace(one, **values) if one.number == number else one for one in run.attempts)
+    return replace(run, attempts=attempts)
