@@ -195,6 +195,9 @@ class Cycle:
     def _over_quota(self, ask: Ask, excess: Excess) -> Reason:
         if excess.never:
             return Reason(Kind.NEVER, excess.text)
+        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
+        if self._claims.taken(ask.account, excess.owner):
+            return Reason(Kind.QUOTA, excess.text, numbers)
         mine = [
             run
             for run in (*self.snapshot.running, *(start.run for start in self.starts))
@@ -203,7 +206,6 @@ class Cycle:
         ]
         free = self.future.quota_free(mine, excess.held + excess.gpus - excess.limit)
         self._claims.add(ask.account, Claim(ask.run, ask.gpus, free, self.future.overdue(ask)), excess.owner)
-        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
         return Reason(Kind.QUOTA, excess.text, numbers)
 
     def _no_place(self, ask: Ask, view: View) -> Reason:

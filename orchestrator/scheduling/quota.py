@@ -108,6 +108,10 @@ class Claims:
         self._held = held
         self._by_owner: dict[str | Account, Claim] = {}
 
+    def taken(self, account: Account, owner: str) -> bool:
+        """Whether a run before has a claim to what the team (or the user) may hold."""
+        return (account[0] if owner == "team" else account) in self._by_owner
+
     def add(self, account: Account, claim: Claim, owner: str | None = None) -> None:
         """Of all limits that the run is under, or of its team's or its user's alone."""
         for name, _, _ in self._limits(account):
