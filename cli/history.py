@@ -74,7 +74,7 @@ def found(store: Store, ref: str) -> Run:
 def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
     from datetime import datetime
 
-    from orchestrator.history.queries import RunFilter
+    from orchestrator.history.filters import RunFilter
     from orchestrator.history.render import list_json
     from orchestrator.scheduling.lifecycle import State
 

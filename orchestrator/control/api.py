@@ -23,7 +23,7 @@ from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
 from orchestrator.history.errors import StoreError
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.jobfile import parse_job
 from orchestrator.placement.draw import draw_free
 from orchestrator.scheduling.lifecycle import IllegalTransition, State

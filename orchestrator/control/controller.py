@@ -17,11 +17,12 @@ from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.hardware.model import Cluster
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
 from orchestrator.placement.explain import alternatives, at_best, hint_levels
+from orchestrator.placement.fabric import fabric_of
 from orchestrator.placement.search import place
 from orchestrator.placement.values import Rejection
 from orchestrator.placement.wishes import is_known
@@ -200,7 +201,8 @@ class Controller:
         for run, placement in decided.starts:
             if not self._starts_runs:
                 break
-            self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now()))
+            fabric = fabric_of(self.roster.inventory.topology, placement)
+            self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now(), fabric))
         for run in waiting:
             runtime.tell(run.id)
 

@@ -28,7 +28,8 @@ from orchestrator.history.errors import (
     DatabaseUnreachable,
     StoreError,
 )
-from orchestrator.history.models import SCHEMA, Base
+from orchestrator.history.models import SCHEMA
+from orchestrator.history.summary_models import Base  # with every table: those of models.py and its own
 
 VERSION_TABLE = "orch_version"
 BUSY_TIMEOUT_S = 15

@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 
-SCHEMA = "0001"
+SCHEMA = "0006"
 """The newest migration. Revisions are numbers, so that newer and older can be told apart without importing Alembic."""
 
 
@@ -118,10 +118,14 @@ class RunRow(Base):
     __table_args__ = (
         _one_of("state", State, "runs_state"),
         UniqueConstraint("username", "submit_key", name="runs_one_per_key"),
-        Index("runs_by_name", "name", "id"),
+        Index("runs_by_name", "name", "id", postgresql_ops={"name": "text_pattern_ops"}),
         Index("runs_by_state", "state", "queued_at"),
         Index("runs_by_user", "username", "submitted_at"),
         Index("runs_by_submission", "submitted_at"),
+        Index("runs_by_team", "team", "submitted_at"),
+        Index("runs_by_end", "finished_at"),
+        Index("runs_by_code_sha256", "code_sha256", postgresql_ops={"code_sha256": "text_pattern_ops"}),
+        Index("runs_by_code_git", "code_git", postgresql_ops={"code_git": "text_pattern_ops"}),
         {"sqlite_autoincrement": True},
     )
 

@@ -1,19 +1,18 @@
-"""What the history can be asked: rows to Run and Attempt values, one run whole, and the filters of `orch runs`.
+"""What the history can be asked: rows to Run and Attempt values, one run whole, and lists of them.
 
 Every question takes a fixed number of statements, however many runs answer it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, select
+from sqlalchemy import Connection, Row, Select, select
 
-from orchestrator.history.models import LIVE_STATES, TERMINAL_STATES, AttemptRow, EventRow, NodeRow, RunRow, TagRow
+from orchestrator.history.filters import RunFilter, among, page
+from orchestrator.history.models import LIVE_STATES, AttemptRow, EventRow, NodeRow, RunRow
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Attempt, Code, Failure, NodeRecord, Run, RunEvent
@@ -22,45 +21,7 @@ from orchestrator.spec import JobSpec
 PLACEMENT = TypeAdapter(Placement)
 FAILURE = TypeAdapter(Failure)
 
-SORTS: dict[str, ColumnElement[Any]] = {
-    "id": RunRow.id.expression,
-    "name": RunRow.name.expression,
-    "user": RunRow.username.expression,
-    "team": RunRow.team.expression,
-    "state": RunRow.state.expression,
-    "priority": RunRow.priority.expression,
-    "submitted": RunRow.submitted_at.expression,
-    "started": RunRow.started_at.expression,
-    "finished": RunRow.finished_at.expression,
-}
-"""What runs can be sorted by; nothing else reaches the database."""
-
 _LARGEST_ID = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class RunFilter:
-    """Which runs, and in what order: the options of `orch runs`. What is None or empty does not filter."""
-
-    name: str | None = None
-    user: str | None = None
-    team: str | None = None
-    state: State | None = None
-    since: datetime | None = None
-    """Submitted at this time or later."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """All of them must be there."""
-    sort: str = "-submitted"
-    """One of SORTS; with a minus, the largest first. Runs without the value come last either way."""
-    limit: int | None = None
-    live_only: bool = False
-    """Only runs that have not ended: what `orch ps` shows."""
-
-    def __post_init__(self) -> None:
-        if self.sort.removeprefix("-") not in SORTS:
-            raise ValueError(f"sort: {self.sort!r} is not one of {', '.join(SORTS)} (with - for the largest first)")
-        if self.limit is not None and self.limit < 0:
-            raise ValueError(f"limit: must be 0 or more, not {self.limit}")
 
 
 def run_by_id(connection: Connection, run: int, events: bool = False) -> Run | None:
@@ -91,22 +52,14 @@ def find(connection: Connection, ref: int | str) -> Run | None:
 
 def filtered(connection: Connection, wanted: RunFilter) -> list[Run]:
     """The runs that `wanted` describes, with attempts, without events."""
-    question = select(RunRow)
-    equal = {"name": wanted.name, "username": wanted.user, "team": wanted.team, "state": wanted.state}
-    question = question.filter_by(**{column: value for column, value in equal.items() if value is not None})
-    if wanted.since is not None:
-        question = question.where(RunRow.submitted_at >= wanted.since)
-    if wanted.live_only:
-        question = question.where(RunRow.state.not_in(TERMINAL_STATES))
-    for key, value in wanted.tags.items():
-        question = question.where(exists().where(TagRow.run_id == RunRow.id, TagRow.key == key, TagRow.value == value))
-    column = SORTS[wanted.sort.removeprefix("-")]
-    # Nulls last is said, because the two databases differ; the id settles ties the same way on each call.
-    down = wanted.sort.startswith("-")
-    question = question.order_by(
-        (column.desc() if down else column.asc()).nulls_last(), RunRow.id.desc() if down else RunRow.id
-    )
-    return _with_attempts(connection, question if wanted.limit is None else question.limit(wanted.limit))
+    found = page(connection, wanted)
+    runs = {run.id: run for run in by_ids(connection, found)}
+    return [runs[run] for run in found]
+
+
+def by_ids(connection: Connection, ids: Sequence[int]) -> list[Run]:
+    """These runs, by id, with attempts, without events."""
+    return _with_attempts(connection, select(RunRow).where(among(connection, RunRow.id, ids)).order_by(RunRow.id))
 
 
 def waiting(connection: Connection) -> list[Run]:

@@ -16,11 +16,12 @@ from typing import Any, Self
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.history import queries
+from orchestrator.history import queries, summaries
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch
+from orchestrator.history.filters import RunFilter
 from orchestrator.history.models import AllocationRow, AttemptRow, ControlRow, EventRow, NodeRow, RunRow, TagRow
-from orchestrator.history.queries import RunFilter
+from orchestrator.placement.fabric import NodeFabric
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import TERMINAL, Event, IllegalTransition, Outcome, State, advance, replay
 from orchestrator.scheduling.run import Attempt, Failure, NewRun, NodeRecord, Run
@@ -80,8 +81,10 @@ class Store:
         with self._write() as connection:
             return [_submit(connection, one, now) for one in new]
 
-    def place(self, run_id: int, placement: Placement, now: datetime) -> Run:
-        """Begins the next attempt of a queued run on `placement`'s GPUs.
+    def place(
+        self, run_id: int, placement: Placement, now: datetime, fabric: Mapping[str, NodeFabric] | None = None
+    ) -> Run:
+        """Begins the next attempt of a queued run on `placement`'s GPUs; `fabric` says what its nodes are.
 
         Raises DoubleBooked, IllegalTransition, NoSuchRun.
         """
@@ -104,7 +107,9 @@ class Store:
                     insert(AllocationRow),
                     [{"run_id": run_id, "attempt": number, "node": n, "gpu": g, "since": now} for n, g in gpus],
                 )
-                return _known(connection, run_id)
+                run = _known(connection, run_id)
+                summaries.placed(connection, run, placement, fabric or {}, now)
+                return run
         except IntegrityError:
             busy = self.busy()
             taken = [(node, gpu, busy[node][gpu]) for node, gpu in gpus if gpu in busy.get(node, {})]
@@ -129,7 +134,10 @@ class Store:
                     .where(AttemptRow.run_id == run_id, AttemptRow.number == number)
                     .values(ranks_started_at=now)
                 )
-            return _known(connection, run_id)
+            run = _known(connection, run_id)
+            if run.ended or event is Event.RETRY_ASKED:
+                summaries.refresh(connection, run)
+            return run
 
     def finish(
         self,
@@ -165,7 +173,9 @@ class Store:
                 )
             )
             _release(connection, run_id, attempt, now, fenced or {})
-            return _known(connection, run_id)
+            run = _known(connection, run_id)
+            summaries.ended(connection, run)
+            return run
 
     def release_fenced(self, now: datetime) -> int:
         """Frees the GPUs whose fence has run out by `now`; returns how many."""

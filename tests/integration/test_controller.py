@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.control.controller import Controller, Refused
 from orchestrator.control.runtime import Settings
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.history.store import Store
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
