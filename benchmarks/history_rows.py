@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from orchestrator.history.ledger_days import PARTS, milliseconds, shares, spread
+from orchestrator.history.ledger_days import shares, spread
 from orchestrator.testing import a_spec
 
 DAYS, USERS, TEAMS, NAMES, NODES, LEAVES, WAITING = 365, 200, 12, 1000, 512, 16, 300
@@ -25,6 +25,7 @@ START = END - timedelta(days=DAYS)
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 8), (16, 8))
 OFTEN = (40, 15, 15, 20, 7, 2, 1)
 KINDS = ("node_lost", "start_failed", "lease_expired")
+PRICE = 2.5
 Row = tuple[str, tuple[Any, ...]]
 
 
@@ -74,7 +75,7 @@ class Year:
             yield from self._run(index + 1, job, START + step * index, waits=index >= self.count - WAITING)
         for table, sums in self.sums.items():
             for key, values in sums.items():
-                yield table, (*key, *values)
+                yield table, (*key, *values) if table != "node_days" else (*key, *values[:2], None, *values[2:])
 
     def _run(self, run: int, job: Job, submitted: datetime, waits: bool) -> Iterator[Row]:
         chance = self.chance
@@ -132,7 +133,7 @@ class Year:
         self, run: int, job: Job, submitted: datetime, wait: timedelta, state: str, attempts: list[Any]
     ) -> Iterator[Row]:
         chance, each = self.chance, job.shape[1]
-        whole: dict[str, int] = dict.fromkeys(milliseconds({}), 0)
+        whole: dict[str, int] = dict.fromkeys(gpu_time(0), 0)
         speed, progress = None, None
         for number, outcome, kind, nodes, start, end in attempts:
             leaves = {leaf_of(node) for node in nodes}
@@ -158,47 +159,42 @@ class Year:
                 "{}",
             )  # fmt: skip
             seconds = (end - start).total_seconds() * each * len(nodes)
-            lost = outcome == "infra_error"
-            total = milliseconds(
-                {"starting": seconds * 0.02, "productive": 0 if lost else seconds * 0.9, "lost": seconds * 0.9 if lost else 0,
-                 "checkpoint": seconds * 0.03, "idle": seconds * 0.05}
-            )  # fmt: skip
+            kept, gone = (0.0, 0.9) if outcome == "infra_error" else (0.9, 0.0)
+            total = gpu_time(seconds * 1000, starting=0.02, productive=kept, checkpoint=0.03, lost=gone, idle=0.05)
             for name, value in total.items():
                 whole[name] += value
             speed = job.speed * (0.8 if len(leaves) > 1 else 1.0) * chance.gauss(1, 0.02)
             if (end - start).total_seconds() > 120:
                 steps = int((end - start).total_seconds() * speed / 64)
-                progress = (speed, 64 / speed, steps, steps * 64.0)
+                progress = (speed, 64 / speed, steps, steps * 64)
+                yield "attempt_progress", (run, number, "auto", *progress_of(speed, steps, start, end))
             days = shares(start, end)
             for n, on_node in zip(nodes, spread(total, [1.0] * len(nodes)), strict=True):
                 name, model = f"n{n:03}", model_of(n)
                 yield "attempt_nodes", (
                     run, number, name, f"leaf{leaf_of(n):02}", model, each, start, end, outcome, kind, n == at_fault,
                 )  # fmt: skip
+                yield "gpu_time", (run, number, name, each, "cuda", model, PRICE, start, end, *on_node.values())
                 for gpu in range(each):
                     yield "allocations", (run, number, name, gpu, start, end, None)
                 for (day, _), piece in zip(days, spread(on_node, [share for _, share in days]), strict=True):
-                    self._add("gpu_days", (day, job.user, job.team, job.name, model), list(piece.values()))
-                    self._add("node_days", (day, name), [*piece.values(), 0, 0])
-                self._add("node_days", (end.date(), name), [0] * 6 + [1, int(n == at_fault)])
+                    cost = piece["allocated_ms"] / 3.6e6 * PRICE
+                    self._add("gpu_days", (day, job.user, job.team, job.name, model), [*piece.values(), cost])
+                    self._add("node_days", (day, name), [0, 0, *piece.values()])
+                self._add("node_days", (end.date(), name), [1, int(n == at_fault), *[0] * 6])
         _, outcome, kind, nodes, _, _ = attempts[-1]
         models = "+".join(sorted({model_of(n) for n in nodes}))
         wait_ms = wait // timedelta(milliseconds=1)
         figures = progress or (None, None, None, None)
+        cost = whole["allocated_ms"] / 3.6e6 * PRICE
         yield "run_summaries", (
-            run, submitted.date(), state, len(attempts), "cuda", models, each * len(nodes), len(nodes), len({leaf_of(n) for n in nodes}),
-            "node" if len(nodes) == 1 else "leaf", outcome, kind, wait_ms, chance.randrange(30), *figures, *whole.values(),
+            run, submitted.date(), state, len(attempts), "cuda", models, each * len(nodes), len(nodes),
+            len({leaf_of(n) for n in nodes}), "node" if len(nodes) == 1 else "leaf", outcome, kind, wait_ms,
+            chance.randrange(30), *figures, cost, *whole.values(),
         )  # fmt: skip
         counted = [
-            *whole.values(),
-            1,
-            len(attempts),
-            1,
-            wait_ms,
-            int(progress is not None),
-            figures[0] or 0,
-            figures[3] or 0,
-        ]
+            *whole.values(), 1, len(attempts), 1, wait_ms, int(progress is not None), figures[0] or 0, figures[3] or 0, cost,
+        ]  # fmt: skip
         self._add("run_days", (submitted.date(), job.user, job.team, state, models), counted)
         self._add("name_days", (submitted.date(), job.name, state), counted)
 
@@ -206,6 +202,24 @@ class Year:
         sums = self.sums[table].setdefault(key, [0] * len(values))
         for index, value in enumerate(values):
             sums[index] += value
+
+
+def gpu_time(milliseconds: float, **shares_of: float) -> dict[str, int]:
+    parts = {
+        f"{part}_ms": round(milliseconds * shares_of.get(part, 0))
+        for part in ("starting", "productive", "checkpoint", "lost", "idle")
+    }
+    return {"allocated_ms": sum(parts.values()), **parts}
+
+
+def progress_of(speed: float, steps: int, start: datetime, end: datetime) -> tuple[Any, ...]:
+    """The columns of attempt_progress from `steps` on."""
+    step = 64 / speed
+    busy = int((end - start).total_seconds() * 900)
+    return (
+        steps, steps * 64, speed, step, step, step * 1.3, step * 0.97, step * 1.03, 0, 0.02, start, end, busy, 0, 0, 0,
+        3, steps, end, False, None, None, end,
+    )  # fmt: skip
 
 
 def leaf_of(node: int) -> int:
@@ -219,6 +233,3 @@ def model_of(node: int) -> str:
 def hash_of(name: str, at: datetime) -> int:
     """A commit that a name keeps for a week."""
     return random.Random(f"{name} {at.isocalendar()[:2]}").getrandbits(160)
-
-
-assert PARTS

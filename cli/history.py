@@ -8,7 +8,7 @@ import click
 
 from cli import context
 from cli import output as out
-from cli.errors import NOT_FOUND, UNREACHABLE, Fail, Unreachable
+from cli.errors import NOT_FOUND, UNREACHABLE, USAGE, Fail, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,22 +72,20 @@ def found(store: Store, ref: str) -> Run:
 
 
 def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
-    from datetime import datetime
-
-    from orchestrator.history.filters import RunFilter
+    from orchestrator.history.asking import asked
     from orchestrator.history.render import list_json
-    from orchestrator.scheduling.lifecycle import State
 
-    given = {key: value for key, value in query.items() if value is not None}
-    wanted = RunFilter(
-        name=given.get("name"),
-        user=given.get("user"),
-        team=given.get("team"),
-        state=State(given["state"]) if "state" in given else None,
-        since=datetime.fromisoformat(given["since"]) if "since" in given else None,
-        tags=dict(tag.partition("=")[::2] for tag in given.get("tag", ())),
-        sort=given.get("sort", "-submitted"),
-        limit=given.get("limit"),
-        live_only=bool(given.get("live")),
-    )
-    return [list_json(run) for run in store.runs(wanted)]
+    given = {
+        name: [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        for name, value in query.items()
+        if value is not None
+    }
+    try:
+        question = asked(given)
+        if question.by:
+            return store.groups(question.wanted, question.by, question.sort)
+        if question.columns:
+            return store.rows(question.wanted, question.columns)
+    except ValueError as error:
+        raise Fail(str(error), USAGE) from None
+    return [list_json(run) for run in store.runs(question.wanted)]

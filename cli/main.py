@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": ("plan", "Where JOB would go, changing nothing."),
     "ps": ("runs", "What runs, and what waits for what."),
     "show": ("runs", "One run whole."),
-    "runs": ("runs", "The history of runs, the latest first."),
+    "runs": ("query", "The history of runs, the latest first; or sums over groups of them."),
     "logs": ("logs", "What the ranks of a run printed."),
     "cancel": ("change", "Ends runs, or takes them out of the queue."),
     "retry": ("change", "Queues an ended run again."),

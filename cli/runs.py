@@ -1,4 +1,4 @@
-"""`orch ps`, `orch runs` and `orch show`: what runs and waits, what ran, and one run whole."""
+"""`orch ps` and `orch show`: what runs and waits, and one run whole."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import click
 from cli import context, history
 from cli import output as out
 from cli.output import Column
-from cli.times import Ago, between, local, now, span
-
-STATES = ("queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled")
-SORTS = ("id", "name", "user", "team", "state", "priority", "submitted", "started", "finished")
+from cli.times import between, local, now, span
 
 
 def _where(run: dict[str, Any]) -> str:
@@ -94,56 +91,6 @@ def ps(everything: bool, output: str) -> None:
         shown = {row["id"] for row in rows}
         rows += [row for row in history.many({"since": day_ago, "limit": 1000}) if row["id"] not in shown]
     out.print_rows(rows, PS, output, "id", "nothing runs and nothing waits")
-
-
-@click.command()
-@click.option("--name", help="Of this name.")
-@click.option("--user", help="Submitted by this user.")
-@click.option("--team", help="Of this team.")
-@click.option("--state", type=click.Choice(STATES), help="In this state.")
-@click.option("--since", type=Ago(), help="Submitted within 12h, 7d ... or since a date.")
-@click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; all of them where there are several.")
-@click.option(
-    "--sort",
-    type=click.Choice([*SORTS, *(f"-{name}" for name in SORTS)]),
-    default="-submitted",
-    show_default=True,
-    metavar="FIELD",
-    help=f"By {', '.join(SORTS)}; with - the largest first.",
-)
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
-@out.output_option
-def runs(
-    name: str | None,
-    user: str | None,
-    team: str | None,
-    state: str | None,
-    since: float | None,
-    tags: tuple[str, ...],
-    sort: str,
-    limit: int,
-    output: str,
-) -> None:
-    """The history of runs, the latest first.
-
-    \b
-    orch runs --state failed --since 7d
-    orch runs --tag sweep=a --sort -finished --json
-    """
-    for tag in tags:
-        if "=" not in tag:
-            raise click.UsageError(f"--tag {tag}: write it as KEY=VALUE")
-    query = {
-        "name": name,
-        "user": user,
-        "team": team,
-        "state": state,
-        "since": None if since is None else (now() - timedelta(seconds=since)).isoformat(),
-        "tag": list(tags) or None,
-        "sort": sort,
-        "limit": limit,
-    }
-    out.print_rows(history.many(query), RUNS, output, "id", "no run is like that")
 
 
 @click.command()

@@ -9,7 +9,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime
 from typing import Annotated, Any
 
 from aiohttp import web
@@ -22,11 +21,11 @@ from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
+from orchestrator.history.asking import asked
 from orchestrator.history.errors import StoreError
-from orchestrator.history.filters import RunFilter
 from orchestrator.jobfile import parse_job
 from orchestrator.placement.draw import draw_free
-from orchestrator.scheduling.lifecycle import IllegalTransition, State
+from orchestrator.scheduling.lifecycle import IllegalTransition
 from orchestrator.scheduling.run import Code, NewRun
 from orchestrator.spec import JobSpec
 
@@ -254,7 +253,13 @@ class Api:
     async def _runs(self, request: web.Request) -> web.Response:
         if request.query.get("live") == "1":
             return web.json_response(await self._live())
-        runs = await self._controller.runs(_filter(request))
+        try:
+            question = asked({name: request.query.getall(name) for name in request.query})
+            if question.by or question.columns:
+                return web.json_response(await self._controller.asked(question))
+        except ValueError as error:
+            raise Refused(2, str(error)) from None
+        runs = await self._controller.runs(question.wanted)
         return web.json_response([render.list_json(run) for run in runs])
 
     async def _live(self) -> list[dict[str, Any]]:
@@ -322,30 +327,6 @@ def _seconds(text: str | None) -> float | None:
         if 0 <= (value := float(text)) < 1e10:
             return value
     raise Refused(2, f"since: {text!r} is not a number of seconds")
-
-
-def _filter(request: web.Request) -> RunFilter:
-    query = request.query
-    since = None
-    if text := query.get("since"):
-        try:
-            since = datetime.fromisoformat(text)
-        except ValueError:
-            raise Refused(2, f"since: {text!r} is not a time") from None
-    state = query.get("state")
-    if state is not None and state not in list(State):
-        raise Refused(2, f"state: {state!r} is none of {', '.join(State)}")
-    tags = dict(tag.partition("=")[::2] for tag in query.getall("tag", []))
-    return RunFilter(
-        name=query.get("name"),
-        user=query.get("user"),
-        team=query.get("team"),
-        state=None if state is None else State(state),
-        since=since,
-        tags=tags,
-        sort=query.get("sort", "-submitted"),
-        limit=_number(query.get("limit"), "limit") or 50,
-    )
 
 
 async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | None]) -> web.StreamResponse:

@@ -17,6 +17,7 @@ from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.hardware.model import Cluster
+from orchestrator.history.asking import Asked
 from orchestrator.history.filters import RunFilter
 from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
@@ -167,6 +168,12 @@ class Controller:
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
         return [self._with_reason(run) for run in await self.runtime.db(self._store.runs, wanted)]
+
+    async def asked(self, question: Asked) -> list[dict[str, Any]]:
+        """Groups, or flat rows. Raises ValueError."""
+        if question.by:
+            return await self.runtime.db(self._store.groups, question.wanted, question.by, question.sort)
+        return await self.runtime.db(self._store.rows, question.wanted, question.columns)
 
     async def live(self) -> list[Run]:
         """What holds a place."""

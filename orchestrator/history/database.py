@@ -29,7 +29,7 @@ from orchestrator.history.errors import (
     StoreError,
 )
 from orchestrator.history.models import SCHEMA
-from orchestrator.history.summary_models import Base  # with every table: those of models.py and its own
+from orchestrator.history.summary_models import TABLES
 
 VERSION_TABLE = "orch_version"
 BUSY_TIMEOUT_S = 15
@@ -239,7 +239,7 @@ def _trusted(database: Database, readonly: bool) -> Database:
 def schema_of(connection: Connection, where: str) -> str | None:
     """The revision of the schema that is there, no newer than this code's; None where there is nothing yet."""
     there = set(inspect(connection).get_table_names())
-    ours = set(Base.metadata.tables)
+    ours = set(TABLES)
     if VERSION_TABLE not in there:
         foreign = there if connection.dialect.name == "sqlite" else there & ours
         if foreign:

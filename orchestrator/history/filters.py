@@ -128,7 +128,7 @@ Plain: TypeAlias = Callable[[Any], ColumnElement[Any]]
 class Predicate:
     """One filter, in two forms."""
 
-    ids: Select[tuple[int]]
+    ids: Select[int]
     """The runs that it lets through, found through an index."""
     check: Callable[[Plain], ColumnElement[bool]]
     """Whether it lets a row of `runs` through. It is given what keeps a column's index from being used."""
@@ -209,7 +209,7 @@ def among(connection: Connection, column: Any, ids: Sequence[int]) -> ColumnElem
     return column == any_(literal(list(ids), ARRAY(BigInteger)))  # type: ignore[no-any-return]
 
 
-def _count(connection: Connection, ids: Select[tuple[int]]) -> int:
+def _count(connection: Connection, ids: Select[int]) -> int:
     upto = select(func.count()).select_from(ids.limit(FEW + 1).subquery())
     return connection.execute(upto).scalar_one()
 
@@ -282,7 +282,7 @@ def _related(table: Any, *asked: tuple[Any, str | Sequence[str]]) -> Predicate:
 
     return Predicate(
         select(table.run_id).where(*clauses(_as_it_is)),
-        lambda plain: exists().where(table.run_id == RunRow.id, *clauses(plain)),
+        lambda plain: exists().where(table.run_id == RunRow.id, *clauses(plain)).correlate(RunRow),
     )
 
 
@@ -293,7 +293,7 @@ def _throughput(least: float | None, most: float | None) -> Predicate:
 
     return Predicate(
         select(RunSummaryRow.run_id).where(between(_as_it_is)),
-        lambda plain: exists().where(RunSummaryRow.run_id == RunRow.id, between(plain)),
+        lambda plain: exists().where(RunSummaryRow.run_id == RunRow.id, between(plain)).correlate(RunRow),
     )
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
-PARTS = ("starting", "productive", "checkpoint", "lost", "idle")
-"""What allocated GPU time is made of."""
-
 DAY = timedelta(days=1)
 
 
@@ -21,10 +18,9 @@ def midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-def milliseconds(seconds: Mapping[str, float]) -> dict[str, int]:
-    """Parts of GPU time in whole milliseconds, as columns, with `allocated_ms` their exact sum."""
-    parts = {f"{part}_ms": round(seconds.get(part, 0.0) * 1000) for part in PARTS}
-    return {"allocated_ms": sum(parts.values()), **parts}
+def cost_of(gpu_ms: int, price: float) -> float:
+    """What GPU-milliseconds cost at a price per GPU-hour."""
+    return gpu_ms / 3_600_000 * price
 
 
 def shares(start: datetime, end: datetime) -> list[tuple[date, float]]:

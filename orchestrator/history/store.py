@@ -16,7 +16,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.history import queries, summaries
+from orchestrator.history import groups, listing, queries, summaries
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch
 from orchestrator.history.filters import RunFilter
@@ -247,6 +247,16 @@ class Store:
         """The runs that `wanted` describes, with attempts, without events."""
         with self._database.read() as connection:
             return queries.filtered(connection, wanted or RunFilter())
+
+    def rows(self, wanted: RunFilter, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The same as flat rows of JSON values; `columns` are of listing.COLUMNS."""
+        with self._database.read() as connection:
+            return listing.flat(connection, wanted, columns)
+
+    def groups(self, wanted: RunFilter, by: Sequence[str], sort: str | None = None) -> list[dict[str, Any]]:
+        """Sums over groups of them. Raises ValueError for a group or an order that there is not."""
+        with self._database.read() as connection:
+            return groups.groups(connection, wanted, by, sort)
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes that were ever seen, by name."""

@@ -1,24 +1,22 @@
 """Keeps the summaries in step with what they sum up, within the transaction that changes it.
 
 Every sum over days is what a GROUP BY over its source would say: a run's old figures are taken out of the sums before
-its new ones go in. All of them are whole numbers, so nothing drifts.
+its new ones go in. Times and counts are whole numbers, so they do not drift.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
-from datetime import date, datetime, timedelta
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from orchestrator.history.ledger_days import day_of, milliseconds, shares, spread
-from orchestrator.history.models import Base
-from orchestrator.history.render import gpu_seconds
+from orchestrator.history.ledger_days import cost_of, day_of, shares, spread
+from orchestrator.history.models import Base, GpuTimeRow, ProgressRow
 from orchestrator.history.summary_models import (
     AttemptNodeRow,
     Counted,
@@ -34,8 +32,9 @@ from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Attempt, Failure, Run
 
-_TIMES = tuple(GpuTime.__annotations__)
-_COUNTS = (*_TIMES, *Counted.__annotations__, "infra_failures")
+TIMES = tuple(GpuTime.__annotations__)
+"""The columns of GPU time."""
+_SUMMED = {*TIMES, *Counted.__annotations__, "infra_failures", "cost"}
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -63,7 +62,7 @@ def placed(
 
 
 def ended(connection: Connection, run: Run) -> None:
-    """Counts the attempt that has just ended; `run` is as it is after that."""
+    """Counts the attempt that has just ended; `run` is as it is after that, and its gpu_time is up to date."""
     attempt = run.attempt
     assert attempt is not None
     assert attempt.ended_at is not None
@@ -79,7 +78,6 @@ def ended(connection: Connection, run: Run) -> None:
             at_fault=AttemptNodeRow.node == failure.node if infra and failure and failure.node else False,
         )
     )
-    _count_time(connection, run, attempt, sign=1)
     _count_nodes(connection, attempt, failure if infra else None)
     refresh(connection, run, neighbours=_neighbours(connection, run.id, attempt))
 
@@ -87,7 +85,9 @@ def ended(connection: Connection, run: Run) -> None:
 def refresh(connection: Connection, run: Run, neighbours: int | None = None) -> None:
     """Makes the run's summary anew, and the sums that it is counted in. `neighbours` None leaves that figure as it is.
 
-    A run that never had a place has none until it has ended.
+    A run that never had a place has none until it has ended. What is in the sums is taken out by what the summary says,
+    but for the time by day, which is in gpu_time alone: whoever changes that of a run that has ended, does it within
+    `recounting`.
     """
     mine = RunSummaryRow.run_id == run.id
     before = connection.execute(select(RunSummaryRow).where(mine)).mappings().first()
@@ -103,10 +103,16 @@ def refresh(connection: Connection, run: Run, neighbours: int | None = None) -> 
     _count(connection, run, after, 1)
 
 
-def forget(connection: Connection, runs: list[int]) -> None:
-    """Deletes the summaries of these runs; what they are counted in stays."""
-    connection.execute(delete(AttemptNodeRow).where(AttemptNodeRow.run_id.in_(runs)))
-    connection.execute(delete(RunSummaryRow).where(RunSummaryRow.run_id.in_(runs)))
+@contextmanager
+def recounting(connection: Connection, run: Run) -> Iterator[None]:
+    """Around a change of what was measured of a run (gpu_time, attempt_progress) that may have ended: keeps the sums right."""
+    mine = RunSummaryRow.run_id == run.id
+    before = connection.execute(select(RunSummaryRow).where(mine)).mappings().first()
+    if before is not None:
+        _count(connection, run, dict(before), -1)
+        connection.execute(update(RunSummaryRow).where(mine).values(state=None))
+    yield
+    refresh(connection, run)
 
 
 def _summary(connection: Connection, run: Run) -> dict[str, Any]:
@@ -135,12 +141,33 @@ def _summary(connection: Connection, run: Run) -> dict[str, Any]:
         "outcome": over and over.outcome,
         "failure_kind": over and over.failure and over.failure.kind,
         "wait_ms": (run.attempts[0].started_at - run.submitted_at) // _MILLISECOND if run.attempts else None,
-        "samples_per_s": None,
-        "step_time_s": None,
-        "steps": None,
-        "samples": None,
-        **milliseconds(gpu_seconds(run)),
+        **_throughput(connection, run.id),
+        **_gpu_time(connection, run.id),
     }
+
+
+def _throughput(connection: Connection, run_id: int) -> dict[str, Any]:
+    """The speed is the newest attempt's of which any is known; steps that a later attempt did again count once."""
+    rows = connection.execute(
+        select(ProgressRow).where(ProgressRow.run_id == run_id).order_by(ProgressRow.attempt)
+    ).all()
+    samples = [row.samples for row in rows if row.samples is not None]
+    return {
+        "samples_per_s": next((row.samples_per_s for row in reversed(rows) if row.samples_per_s is not None), None),
+        "step_time_s": next((row.step_time for row in reversed(rows) if row.step_time is not None), None),
+        "steps": sum(row.steps - (row.repeated_steps or 0) for row in rows) if rows else None,
+        "samples": sum(samples) if samples else None,
+    }
+
+
+def _gpu_time(connection: Connection, run_id: int) -> dict[str, Any]:
+    found: dict[str, Any] = dict.fromkeys(TIMES, 0) | {"cost": None}
+    for row in connection.execute(select(GpuTimeRow).where(GpuTimeRow.run_id == run_id)).mappings():
+        for name in TIMES:
+            found[name] += row[name]
+        if row["price"] is not None:
+            found["cost"] = (found["cost"] or 0.0) + cost_of(row["allocated_ms"], row["price"])
+    return found
 
 
 def _count(connection: Connection, run: Run, figures: Mapping[str, Any], sign: int) -> None:
@@ -154,47 +181,52 @@ def _count(connection: Connection, run: Run, figures: Mapping[str, Any], sign: i
         "wait_ms": figures["wait_ms"] or 0,
         "measured": int(figures["samples_per_s"] is not None),
         "samples_per_s": figures["samples_per_s"] or 0.0,
-        "samples": figures["samples"] or 0.0,
-        **{name: figures[name] for name in _TIMES},
+        "samples": figures["samples"] or 0,
+        "cost": figures["cost"] or 0.0,
+        **{name: figures[name] for name in TIMES},
     }
     values = {name: sign * value for name, value in values.items()}
     key = {"day": figures["day"], "state": figures["state"]}
     by_user = key | {"username": run.user, "team": run.spec.team or "", "gpu": figures["gpu"] or ""}
     _add(connection, RunDayRow, [by_user | values])
     _add(connection, NameDayRow, [key | {"name": run.name} | values])
+    _count_time(connection, run, sign)
 
 
-def _count_time(connection: Connection, run: Run, attempt: Attempt, sign: int) -> None:
-    """Spreads the attempt's GPU time over days and nodes."""
-    assert attempt.ended_at is not None
-    total = milliseconds(gpu_seconds(replace(run, attempts=(attempt,))))
-    days = shares(attempt.started_at, attempt.ended_at)
-    rows = connection.execute(
-        select(AttemptNodeRow.node, AttemptNodeRow.gpu, AttemptNodeRow.gpus)
-        .where(AttemptNodeRow.run_id == run.id, AttemptNodeRow.attempt == attempt.number)
-        .order_by(AttemptNodeRow.node)
-    ).all()
-    by_model: dict[tuple[date, str], dict[str, int]] = defaultdict(lambda: dict.fromkeys(_TIMES, 0))
-    by_node = []
-    for row, on_node in zip(rows, spread(total, [row.gpus for row in rows]), strict=True):
-        for (day, _), piece in zip(days, spread(on_node, [share for _, share in days]), strict=True):
-            signed = {name: sign * value for name, value in piece.items()}
-            by_node.append({"day": day, "node": row.node, "attempts": 0, "infra_failures": 0, **signed})
-            counted = by_model[day, row.gpu or ""]
-            for name, value in signed.items():
-                counted[name] += value
-    key = {"username": run.user, "team": run.spec.team or "", "name": run.name}
-    _add(connection, GpuDayRow, [{"day": day, "gpu": gpu, **key, **time} for (day, gpu), time in by_model.items()])
+def _count_time(connection: Connection, run: Run, sign: int) -> None:
+    """Puts the GPU time of all the run's attempts into the sums of the days and nodes on which it was used."""
+    owner = {"username": run.user, "team": run.spec.team or "", "name": run.name}
+    by_gpu, by_node = [], []
+    for row in connection.execute(
+        select(GpuTimeRow, AttemptNodeRow.gpu)
+        .outerjoin(
+            AttemptNodeRow,
+            and_(
+                AttemptNodeRow.run_id == GpuTimeRow.run_id,
+                AttemptNodeRow.attempt == GpuTimeRow.attempt,
+                AttemptNodeRow.node == GpuTimeRow.node,
+            ),
+        )
+        .where(GpuTimeRow.run_id == run.id)
+    ).mappings():
+        days = shares(row["since"], row["until"])
+        pieces = spread({name: row[name] for name in TIMES}, [share for _, share in days])
+        for (day, _), piece in zip(days, pieces, strict=True):
+            time = {name: sign * value for name, value in piece.items()}
+            cost = cost_of(time["allocated_ms"], row["price"] or 0.0)
+            by_gpu.append({"day": day, "gpu": row["gpu"] or "", "cost": cost, **owner, **time})
+            by_node.append({"day": day, "node": row["node"], "attempts": 0, "infra_failures": 0, **time})
+    _add(connection, GpuDayRow, by_gpu)
     _add(connection, NodeDayRow, by_node)
 
 
 def _count_nodes(connection: Connection, attempt: Attempt, failure: Failure | None) -> None:
     assert attempt.ended_at is not None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for part in attempt.placement.nodes:
         broke = failure is not None and failure.node == part.node
         row = {"day": day_of(attempt.ended_at), "node": part.node, "attempts": 1, "infra_failures": int(broke)}
-        rows.append(row | {"last_failure_at": attempt.ended_at if broke else None} | dict.fromkeys(_TIMES, 0))
+        rows.append(row | {"last_failure_at": attempt.ended_at if broke else None} | dict.fromkeys(TIMES, 0))
     _add(connection, NodeDayRow, rows)
 
 
@@ -225,7 +257,7 @@ def _add(connection: Connection, table: type[Base], rows: list[dict[str, Any]]) 
     statement = make(table)
     new, there = statement.excluded, table.__table__
     key = [column.name for column in there.primary_key]
-    summed: dict[str, Any] = {c.name: c + new[c.name] for c in there.columns if c.name in _COUNTS}
+    summed: dict[str, Any] = {c.name: c + new[c.name] for c in there.columns if c.name in _SUMMED}
     if "last_failure_at" in there.columns:
         summed["last_failure_at"] = func.coalesce(new["last_failure_at"], there.c["last_failure_at"])
     connection.execute(statement.on_conflict_do_update(index_elements=key, set_=summed), rows)

@@ -83,7 +83,9 @@ class RunSummaryRow(GpuTime, Base):
     samples_per_s: Mapped[float | None]
     step_time_s: Mapped[float | None]
     steps: Mapped[int | None]
-    samples: Mapped[float | None]
+    samples: Mapped[int | None]
+    cost: Mapped[float | None]
+    """What the allocated time cost; None where no price is known."""
 
     __table_args__ = (
         Index("run_summaries_by_throughput", "samples_per_s", "run_id"),
@@ -103,7 +105,8 @@ class Counted(GpuTime):
     measured: Mapped[int] = mapped_column(sort_order=64)
     """Runs whose throughput is known: what samples_per_s is the sum over."""
     samples_per_s: Mapped[float] = mapped_column(sort_order=65)
-    samples: Mapped[float] = mapped_column(sort_order=66)
+    samples: Mapped[int] = mapped_column(sort_order=66)
+    cost: Mapped[float] = mapped_column(sort_order=67)
 
 
 class RunDayRow(Counted, Base):
@@ -131,7 +134,7 @@ class NameDayRow(Counted, Base):
 
 
 class GpuDayRow(GpuTime, Base):
-    """GPU time of ended attempts on the day (UTC) on which it was used."""
+    """GPU time of ended runs on the day (UTC) on which it was used."""
 
     __tablename__ = "gpu_days"
     day: Mapped[date]
@@ -139,12 +142,13 @@ class GpuDayRow(GpuTime, Base):
     team: Mapped[str]
     name: Mapped[str]
     gpu: Mapped[str]
+    cost: Mapped[float] = mapped_column(sort_order=60)
 
     __table_args__ = (PrimaryKeyConstraint("day", "username", "team", "name", "gpu"),)
 
 
 class NodeDayRow(GpuTime, Base):
-    """GPU time of ended attempts on one node on one day (UTC), and how the attempts that ended on that day did."""
+    """GPU time of ended runs on one node on one day (UTC), and how the attempts that ended on that day did."""
 
     __tablename__ = "node_days"
     day: Mapped[date]
@@ -166,3 +170,7 @@ class ExpiredRunRow(Base):
     state: Mapped[str]
     finished_at: Mapped[datetime | None]
     expired_at: Mapped[datetime]
+
+
+TABLES = tuple(Base.metadata.tables)
+"""The names of all tables, those of models.py among them."""

@@ -113,7 +113,8 @@ def _summaries() -> None:
         sa.Column("samples_per_s", sa.Double(), nullable=True),
         sa.Column("step_time_s", sa.Double(), nullable=True),
         sa.Column("steps", sa.BigInteger(), nullable=True),
-        sa.Column("samples", sa.Double(), nullable=True),
+        sa.Column("samples", sa.BigInteger(), nullable=True),
+        sa.Column("cost", sa.Double(), nullable=True),
         *_gpu_time(),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"]),
         sa.PrimaryKeyConstraint("run_id"),
@@ -132,7 +133,8 @@ def _sums() -> None:
         return [
             *whole,
             sa.Column("samples_per_s", sa.Double(), nullable=False),
-            sa.Column("samples", sa.Double(), nullable=False),
+            sa.Column("samples", sa.BigInteger(), nullable=False),
+            sa.Column("cost", sa.Double(), nullable=False),
         ]
 
     def keys(*names: str) -> list[sa.Column[str]]:
@@ -162,6 +164,7 @@ def _sums() -> None:
         day(),
         *keys("username", "team", "name", "gpu"),
         *_gpu_time(),
+        sa.Column("cost", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("day", "username", "team", "name", "gpu"),
     )
     op.create_table(
@@ -188,6 +191,7 @@ def _views(dialect: str) -> list[str]:
         if sqlite
         else "CAST(extract(epoch FROM r.finished_at - r.started_at) AS double precision)"
     )
+    since = "date(t.since)" if sqlite else "CAST(t.since AT TIME ZONE 'UTC' AS date)"
     size = "json_extract(n.hardware, '$.total')" if sqlite else "CAST(n.hardware ->> 'total' AS double precision)"
     node_days = f"(CAST(d.allocated_ms AS double precision) / nullif({size}, 0) / 86400000)"
     return [
@@ -197,11 +201,17 @@ def _views(dialect: str) -> list[str]:
                    r.code_sha256, r.code_git, r.code_dirty,
                    coalesce(s.attempts, 0) AS attempts, s.device, s.gpu, s.gpus, s.nodes, s.leaves, s.level,
                    s.outcome, s.failure_kind, s.neighbours,
-                   {_seconds("s", ("wait",))}, s.samples_per_s, s.step_time_s, s.steps, s.samples, {_seconds("s")}
+                   {_seconds("s", ("wait",))}, s.samples_per_s, s.step_time_s, s.steps, s.samples, {_seconds("s")}, s.cost
             FROM runs r LEFT JOIN run_summaries s ON s.run_id = r.id""",
         f"""CREATE VIEW v_gpu_time AS
-            SELECT g.day, g.username, nullif(g.team, '') AS team, g.name, nullif(g.gpu, '') AS gpu, {_seconds("g")}
-            FROM gpu_days g""",
+            SELECT g.day, g.username, nullif(g.team, '') AS team, g.name, nullif(g.gpu, '') AS gpu,
+                   {_seconds("g")}, nullif(g.cost, 0) AS cost
+            FROM gpu_days g
+            UNION ALL
+            SELECT {since}, r.username, r.team, r.name, t.model, {_seconds("t")},
+                   CAST(t.allocated_ms AS double precision) / 3600000 * t.price
+            FROM runs r JOIN gpu_time t ON t.run_id = r.id
+            WHERE r.state IN ('queued', 'starting', 'running', 'stopping')""",
         f"""CREATE VIEW v_node_reliability AS
             SELECT n.name AS node, n.state, n.first_seen, n.last_seen,
                    coalesce(d.attempts, 0) AS attempts, coalesce(d.infra_failures, 0) AS infra_failures,

@@ -1,0 +1,96 @@
+"""Runs as flat rows: the columns of the view v_runs, chosen by name. What `orch runs --columns` and the export show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Connection, Double, String, column, select, table
+from sqlalchemy.types import TypeEngine
+
+from orchestrator.history.filters import RunFilter, among, page
+from orchestrator.history.models import TagRow, UtcDateTime
+from orchestrator.history.render import time_json
+
+_TEXT, _WHOLE, _TIME = String(), BigInteger(), UtcDateTime()
+_REAL: Double[float] = Double()
+COLUMNS: dict[str, TypeEngine[Any]] = {
+    "id": _WHOLE,
+    "name": _TEXT,
+    "user": _TEXT,
+    "team": _TEXT,
+    "state": _TEXT,
+    "reason": _TEXT,
+    "priority": _WHOLE,
+    "submitted_at": _TIME,
+    "started_at": _TIME,
+    "finished_at": _TIME,
+    "took_s": _REAL,
+    "code_sha256": _TEXT,
+    "code_git": _TEXT,
+    "code_dirty": Boolean(),
+    "attempts": _WHOLE,
+    "device": _TEXT,
+    "gpu": _TEXT,
+    "gpus": _WHOLE,
+    "nodes": _WHOLE,
+    "leaves": _WHOLE,
+    "level": _TEXT,
+    "outcome": _TEXT,
+    "failure_kind": _TEXT,
+    "neighbours": _WHOLE,
+    "wait_s": _REAL,
+    "samples_per_s": _REAL,
+    "step_time_s": _REAL,
+    "steps": _WHOLE,
+    "samples": _WHOLE,
+    "allocated_s": _REAL,
+    "starting_s": _REAL,
+    "productive_s": _REAL,
+    "checkpoint_s": _REAL,
+    "lost_s": _REAL,
+    "idle_s": _REAL,
+    "cost": _REAL,
+    "tags": _TEXT,
+}
+"""What a run can be asked for by name, with its type; nothing else reaches the database. `tags` is an object."""
+
+_VIEW_NAMES = {"user": "username"}
+_VIEW = table(
+    "v_runs", *(column(_VIEW_NAMES.get(name, name), kind) for name, kind in COLUMNS.items() if name != "tags")
+)
+
+
+def check_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once. Raises ValueError for one that there is not."""
+    if not names:
+        raise ValueError(f"columns: name at least one of {', '.join(COLUMNS)}")
+    for name in names:
+        if name not in COLUMNS:
+            raise ValueError(f"columns: {name!r} is not one of {', '.join(COLUMNS)}")
+    return tuple(dict.fromkeys(names))
+
+
+def flat(connection: Connection, wanted: RunFilter, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs that `wanted` describes, in its order."""
+    ids = page(connection, wanted)
+    rows = {row["id"]: row for row in rows_of(connection, ids, ("id", *columns))}
+    return [{name: json_value(rows[run][name]) for name in columns} for run in ids]
+
+
+def rows_of(connection: Connection, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """These runs by id, their values as Python has them."""
+    asked = [_VIEW.c[_VIEW_NAMES.get(name, name)].label(name) for name in dict.fromkeys(columns) if name != "tags"]
+    tags: dict[int, dict[str, str]] = defaultdict(dict)
+    if "tags" in columns:
+        for tag in connection.execute(select(TagRow).where(among(connection, TagRow.run_id, ids)).order_by(TagRow.key)):
+            tags[tag.run_id][tag.key] = tag.value
+    question = select(_VIEW.c.id.label("_id"), *asked).where(among(connection, _VIEW.c.id, ids)).order_by(_VIEW.c.id)
+    for row in connection.execute(question).mappings():
+        yield {name: tags[row["_id"]] if name == "tags" else row[name] for name in columns}
+
+
+def json_value(value: Any) -> Any:
+    return time_json(value) if isinstance(value, datetime) else value
