@@ -30,7 +30,7 @@ from typing import Any
 
 from harness import REPOSITORY, record, spread, table
 from history_rows import END, Year
-from sqlalchemy import event, make_url
+from sqlalchemy import event
 
 from orchestrator.history.database import Database, open_database
 from orchestrator.history.summary_models import Base

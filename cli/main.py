@@ -24,6 +24,7 @@ COMMANDS = {
     "retry": ("change", "Queues an ended run again."),
     "nodes": ("cluster", "The nodes: their state and what is on them."),
     "topo": ("topo", "The tree of the cluster, and what is free of it."),
+    "bench": ("bench", "Measures what links carry, beside what they promise."),
     "doctor": ("doctor", "What would go wrong with NCCL, or has gone wrong."),
     "up": ("cluster", "Starts the cluster and its controller."),
     "down": ("cluster", "Ends the controller and the cluster."),

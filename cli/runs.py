@@ -12,6 +12,7 @@ from cli import context, history
 from cli import output as out
 from cli.output import Column
 from cli.times import between, local, now, span
+from cli.versions import version_lines
 
 
 def _where(run: dict[str, Any]) -> str:
@@ -95,8 +96,11 @@ def ps(everything: bool, output: str) -> None:
 
 @click.command()
 @context.run_argument()
+@click.option(
+    "--lock", is_flag=True, help="Print the `requires:` block that pins the versions of its last good attempt."
+)
 @out.output_option
-def show(run: str, output: str) -> None:
+def show(run: str, lock: bool, output: str) -> None:
     """One run whole.
 
     What was asked, its attempts and where they were, why it failed, what happened when. RUN is an id, or a name
@@ -105,9 +109,14 @@ def show(run: str, output: str) -> None:
     \b
     orch show 42
     orch show resnet50 --json | jq .attempts
+    orch show resnet50 --lock >> job.yaml
     """
     found = history.one(run)
-    if output == "json":
+    if lock:
+        from cli.versions import print_lock
+
+        print_lock(found, output)
+    elif output == "json":
         out.print_json(found)
     elif output == "jsonl":
         click.echo(json.dumps(found))
@@ -158,6 +167,8 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         fields += [(f"{prefix}failure.{key}", value) for key, value in (failure or {}).items()]
         fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
         fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
+        fields += [(f"{prefix}versions", text) for text in version_lines(attempt)]
+        fields += [(f"{prefix}transport", line) for line in transport_lines(attempt.get("transport"))]
         out.lines_of(fields)
         return
     took = span(between(attempt.get("started_at"), attempt.get("ended_at")))
@@ -169,6 +180,8 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         from cli.watch import failure_text
 
         click.echo(out.paint("  " + out.clean(f"{failure['kind']}: {failure_text(failure)}"), "red"))
+    for text in version_lines(attempt):
+        click.echo(out.clean(f"  {text}"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
     if nodes:
         click.echo(f"  {placement.get('level', 'cluster')}")
@@ -183,6 +196,29 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
             ended = "" if end is None else f"  exit {end}" if end >= 0 else f"  killed by signal {-end}"
             leaf = "└─" if gpu == gpus[-1] else "├─"
             click.echo(f"  {trunk}{leaf} {kind} {gpu}: rank {rank}{ended}")
+    for line in transport_lines(attempt.get("transport")):
+        worse = line.startswith("transport worse")
+        click.echo(out.paint("  " + out.clean(line), "yellow") if worse else "  " + out.clean(line))
+
+
+def transport_lines(transport: dict[str, Any] | None) -> list[str]:
+    """What NCCL's log showed: the verdict with the links, then each shortfall with its causes."""
+    if not transport:
+        return []
+    links = ", ".join(f"{count} {kind}" for kind, count in transport["links"].items())
+    facts = [f"NCCL {transport['nccl']}"] if transport.get("nccl") else []
+    facts += [f"{transport['channels']} channels"] if transport.get("channels") else []
+    facts += list(transport.get("algorithms") or ())
+    if transport.get("nvls") and "NVLS" not in facts:
+        facts.append("NVLS")
+    said = links or transport["reason"]
+    lines = [f"transport {transport['verdict']}: {said}" + (f" ({', '.join(facts)})" if facts else "")]
+    for one in transport.get("shortfalls") or ():
+        lines.append(f"  {one['text']}")
+        for cause in one["causes"]:
+            lines.append(f"    {'because' if cause['shown'] else 'perhaps'} {cause['text']}")
+            lines.append(f"      {cause['mend']}")
+    return lines
 
 
 def _time(text: str | None) -> str | None:

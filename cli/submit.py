@@ -76,7 +76,7 @@ def submit(
         "key": key or f"once-{os.urandom(12).hex()}",
         "dry_run": dry_run,
     }
-    api = _connect(settings, dry_run)
+    api = connect(settings, dry_run)
     if api is None:
         out.say(f"{job} is well-formed; no cluster is up, so whether it fits one was not looked at")
         _print({"id": None, "name": spec.name, "state": "valid"}, output)
@@ -121,7 +121,7 @@ def _snapshot(spec: Job, job: Path, limit: int) -> Snapshot:
     return snapshot
 
 
-def _connect(settings: Config, dry_run: bool) -> Controller | None:
+def connect(settings: Config, dry_run: bool) -> Controller | None:
     """The controller, after starting the local cluster where none is configured; None in a dry run without one."""
     try:
         api = context.controller(settings)

@@ -52,6 +52,12 @@ def label(text: str) -> str:
     return text
 
 
+def node_name(text: str) -> str:
+    if not text or len(text) > 253:
+        raise ValueError(f"{shown(text)} is no name of a node: 1 to 253 characters")
+    return one_line(text)
+
+
 def split_command(run: str) -> list[str]:
     """The words of `run`, split like a shell would. Raises ValueError where a quote is left open."""
     try:

@@ -45,6 +45,8 @@ class Config:
     """Bytes of log that are kept of a rank."""
     local_slots: int
     """CPU slots of the private cluster's head."""
+    dashboard_proxy: int | None
+    """The port that a Ray head, started by others, was told by `--proxy-server-url` to ask for orch's runs."""
     fabric: tuple[Path, ...]
     """Files that say how the nodes hang together: topology.conf, ibnetdiscover's output, a CSV of levels, ..."""
     hardware: Path | None
@@ -150,6 +152,12 @@ def _slots(text: str, place: Place) -> int:
     return int(text)
 
 
+def _port(text: str, place: Place) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise ValueError(f"must be a port, 1 to 65535, not {shown(text)}")
+    return int(text)
+
+
 def _paths(text: str, place: Place) -> tuple[Path, ...]:
     return tuple(place.path(part) for part in text.split(os.pathsep) if part)
 
@@ -172,6 +180,11 @@ KEYS: dict[str, Key] = {
     "code_limit": Key("The largest code snapshot", _size(2**20, 100 * 2**30), format_size),
     "log_limit": Key("How much log is kept of a rank", _size(64 * 2**10, 100 * 2**30), format_size),
     "local.slots": Key("CPU slots of a private cluster; ranks may share cores", _slots),
+    "dashboard.proxy": Key(
+        "Port at which a Ray head that orch did not start asks for orch's runs (`--proxy-server-url`)",
+        _port,
+        lambda port: str(port or ""),
+    ),
     "fabric": Key(
         "Files that say how the nodes hang together, a list (in ORCH_FABRIC with : between them)",
         _paths,
@@ -257,6 +270,7 @@ def _defaults(home: Path) -> dict[str, Any]:
         "log_limit": 64 * 2**20,
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
+        "dashboard.proxy": None,
         "fabric": (),
         "hardware": None,
     }

@@ -24,6 +24,7 @@ from pydantic import (
 from orchestrator import checks
 from orchestrator.checks import LABEL, MAX_WORKERS, NAME, SET_BY_ORCH, VARIABLE
 from orchestrator.document import nearest, printable, shown
+from orchestrator.health import requires as required
 from orchestrator.units import DURATION_PATTERN, format_duration, parse_duration
 
 
@@ -176,6 +177,19 @@ CudnnSwitches = Annotated[
         }
     ),
 ]
+Requires = Annotated[
+    dict[
+        Annotated[str, AfterValidator(required.component)],
+        Annotated[str, BeforeValidator(checks.env_text), AfterValidator(required.text)],
+    ],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": dict.fromkeys(required.COMPONENTS, SCALAR),
+            "additionalProperties": False,
+        }
+    ),
+]
 NearWish = Annotated[
     Near | None,
     WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}(!|~[0-9]+(s|m|h|d))?$"}),
@@ -191,6 +205,14 @@ Shape = Annotated[
     WithJsonSchema(
         {"type": ["string", "integer"], "pattern": "^[0-9]+(x[0-9]+)?$", "minimum": 1, "maximum": MAX_WORKERS}
     ),
+]
+
+
+NodeNames = Annotated[
+    tuple[Annotated[str, AfterValidator(checks.node_name)], ...],
+    BeforeValidator(_one_or_several),
+    Field(max_length=4096),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "maxItems": 4096}),
 ]
 
 
@@ -235,6 +257,11 @@ class JobSpec(Value):
         "Default: any, but one type to a gang.",
         examples=["H100", ["H100", "H200"]],
     )
+    only: NodeNames = Field(
+        default=(),
+        description="The only nodes that the run may get, by name. Default: any. A name that the cluster does not have is refused.",
+        examples=[["gpu-01", "gpu-02"]],
+    )
     workdir: Annotated[str, AfterValidator(checks.folder)] = Field(
         default=".",
         description="The folder whose snapshot runs, taken at submission; relative to the job file. "
@@ -264,6 +291,12 @@ class JobSpec(Value):
         "CUBLAS_WORKSPACE_CONFIG.",
         examples=[{"benchmark": True, "deterministic": False}],
     )
+    requires: Requires = Field(
+        default={},
+        description="Versions that a node must have to be given to the run, checked before it is placed: of torch, of "
+        "the CUDA, cuDNN and NCCL that it brings, of the driver. 12.8 takes 12.8 and its patches; >=2.8,<3 both bounds.",
+        examples=[{"torch": ">=2.8", "cuda": "12.8", "cudnn": ">=9", "nccl": ">=2.27", "driver": ">=570"}],
+    )
     checkpoint: Checkpoint = Field(
         default=None,
         description="A folder for checkpoints, given to the script as ORCH_CHECKPOINT_DIR, the same on every attempt: "
@@ -280,6 +313,12 @@ class JobSpec(Value):
         examples=["30s"],
     )
     """Seconds between SIGTERM and SIGKILL."""
+    on_degraded: Literal["warn", "fail"] = Field(
+        default="warn",
+        description="What to do where NCCL takes links that are worse than the placement promised: warn tells of it at "
+        "once and goes on, fail ends the attempt.",
+        examples=["fail"],
+    )
     tags: Tags = Field(
         default={},
         description="Words of your own to find runs by: `orch runs --tag sweep=a`.",
@@ -309,13 +348,6 @@ class JobSpec(Value):
 
 
 LATER: dict[str, dict[str, Any]] = {
-    "requires": {
-        "description": "Versions that every node must have, checked first.",
-        "type": "object",
-        "properties": {what: {"type": "string"} for what in ("torch", "cuda", "cudnn", "nccl", "driver")},
-        "additionalProperties": False,
-        "examples": [{"torch": ">=2.8", "cuda": "12.8", "cudnn": ">=9", "nccl": ">=2.27", "driver": ">=570"}],
-    },
     "time_limit": {
         "description": "How long the run may take.",
         "type": "string",
@@ -339,11 +371,6 @@ LATER: dict[str, dict[str, Any]] = {
         "description": "One run for each combination; {lr} and {seed} are replaced in run and env.",
         "type": "object",
         "examples": [{"lr": [0.1, 0.01], "seed": "0..9"}],
-    },
-    "on_degraded": {
-        "description": "What to do when NCCL's transport is worse than the placement promised.",
-        "enum": ["warn", "fail"],
-        "examples": ["warn"],
     },
     "throughput": {
         "description": "How to read a script's throughput from its log, where orch cannot measure it.",

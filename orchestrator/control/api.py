@@ -14,14 +14,17 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.checks import interpreter
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller, Refused
-from orchestrator.control.follow import Positions, follow, log_lines
+from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
+from orchestrator.control.metrics import CONTENT_TYPE, exposition
 from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
 from orchestrator.history.asking import asked
+from orchestrator.history.benches import BenchFilter
 from orchestrator.history.errors import StoreError
 from orchestrator.jobfile import parse_job
 from orchestrator.placement.draw import draw_free
@@ -80,14 +83,18 @@ class Api:
         token: str,
         status: Callable[[], dict[str, Any]],
         down: Callable[[], Awaitable[None]],
+        metrics_token: str | None = None,
     ) -> None:
+        """`token` opens everything, `metrics_token` /metrics alone."""
         self._controller, self._code, self._token, self._status, self._down = controller, code, token, status, down
+        self._metrics_token = metrics_token
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=BODY)
         app.add_routes(
             [
                 web.get("/healthz", self._healthz),
+                web.get("/metrics", self._metrics),
                 web.get("/api/v1/status", self._get_status),
                 web.head("/api/v1/code/{sha}", self._has_code),
                 web.put("/api/v1/code/{sha}", self._put_code),
@@ -99,8 +106,10 @@ class Api:
                 web.post("/api/v1/runs/{ref}/retry", self._retry),
                 web.get("/api/v1/runs/{ref}/logs", self._logs),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
+                web.get("/api/v1/benches", self._benches),
                 web.get("/api/v1/nodes", self._nodes),
                 web.get("/api/v1/topo", self._topo),
+                web.get("/api/v1/doctor", self._doctor),
                 web.post("/api/v1/down", self._go_down),
             ]
         )
@@ -140,13 +149,23 @@ class Api:
             return _error(6, "the controller met an error of its own; its log says more", 500)
 
     def _may(self, request: web.Request) -> bool:
-        given = request.headers.get("Authorization", "")
-        return hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode())
+        given = request.headers.get("Authorization", "").encode()
+        tokens = [self._token]
+        if request.path == "/metrics" and self._metrics_token is not None:
+            tokens.append(self._metrics_token)
+        return any(hmac.compare_digest(given, f"Bearer {token}".encode()) for token in tokens)
 
     # -- the cluster ---------------------------------------------------------------------------------------------
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.json_response({"ok": True})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        controller = self._controller
+        busy, live, waiting = await controller.busy(), await controller.live(), await controller.waiting()
+        nodes = controller.roster.nodes.values()
+        text = exposition(nodes, busy, live, waiting, controller.runtime.counts, controller.runtime.now())
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:
         nodes = [node for node in self._controller.roster.nodes.values() if node.up]
@@ -201,6 +220,17 @@ class Api:
             if known is None:
                 raise Refused(3, f"no such node: {name!r}")
             answer["drawing"] = draw_node(cluster, known)
+        return web.json_response(answer)
+
+    async def _doctor(self, request: web.Request) -> web.Response:
+        """The version matrix over the nodes, and what will go wrong."""
+        python, node = request.query.get("python"), request.query.get("node")
+        try:
+            answer = await self._controller.surveys.doctor(node, None if python is None else interpreter(python))
+        except ValueError as error:
+            raise Refused(2, f"python: {error}") from None
+        except KeyError:
+            raise Refused(3, f"no such node: {node!r}") from None
         return web.json_response(answer)
 
     async def _go_down(self, request: web.Request) -> web.Response:
@@ -284,6 +314,15 @@ class Api:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
         query = request.query
+        if query.get("nccl") == "1":
+            said = nccl_lines(
+                self._controller,
+                run,
+                rank=_number(query.get("rank"), "rank"),
+                attempt=_number(query.get("attempt"), "attempt"),
+                positions=Positions.parse(query.get("from", "")),
+            )
+            return await _stream(request, said)
         lines = log_lines(
             self._controller,
             run,
@@ -294,6 +333,18 @@ class Api:
             keep_on=query.get("follow") == "1",
         )
         return await _stream(request, lines)
+
+    async def _benches(self, request: web.Request) -> web.Response:
+        """Results of `orch bench`, oldest first."""
+        query = request.query
+        wanted = BenchFilter(
+            runs=tuple(number for text in query.getall("run", []) if (number := _number(text, "run")) is not None),
+            since=_moment(query.get("since")),
+            nodes=frozenset(query.getall("node", [])),
+            collectives=tuple(query.getall("collective", [])),
+            backends=tuple(query.getall("backend", [])),
+        )
+        return web.json_response(await self._controller.benches.shown(wanted))
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
@@ -327,6 +378,13 @@ def _seconds(text: str | None) -> float | None:
         if 0 <= (value := float(text)) < 1e10:
             return value
     raise Refused(2, f"since: {text!r} is not a number of seconds")
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        raise Refused(2, f"since: {text!r} is not a time") from None
 
 
 async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | None]) -> web.StreamResponse:

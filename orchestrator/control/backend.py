@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from orchestrator.control.survey import Surveyed
+from orchestrator.health.nccl_log import NcclLog
 from orchestrator.placement.values import Device
 
 
@@ -57,6 +59,8 @@ class StartPart:
     log_limit: int
     cudnn: dict[str, bool | None] | None = None
     """benchmark and deterministic, to be set before the script's first line."""
+    nccl_log: Literal["file", "output"] | None = None
+    """Where NCCL tells of its links: in a file for each process, which the agent chooses, or in what the ranks print."""
 
     @property
     def key(self) -> str:
@@ -75,6 +79,8 @@ class LogChunk:
     at: float
     """Unix seconds by the node's clock when the bytes were read."""
     tail: bool = False
+    file: str | None = None
+    """Another file than the rank's own log: `nccl-3.4711.log`, what NCCL said in process 4711 of rank 3."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,9 @@ class PartStatus:
     first_failed: int | None = None
     """The first rank of this node that ended badly."""
     started_warm: int = 0
+    nccl: NcclLog | None = None
+    """What NCCL told of the links of this node's ranks, once the first collective has connected or no more will come. Said
+    until a report with it was acknowledged."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Report:
     parts: tuple[PartStatus, ...]
     logs: tuple[LogChunk, ...] = ()
     info: dict[str, Any] | None = None
-    """Hardware and versions; sent when they are new to the controller."""
+    """Hardware and versions, `host` (NodeFacts) and `interpreters` among them; sent when they are new to the controller."""
 
 
 class StaleController(Exception):
@@ -125,6 +134,9 @@ class Agent(Protocol):
     async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
     async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
+    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+        """Looks at the node now, and asks the interpreter where that was not done: its answer comes with a later sync."""
+
     async def close(self, epoch: int) -> None: ...
 
 

@@ -7,12 +7,13 @@ nodes are roster.py's and the live attempts gangs.py's; the API (api.py) and the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.control.backend import Backend
+from orchestrator.control.benches import Benches
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.runtime import Runtime, Settings
@@ -25,11 +26,13 @@ from orchestrator.placement.draw import draw_placement
 from orchestrator.placement.explain import alternatives, at_best, hint_levels
 from orchestrator.placement.fabric import fabric_of
 from orchestrator.placement.search import place
+from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Rejection
 from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.plan import Snapshot, device_of, plan, request_of
 from orchestrator.scheduling.run import NewRun, Run
+from orchestrator.scheduling.unfit import left_out
 from orchestrator.spec import JobSpec
 
 
@@ -58,7 +61,9 @@ class Controller:
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
-        self.roster = self.gangs.roster
+        self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.benches = Benches(self.runtime, self.logs, self.roster)
+        self.gangs.on_success = self.benches.take
         self._store = store
         self._reasons: dict[int, str] = {}
         """Why each waiting run waits, as the last plan said."""
@@ -70,6 +75,7 @@ class Controller:
         """Takes over: fences out whoever ran before, takes up the live runs, finds the nodes."""
         runtime = self.runtime
         runtime.epoch = await runtime.db(self._store.claim_epoch, f"controller {time.time():.0f}", runtime.now())
+        await self.benches.start()
         for run in await runtime.db(self._store.live):
             self.gangs.adopt(run)
         await self.roster.start()
@@ -90,8 +96,10 @@ class Controller:
         """Records a run; it is on disk when this returns. Raises Refused(5) where the cluster could never hold it."""
         values = _values(new.spec, secrets)
         self._check_fits(new.spec)
+        await self._check_requires(new.spec)
         run, created = await self.runtime.db(self._store.submit, new, self.runtime.now())
         if created:
+            self.runtime.counts.submissions += 1
             self.gangs.secrets[run.id] = values
             self.runtime.wake.set()
         return run, created
@@ -99,9 +107,11 @@ class Controller:
     async def dry_run(self, spec: JobSpec) -> dict[str, Any]:
         """Where the job would go now, what a looser or tighter wish would give, or why it would wait. Raises Refused(5)."""
         self._check_fits(spec)
+        unfit = await self._check_requires(spec)
         free = self.roster.free(await self.busy())
         topology = free.topology
-        request = request_of(spec, topology, patient=spec.near is not None and spec.near.patience is not None)
+        patient = spec.near is not None and spec.near.patience is not None
+        request = request_of(spec, topology, patient=patient, unfit=unfit)
         answer = place(request, topology, free)
         others = [
             {"level": other.level, "answer": str(other), "busbw_predicted": other.busbw}
@@ -111,15 +121,33 @@ class Controller:
         ]
         now = {"device": request.device, "alternatives": others, "notices": self.notices(spec)}
         if isinstance(answer, Rejection):
-            return {"fits_now": False, "reason": answer.reason, "placement": None} | now
+            reason = f"{answer.reason}; {left_out(unfit)}" if unfit else answer.reason
+            return {"fits_now": False, "reason": reason, "placement": None} | now
         drawing = draw_placement(topology, [(part.node, part.gpus, part.ranks) for part in answer.nodes])
         return {"fits_now": True, "reason": None, "placement": asdict(answer), "drawing": drawing} | now
 
     def _check_fits(self, spec: JobSpec) -> None:
         topology = self.roster.inventory.topology
+        if unknown := sorted(set(spec.only) - topology.index.keys()):
+            have = ", ".join(list(topology.index)[:8]) + (", ..." if len(topology.index) > 8 else "")
+            raise Refused(3, f"only: no such node: {', '.join(unknown)}; the cluster has {have or 'none yet'}")
         answer = at_best(request_of(spec, topology), topology)
         if isinstance(answer, Rejection):
             raise Refused(5, f"can never fit this cluster: {answer.reason}")
+
+    async def _check_requires(self, spec: JobSpec) -> dict[str, str]:
+        """The nodes that the job cannot have, or not yet, and why. Raises Refused(5) where what is left could never hold it."""
+        topology = self.roster.inventory.topology
+        device = device_of(spec, topology)
+        await self.surveys.settle_for(spec, device)
+        fail, unknown = self.surveys.judge(spec, device)
+        if fail and isinstance(place(request_of(spec, topology, unfit=fail), topology, topology.empty), Rejection):
+            fit = len(topology.nodes) - len(fail)
+            raise Refused(
+                5,
+                f"can never fit this cluster: {fit} of {len(topology.nodes)} nodes have what it requires; {left_out(fail)}",
+            )
+        return fail | unknown
 
     def notices(self, spec: JobSpec) -> list[str]:
         """What the submitter should know, though nothing is wrong with the job."""
@@ -153,6 +181,7 @@ class Controller:
             raise Refused(7, f"run {run.id} is {run.state}: only one that failed or was cancelled is tried again")
         values = _values(run.spec, secrets)
         self._check_fits(run.spec)
+        await self._check_requires(run.spec)
         self.gangs.secrets[run.id] = values
         run = await self.runtime.db(self._store.record, run.id, Event.RETRY_ASKED, self.runtime.now(), by=by)
         self.runtime.tell(run.id)
@@ -196,12 +225,16 @@ class Controller:
         await self.runtime.wake.wait()
         self.runtime.wake.clear()
         runtime, store = self.runtime, self._store
+        began = runtime.monotonic()
         await runtime.db(store.release_fenced, runtime.now())
         busy = await runtime.db(store.busy)
         waiting = [run for run in await runtime.db(store.waiting) if not await self._lost_its_secrets(run)]
         fenced = {run for gpus in busy.values() for run in gpus.values()}
         blocked = {r.id: "waits until the lease of its last attempt has run out" for r in waiting if r.id in fenced}
-        decided = plan(Snapshot(tuple(waiting), self.roster.free(busy), blocked), runtime.now())
+        free = self.roster.free(busy)
+        unfit = self._unfit(waiting, free.topology)
+        decided = plan(Snapshot(tuple(waiting), free, blocked, unfit=unfit), runtime.now())
+        runtime.counts.cycle(runtime.monotonic() - began)
         self._reasons = {run.id: reason for run, reason in decided.waits}
         if decided.look_again_s is not None:
             runtime.wake_in(decided.look_again_s + 0.01)
@@ -212,6 +245,16 @@ class Controller:
             self.gangs.begin(await runtime.db(store.place, run.id, placement, runtime.now(), fabric))
         for run in waiting:
             runtime.tell(run.id)
+
+    def _unfit(self, waiting: Sequence[Run], topology: Topology) -> dict[int, Mapping[str, str]]:
+        """By run: the nodes that lack what it requires, or have not said yet."""
+        found: dict[int, Mapping[str, str]] = {}
+        for run in waiting:
+            self.surveys.want(run.spec.python)
+            fail, unknown = self.surveys.judge(run.spec, device_of(run.spec, topology))
+            if fail or unknown:
+                found[run.id] = fail | unknown
+        return found
 
     async def _lost_its_secrets(self, run: Run) -> bool:
         if not run.spec.secrets or run.id in self.gangs.secrets:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.control.backend import PartStatus
+from orchestrator.health.nccl_log import NcclLog
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome
 from orchestrator.scheduling.run import Failure
 from orchestrator.spec import JobSpec
 
-INFRA = frozenset({"node_lost", "lease_expired", "ranks_gone", "start_failed", "controller", "code_missing"})
+INFRA = frozenset(
+    {"node_lost", "lease_expired", "ranks_gone", "start_failed", "controller", "code_missing", "degraded"}
+)
 REQUEUE = frozenset({"hold_refused", "controller"})
 """Failures that say nothing of the run: it goes back to its place in the queue."""
 
@@ -48,6 +51,11 @@ class Gang:
     stop_sent: bool = False
     up: bool = False
     """Every rank has been seen started."""
+    told: dict[str, NcclLog] = field(default_factory=dict)
+    """By node: what NCCL told there of its links."""
+    judged: bool = False
+    """The transport's verdict has been given, or none is to be."""
+    degraded_by_job: bool = False
 
     def __post_init__(self) -> None:
         self.parts = self.parts or {part.node: PartView() for part in self.placement.nodes}
@@ -69,6 +77,12 @@ class Gang:
         return all(part.state in (PartState.ENDED, PartState.LOST) for part in self.parts.values())
 
     @property
+    def can_be_judged(self) -> bool:
+        """Every node has told of its links, or never will."""
+        gone = (PartState.ENDED, PartState.LOST)
+        return not self.judged and all(node in self.told or part.state in gone for node, part in self.parts.items())
+
+    @property
     def must_stop(self) -> bool:
         return (self.cancelled or self.failure is not None) and not self.stop_sent
 
@@ -83,6 +97,8 @@ class Gang:
             # It was given up, and is heard of after all: what it says now is certain.
             part.fenced = part.fenced and not status.ended
             return
+        if status.nccl is not None:
+            self.told[node] = status.nccl
         part.started = len(status.ranks)
         part.exits = {rank: code for rank, code in status.ranks.items() if code is not None}
         if part.state is PartState.STARTING and status.ranks:
@@ -122,4 +138,5 @@ class Gang:
             return Event.SUCCEEDED, Outcome.SUCCEEDED
         if self.failure.kind in REQUEUE:
             return Event.REQUEUED, Outcome.INFRA_ERROR
-        return Event.FAILED, Outcome.INFRA_ERROR if self.failure.kind in INFRA else Outcome.USER_ERROR
+        infra = self.failure.kind in INFRA and not (self.failure.kind == "degraded" and self.degraded_by_job)
+        return Event.FAILED, Outcome.INFRA_ERROR if infra else Outcome.USER_ERROR

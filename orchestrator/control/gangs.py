@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,10 @@ from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
+from orchestrator.control.surveys import Surveys
+from orchestrator.control.transport import judge
 from orchestrator.hardware.model import Cluster
+from orchestrator.health.reading import Reading, reading
 from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.placement.bandwidth import is_rdma
 from orchestrator.placement.nccl_env import NodeFacts, rank_environment
@@ -40,8 +44,11 @@ class Gangs:
     def __init__(self, runtime: Runtime, backend: Backend, logs: LogFolder, declared: Cluster) -> None:
         self._runtime, self._logs = runtime, logs
         self.roster = Roster(runtime, backend, self._take_in, self._lost, declared)
+        self.surveys = Surveys(runtime, self.roster)
         self.secrets: dict[int, dict[str, str]] = {}
         """By run: in memory alone."""
+        self.on_success: Callable[[Gang], Awaitable[None]] | None = None
+        """Asked before an attempt's success is recorded; again if the controller was killed in between."""
         self._asked_to_end: set[int] = set()
         """Live runs that somebody cancelled; it may be asked between an attempt's record and its beginning here."""
         self._gangs: dict[tuple[int, int], Gang] = {}
@@ -62,12 +69,15 @@ class Gangs:
         """Starts the attempt that was just recorded."""
         gang = self._add(run)
         self._runtime.spawn(self._launch(gang, run))
+        self._runtime.spawn(self.surveys.record(run))
 
     def adopt(self, run: Run) -> None:
         """Takes up a live run of the controller before this one: its parts are as good as their agents will say."""
         gang = self._add(run)
         assert run.attempt is not None
+        self._runtime.spawn(self.surveys.record(run))
         gang.up = run.attempt.ranks_started_at is not None
+        gang.judged |= run.attempt.transport is not None
         for part in gang.parts.values():
             part.state = PartState.UP
         if not gang.up and not gang.cancelled:
@@ -84,6 +94,7 @@ class Gangs:
         assert run.attempt is not None
         gang = Gang(run.id, run.attempt.number, run.spec, run.attempt.placement)
         gang.cancelled = run.state is State.STOPPING or run.id in self._asked_to_end
+        gang.judged = self._reading(gang).source is None
         self._gangs[gang.run, gang.attempt] = gang
         return gang
 
@@ -133,6 +144,7 @@ class Gangs:
             # Where every node can, the bandwidth that placed the gang counts on it: NCCL must not fall back in silence.
             rdma_promised=all(any(map(is_rdma, node.nics)) for node in facts),
             nvlink_between_nodes=gang.placement.level == "nvlink",
+            tell_links=self._reading(gang).source == "file",
             job=spec.env,
         )
         env = {"ORCH_BACKEND": _backend_of(spec, gang.placement.device)} | communication.variables
@@ -156,7 +168,12 @@ class Gangs:
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
+            nccl_log=self._reading(gang).source,
         )
+
+    @staticmethod
+    def _reading(gang: Gang) -> Reading:
+        return reading(gang.placement.device, gang.spec.backend, gang.world_size, gang.spec.env)
 
     def _network_of(self, node: str) -> NodeFacts:
         known = self.roster.nodes[node]
@@ -225,10 +242,32 @@ class Gangs:
             # A cancel may be on its way to the database before it is here: then the run does not start any more.
             with suppress(IllegalTransition):
                 await self._runtime.db(self._runtime.store.record, gang.run, Event.STARTED, self._runtime.now())
+        if gang.can_be_judged:
+            await self._judge(gang)
         self._follow_up(gang)
         if gang.over and self._gangs.pop((gang.run, gang.attempt), None) is not None:
             await self._finish(gang)
         self._runtime.tell(gang.run)
+
+    async def _judge(self, gang: Gang) -> None:
+        """Holds the links that NCCL made against what the placement promised; recorded once, told where they are worse."""
+        gang.judged = True
+        if not gang.told and not gang.started:
+            return  # no rank of it has ever lived
+        runtime, roster = self._runtime, self.roster
+        info = {node: roster.nodes[node].info for node in gang.parts if node in roster.nodes}
+        env = dict(gang.spec.env)
+        found = judge(gang.spec, gang.placement, roster.inventory.topology.cluster, gang.told, info, env)
+        try:
+            await runtime.db(
+                runtime.store.set_transport, gang.run, gang.attempt, found.value, runtime.now(), found.note
+            )
+        except StaleEpoch:
+            raise
+        except StoreError as error:
+            log.error("the transport of run %s could not be recorded: %s", gang.run, error)
+        if found.failure is not None and gang.failure is None and not (gang.cancelled or gang.over):
+            gang.failure, gang.degraded_by_job = found.failure, found.by_job
 
     def cancel(self, run: Run) -> None:
         """Somebody asked for the end of a live run; it is recorded already."""
@@ -253,6 +292,8 @@ class Gangs:
     async def _finish(self, gang: Gang) -> None:
         runtime = self._runtime
         event, outcome = gang.verdict()
+        if event is Event.SUCCEEDED and self.on_success is not None:
+            await self.on_success(gang)
         failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
         until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
         run = await self._record_end(
@@ -265,6 +306,7 @@ class Gangs:
             exit_codes=gang.exit_codes,
             fenced=until,
         )
+        runtime.counts.attempts[outcome.value] += 1
         self._asked_to_end.discard(run.id)
         if run.ended:
             self.secrets.pop(run.id, None)

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-OURS_LEFT_MIB = 600
-"""Memory that a GPU may show in use with no process on it: the driver's own."""
+LEFT_MIB = 200
+"""Memory that a GPU may show in use with no process on it, besides what the driver reserves; a CUDA context takes more than
+twice as much."""
+RESERVED_MIB = 2048
+"""What a driver that does not tell its own reserve apart may hold: 1 % of the memory, 600 MiB and more on an H200."""
 
 
 @cache
@@ -35,18 +38,29 @@ def _handle(library: Any, name: str) -> Any:
     return library.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else library.nvmlDeviceGetHandleByUUID(name)
 
 
-def memory_is_free(names: Sequence[str]) -> bool:
-    """True once no process holds memory on any of these GPUs. A GPU that the driver cannot be asked about counts as free."""
-    library = nvml()
+def memory_is_free(names: Sequence[str], library: Any | None = None) -> bool:
+    """True once no process holds memory on any of these GPUs. A GPU that the driver cannot be asked about counts as free.
+
+    `library` is pynvml, or something that answers like it; by default this machine's.
+    """
+    library = library or nvml()
     if library is None:
         return True
     for name in names:
         try:
             handle = _handle(library, name)
-            if library.nvmlDeviceGetComputeRunningProcesses(handle):
-                return False
-            if library.nvmlDeviceGetMemoryInfo(handle).used > (OURS_LEFT_MIB << 20):
+            if library.nvmlDeviceGetComputeRunningProcesses(handle) or _left(library, handle):
                 return False
         except library.NVMLError:
             continue
     return True
+
+
+def _left(library: Any, handle: Any) -> bool:
+    """Whether more memory is in use than a GPU without processes shows. Raises NVMLError."""
+    try:
+        used: int = library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used
+    except library.NVMLError:
+        # The first version of the answer counts the driver's reserve, which grows with the GPU's memory, as used.
+        return bool(library.nvmlDeviceGetMemoryInfo(handle).used > (RESERVED_MIB << 20))
+    return used > (LEFT_MIB << 20)

@@ -1,6 +1,6 @@
 """The cluster through Ray: nodes, holds as placement groups, one detached agent actor a node, and the controller's own actor.
 
-The only module, with cluster.py, that imports Ray.
+The only module, with cluster.py and ray_dashboard.py, that imports Ray.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
 from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
+from orchestrator.control.monitoring import write_monitoring
+from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.runtime import Settings
+from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.store import Store
@@ -95,6 +98,9 @@ class AgentActor:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._agent.forget(epoch, run, attempt)
 
+    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+        return await self._agent.survey(epoch, python)
+
     async def close(self, epoch: int) -> None:
         await self._agent.close(epoch)
 
@@ -130,6 +136,10 @@ class RemoteAgent:
 
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
+
+    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+        found: Surveyed = await self._call("survey", epoch, python, timeout_s=20)
+        return found
 
     async def close(self, epoch: int) -> None:
         await self._call("close", epoch, timeout_s=10)
@@ -276,11 +286,15 @@ class ControllerActor:
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
-        api = Api(self._controller, self._code, self._home.token(), self._status, self._down)
+        metrics_token = self._home.metrics_token_file().read_text().strip()
+        api = Api(self._controller, self._code, self._home.token(), self._status, self._down, metrics_token)
         runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=1)
         await runner.setup()
         port = await self._listen(runner)
         self._url = f"http://127.0.0.1:{port}"
+        write_monitoring(self._home.monitoring, self._url, self._home.metrics_token_file(), ray_exporters())
+        if note.dashboard_proxy is not None:
+            self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         self._home.write_controller(self._url, orchestrator.__version__)
         return self._url
 

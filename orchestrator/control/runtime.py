@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.control.counts import Counts
 from orchestrator.history.errors import StaleEpoch
 from orchestrator.history.store import Store
 
@@ -32,6 +33,8 @@ class Settings:
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    survey_wait_s: float = 5.0
+    """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
 
 
 class Runtime:
@@ -51,6 +54,7 @@ class Runtime:
         self.superseded = superseded
         """Called when a newer controller has been heard of: this one must end."""
         self.epoch = 0
+        self.counts = Counts()
         self.wake = asyncio.Event()
         """Set when the scheduler has something new to decide."""
         self._changed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)

@@ -150,6 +150,10 @@ class AttemptRow(Base):
     failure: Mapped[dict[str, Any] | None]
     exit_codes: Mapped[dict[str, Any]]
     """By rank, as text: JSON has no other keys."""
+    environment: Mapped[dict[str, Any] | None]
+    """By node: the versions that the ranks were started with; NULL where no node has told them."""
+    transport: Mapped[dict[str, Any] | None]
+    """What NCCL's log showed; null before it is known, and where no log tells."""
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "number"),
@@ -237,6 +241,35 @@ class TagRow(Base):
     value: Mapped[str]
 
     __table_args__ = (PrimaryKeyConstraint("run_id", "key"), Index("tags_by_value", "key", "value", "run_id"))
+
+
+class BenchRow(Base):
+    """What a link was measured to carry: one collective by one backend at one size, in one attempt of a run."""
+
+    __tablename__ = "benches"
+    run_id: Mapped[int] = mapped_column(Key)
+    attempt: Mapped[int]
+    backend: Mapped[str]
+    collective: Mapped[str]
+    bytes: Mapped[int]
+    at: Mapped[datetime]
+    model: Mapped[str]
+    level: Mapped[str]
+    kind: Mapped[str]
+    ranks: Mapped[int]
+    time_us: Mapped[float]
+    algbw: Mapped[float]
+    busbw: Mapped[float]
+    predicted: Mapped[float | None]
+    modelled: Mapped[float | None]
+    details: Mapped[dict[str, Any]]
+    """nodes, per_node, gpus, iterations, in_place, bottleneck, versions, transport."""
+
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "attempt", "backend", "collective", "bytes"),
+        ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+        Index("benches_by_time", "at"),
+    )
 
 
 class ControlRow(Base):

@@ -123,6 +123,8 @@ def _attempt(row: Row[Any]) -> Attempt:
         outcome=None if row.outcome is None else Outcome(row.outcome),
         failure=None if row.failure is None else FAILURE.validate_python(row.failure),
         exit_codes={int(rank): code for rank, code in row.exit_codes.items()},
+        environment=row.environment,
+        transport=row.transport,
     )
 
 

@@ -16,7 +16,9 @@ from typing import Any, Self
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.history import groups, listing, queries, summaries
+from orchestrator.bench.results import Bench
+from orchestrator.history import benches, groups, listing, queries, summaries
+from orchestrator.history.benches import BenchFilter
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch
 from orchestrator.history.filters import RunFilter
@@ -139,6 +141,32 @@ class Store:
                 summaries.refresh(connection, run)
             return run
 
+    def record_environment(self, run_id: int, attempt: int, environment: Mapping[str, Mapping[str, Any]]) -> None:
+        """Records the versions that an attempt was started with, by node; what was recorded before stays."""
+        with self._write() as connection:
+            connection.execute(
+                update(AttemptRow)
+                .where(AttemptRow.run_id == run_id, AttemptRow.number == attempt, AttemptRow.environment.is_(None))
+                .values(environment=environment)
+            )
+
+    def set_transport(
+        self, run_id: int, attempt: int, transport: Mapping[str, Any], now: datetime, note: str | None = None
+    ) -> bool:
+        """Records what NCCL's log showed of an attempt, with an event where there is something to tell; the first one stands.
+
+        Returns whether this was the first.
+        """
+        with self._write() as connection:
+            row = (AttemptRow.run_id == run_id) & (AttemptRow.number == attempt)
+            first = update(AttemptRow).where(row, AttemptRow.transport.is_(None)).values(transport=dict(transport))
+            if not connection.execute(first).rowcount:
+                return False
+            run = _known(connection, run_id)
+            if note is not None and run.state not in TERMINAL:
+                _move(connection, run, Event.NOTED, now, attempt=attempt, reason=note)
+            return True
+
     def finish(
         self,
         run_id: int,
@@ -209,6 +237,11 @@ class Store:
             if not connection.execute(update(NodeRow).where(NodeRow.name == node.name).values(**known)).rowcount:
                 connection.execute(insert(NodeRow).values(name=node.name, first_seen=node.first_seen, **known))
 
+    def record_benches(self, found: Sequence[Bench]) -> None:
+        """Keeps what links were measured to carry; the same results again change nothing."""
+        with self._write() as connection:
+            benches.record(connection, found)
+
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         if self._readonly:
@@ -262,6 +295,11 @@ class Store:
         """The nodes that were ever seen, by name."""
         with self._database.read() as connection:
             return queries.nodes(connection)
+
+    def benches(self, wanted: BenchFilter | None = None) -> list[Bench]:
+        """The results of `orch bench` that `wanted` describes, oldest first."""
+        with self._database.read() as connection:
+            return benches.filtered(connection, wanted or BenchFilter())
 
     def busy(self) -> dict[str, dict[int, int]]:
         """The GPUs (or CPU slots) that are not free, fenced ones included: node -> GPU -> the run that has it."""
@@ -337,6 +375,11 @@ def _move(
 ) -> None:
     """Moves `run` along the table and appends the event. Raises IllegalTransition before anything is written."""
     state = advance(run.state, event, run.id)
+    if event is Event.NOTED:
+        # It leaves the run's reason, and its place in the queue, as they are.
+        connection.execute(update(RunRow).where(RunRow.id == run.id).values(version=RunRow.version + 1))
+        _append(connection, run.id, event, state, now, reason=reason, attempt=attempt, by=by)
+        return
     values: dict[str, Any] = {"state": state.value, "version": RunRow.version + 1}
     # A second request to stop says nothing new; what the first one said stands.
     values["reason"] = run.reason if state is run.state and reason is None else reason

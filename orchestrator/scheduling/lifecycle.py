@@ -33,6 +33,7 @@ class Event(StrEnum):
     CANCEL_ASKED = "cancel_asked"  # somebody asked for its end
     STOPPED = "stopped"  # the last rank of a run that was told to end is gone
     RETRY_ASKED = "retry_asked"  # somebody asked for another attempt of an ended run
+    NOTED = "noted"  # something worth telling was found out, which moves nothing
 
 
 class Outcome(StrEnum):
@@ -76,6 +77,11 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.FAILED: {Event.RETRY_ASKED: State.QUEUED},
     State.CANCELLED: {Event.RETRY_ASKED: State.QUEUED},
 }
+
+for _state, _moves in TRANSITIONS.items():
+    # A note is told of a run that has not ended, and leaves it where it is.
+    if _moves.keys() - {Event.RETRY_ASKED}:
+        _moves[Event.NOTED] = _state
 
 TERMINAL = frozenset(state for state, moves in TRANSITIONS.items() if not moves.keys() - {Event.RETRY_ASKED})
 """The states that a run leaves only when somebody asks for another attempt."""

@@ -10,6 +10,7 @@ from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Device, Placement, Rejection, Request
 from orchestrator.scheduling.run import Run
+from orchestrator.scheduling.unfit import left_out
 from orchestrator.spec import JobSpec
 
 
@@ -23,6 +24,8 @@ class Snapshot:
     """What nobody holds; not changed."""
     blocked: Mapping[int, str] = field(default_factory=dict)
     """Runs that may not start yet, and why: an earlier attempt's lease has not run out."""
+    unfit: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    """By run: the nodes that it must not get, and why: what its `requires:` asks for is not there, or not known yet."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ def device_of(spec: JobSpec, topology: Topology) -> Device:
     return "cuda" if any(kind.device == "cuda" for kind in topology.kinds) else "cpu"
 
 
-def request_of(spec: JobSpec, topology: Topology, *, patient: bool = False, prefer: Iterable[str] = ()) -> Request:
+def request_of(
+    spec: JobSpec, topology: Topology, *, patient: bool = False, prefer: Iterable[str] = (), unfit: Iterable[str] = ()
+) -> Request:
     """What placement is asked for. `patient`: the run still waits for the level that it wishes for."""
     near = spec.near
     return Request(
@@ -52,6 +57,8 @@ def request_of(spec: JobSpec, topology: Topology, *, patient: bool = False, pref
         required=near is not None and near.required,
         relax=not patient,
         gpu=spec.gpu,
+        exclude=frozenset(unfit),
+        only=frozenset(spec.only),
         prefer=frozenset(prefer),
     )
 
@@ -84,12 +91,18 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
             continue
         left = patience_left(run, now)
         had = {part.node for part in run.attempt.placement.nodes} if run.attempt else ()
-        answer = place(request_of(run.spec, free.topology, patient=left > 0, prefer=had), free.topology, free)
+        unfit = snapshot.unfit.get(run.id, {})
+        request = request_of(run.spec, free.topology, patient=left > 0, prefer=had, unfit=unfit)
+        answer = place(request, free.topology, free)
         if isinstance(answer, Rejection):
-            waits.append((run, answer.reason + (f"; waits {left:.0f} s more for it" if left else "")))
+            out = f"; {left_out(unfit)}" if unfit else ""
+            waits.append((run, answer.reason + out + (f"; waits {left:.0f} s more for it" if left else "")))
             patience.append(left)
-            # A run that no longer fits the cluster at all does not hold the others back.
-            ahead = None if answer.never or left else run
+            # A run that no longer fits the cluster at all, or what is fit of it, does not hold the others back.
+            never = answer.never or (
+                bool(unfit) and isinstance(place(request, free.topology, free.topology.empty), Rejection)
+            )
+            ahead = None if never or left else run
             continue
         starts.append((run, answer))
         for part in answer.nodes:

@@ -38,7 +38,7 @@ class Failure:
     """Why an attempt broke: the first failing rank or the node, in the user's terms."""
 
     kind: str
-    """exit, signal, node_lost, start_failed, lease_expired, hold_refused, code_missing, secrets_missing, controller."""
+    """exit, signal, node_lost, start_failed, lease_expired, hold_refused, code_missing, secrets_missing, controller, degraded."""
     message: str
     rank: int | None = None
     node: str | None = None
@@ -58,6 +58,10 @@ class Attempt:
     failure: Failure | None = None
     exit_codes: dict[int, int] = field(default_factory=dict)
     """By rank: the exit status, or minus the signal."""
+    environment: dict[str, dict[str, Any]] | None = None
+    """By node: the versions that the ranks were started with (health/recorded.py); None where they were never told."""
+    transport: dict[str, Any] | None = None
+    """What NCCL's log showed, as health/transport.py makes it; None before it is known and where no log tells it."""
 
 
 @dataclass(frozen=True)

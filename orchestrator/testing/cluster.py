@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.survey import Surveyed
+from orchestrator.health import facts as health
 from orchestrator.placement.values import Device
 
 
@@ -41,8 +44,13 @@ class FakeAgent:
         self.refuses: str | None = None
         self.obeys_stop = True
         self.epoch = 0
+        self.host: health.NodeFacts | None = None
+        self.interpreters: dict[str | None, health.Interpreter] = {}
+        self.surveyed: list[str | None] = []
+        """The interpreters that it was asked for, in order."""
         self._sequence = 0
         self._news = asyncio.Event()
+        self._info_told: dict[str, object] = {}
 
     def _take_orders_from(self, epoch: int) -> None:
         if self.gone:
@@ -61,7 +69,9 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self._news.clear()
         self._sequence += 1
-        return Report(self._sequence, tuple(map(self._status, self.parts.values())), info={} if not ack else None)
+        info: dict[str, object] = {"host": self.host, "interpreters": dict(self.interpreters)}
+        new, self._info_told = not ack or info != self._info_told, info
+        return Report(self._sequence, tuple(map(self._status, self.parts.values())), info=info if new else None)
 
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         self._take_orders_from(epoch)
@@ -85,6 +95,11 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
 
+    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+        self._take_orders_from(epoch)
+        self.surveyed.append(python)
+        return Surveyed(time.time(), self.host, self.interpreters.get(python))
+
     async def close(self, epoch: int) -> None:
         self._take_orders_from(epoch)
 
@@ -100,6 +115,17 @@ class FakeAgent:
         )
 
     # === for tests ===
+
+    def tell(
+        self,
+        host: health.NodeFacts | None = None,
+        *interpreters: health.Interpreter,
+        own: health.Interpreter | None = None,
+    ) -> None:
+        """Says what the node is, and what interpreters bring: `own` is orch's."""
+        self.host = host or self.host
+        self.interpreters |= {one.python: one for one in interpreters} | ({None: own} if own else {})
+        self._news.set()
 
     def end_rank(self, run: int, attempt: int, rank: int, code: int) -> None:
         """The rank ends; the part is over once it was the last."""

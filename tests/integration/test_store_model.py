@@ -56,7 +56,7 @@ class StoreMachine(RuleBasedStateMachine):
         model = self.runs[run]
         model.state = TRANSITIONS[model.state][event]
         model.events.append(event)
-        if model.state is State.QUEUED:
+        if model.state is State.QUEUED and event is not Event.NOTED:
             model.queued_at = self.now
 
     @rule(seconds=st.integers(0, 40))

@@ -236,7 +236,10 @@ def test_an_override_may_set_an_empty_text_and_hold_an_equals_sign() -> None:
         ("time_limit=1h", "--set time_limit=1h: time_limit: not available yet"),
         ("workers", "--set workers: must be KEY=VALUE"),
         ("=x", "--set =x: must be KEY=VALUE"),
-        ("workers.x=1", "--set workers.x=1: workers.x: only env and tags have entries that can be set one by one"),
+        (
+            "workers.x=1",
+            "--set workers.x=1: workers.x: only env, requires and tags have entries that can be set one by one",
+        ),
         ("env.RANK=1", "--set env.RANK=1: env.RANK: 'RANK' is set by orch"),
         ("tags=[", "--set tags=[: tags: is not YAML"),
         ("tags={a: b, a: c}", "--set tags={a: b, a: c}: tags.a: is given twice"),
@@ -461,3 +464,14 @@ def test_importing_it_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_requires_is_checked_when_the_file_is_read_at_its_line_and_column() -> None:
+    lines = refusal("run: t.py\nrequires:\n  torch: '>=2.8'\n  cuda: new\n  pyhton: '3'\n  driver: 570\n")
+    assert lines == [
+        "job.yaml:4:9: requires.cuda: 'new' is no version condition; write 12.8, >=2.8 or >=2.8,<3",
+        "job.yaml:5:3: requires.pyhton: pyhton is nothing that can be required; possible are torch, cuda, cudnn, nccl, driver",
+    ]
+    assert refusal("run: t.py\nrequires: '>=2'\n")[0].startswith("job.yaml:2:11: requires: must be a mapping")
+    assert parse_job("run: t.py\nrequires: {cuda: 12.10}\n", "job.yaml").requires == {"cuda": "12.10"}
+    assert parse_job("run: t.py", "job.yaml", ["requires.driver=>=570"]).requires == {"driver": ">=570"}

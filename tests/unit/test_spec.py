@@ -27,6 +27,7 @@ CONTRACT_KEYS = [
     "backend",
     "near",
     "gpu",
+    "only",
     "workdir",
     "python",
     "env",
