@@ -1,8 +1,8 @@
 """How long the history takes to answer once it is large: a year of 1,000,000 runs, on SQLite and PostgreSQL.
 
-`build` fills a database with benchmarks/history_rows.py (fixed seed); `measure` runs each command as a process of its own, from the
-start of the interpreter to its end, N times, through a controller that serves this database and without one, where the command reads
-the database itself. `plans` prints what the databases say that they do for the statements behind each command.
+`build` fills a database with benchmarks/history_rows.py (fixed seed); `measure` runs each command as a process of its own, from
+the start of the interpreter to its end, N times, through a controller that serves this database and without one, where the
+command reads the database itself. `plans` prints what the databases say that they do for the statements behind each command.
 
     python benchmarks/history_scale.py build sqlite:////tmp/scale/orch.db
     python benchmarks/history_scale.py measure sqlite:////tmp/scale/orch.db --record

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any
 
 from aiohttp import web
