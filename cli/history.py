@@ -20,13 +20,26 @@ Run = dict[str, Any]
 T = TypeVar("T")
 
 
-def one(ref: str) -> Run:
-    """A run whole, by id or name. Raises Fail(3)."""
+def one(ref: str, like: bool = False) -> Run:
+    """A run whole, by id or name; with `like` also beside its like, under `compared`. Raises Fail(3)."""
     settings = context.config()
     try:
-        return context.get_run(context.controller(settings), ref)
+        return context.get_run(context.controller(settings), ref, {"like": 1} if like else None)
     except Unreachable as down:
-        return read(settings, down, lambda store: found(store, ref))
+        return read(settings, down, lambda store: found(store, ref, like))
+
+
+def side_by_side(refs: tuple[str, ...]) -> dict[str, Any]:
+    """What `orch compare` prints. Raises Fail(3)."""
+    settings = context.config()
+    try:
+        answer: dict[str, Any] = context.controller(settings).call("GET", "compare", query={"run": list(refs)})
+        return answer
+    except Unreachable as down:
+        answer_or_ref = read(settings, down, lambda store: store.compare(refs))
+    if not isinstance(answer_or_ref, dict):
+        raise Fail(f"no such run: {answer_or_ref!r}", NOT_FOUND)
+    return answer_or_ref
 
 
 def many(query: dict[str, Any]) -> list[Run]:
@@ -61,14 +74,15 @@ def read(settings: Config, down: Unreachable, question: Callable[[Store], T]) ->
     return answer
 
 
-def found(store: Store, ref: str) -> Run:
+def found(store: Store, ref: str, like: bool = False) -> Run:
     """One run from the database. Raises Fail(3)."""
     from orchestrator.history.render import show_json
 
     run = store.get(ref)
     if run is None:
-        raise Fail(f"no such run: {ref!r}", NOT_FOUND)
-    return show_json(run)
+        gone = store.expired(int(ref)) if ref.isdigit() and len(ref) < 19 else None
+        raise Fail(gone or f"no such run: {ref!r}", NOT_FOUND)
+    return show_json(run) | ({"compared": store.against_its_like(run)} if like else {})
 
 
 def _listed(store: Store, query: dict[str, Any]) -> list[Run]:

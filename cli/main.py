@@ -19,6 +19,8 @@ COMMANDS = {
     "ps": ("runs", "What runs, and what waits for what."),
     "show": ("runs", "One run whole."),
     "runs": ("query", "The history of runs, the latest first; or sums over groups of them."),
+    "compare": ("compare", "Runs side by side, and what explains how their speeds differ."),
+    "export": ("export", "The history for other tools: CSV, JSON lines or Parquet."),
     "logs": ("logs", "What the ranks of a run printed."),
     "cancel": ("change", "Ends runs, or takes them out of the queue."),
     "retry": ("change", "Queues an ended run again."),

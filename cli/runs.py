@@ -111,7 +111,7 @@ def show(run: str, lock: bool, output: str) -> None:
     orch show resnet50 --json | jq .attempts
     orch show resnet50 --lock >> job.yaml
     """
-    found = history.one(run)
+    found = history.one(run, like=not lock)
     if lock:
         from cli.versions import print_lock
 
@@ -147,6 +147,7 @@ def _show(run: dict[str, Any]) -> None:
             ("priority", run.get("priority") or None),
             ("code", code.get("sha256", "")[:12] + (f", git {commit}" if commit else "")),
             *((key, _spec_value(value)) for key, value in (run.get("spec") or {}).items() if key != "name"),
+            ("slower", compared["text"] if (compared := run.get("compared") or {}).get("slower") else None),
         ]
     )
     for attempt in run.get("attempts") or []:

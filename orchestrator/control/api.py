@@ -102,6 +102,7 @@ class Api:
                 web.post("/api/v1/check", self._check),
                 web.post("/api/v1/runs", self._submit),
                 web.get("/api/v1/runs", self._runs),
+                web.get("/api/v1/compare", self._compare),
                 web.get("/api/v1/runs/{ref}", self._show),
                 web.post("/api/v1/runs/{ref}/cancel", self._cancel),
                 web.post("/api/v1/runs/{ref}/retry", self._retry),
@@ -250,7 +251,7 @@ class Api:
     # -- code ----------------------------------------------------------------------------------------------------
 
     async def _has_code(self, request: web.Request) -> web.Response:
-        return web.Response(status=200 if self._code.has(request.match_info["sha"]) else 404)
+        return web.Response(status=200 if self._code.wanted(request.match_info["sha"]) else 404)
 
     async def _put_code(self, request: web.Request) -> web.Response:
         chunks = request.content.iter_chunked(1 << 20)
@@ -300,7 +301,15 @@ class Api:
         return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting, 1)]
 
     async def _show(self, request: web.Request) -> web.Response:
-        return web.json_response(render.show_json(await self._controller.find(request.match_info["ref"])))
+        """One run whole; with `like=1` also how fast it is beside its like."""
+        run = await self._controller.find(request.match_info["ref"])
+        answer = render.show_json(run)
+        if request.query.get("like") == "1":
+            answer["compared"] = await self._controller.against_its_like(run)
+        return web.json_response(answer)
+
+    async def _compare(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._controller.compare(request.query.getall("run", [])))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         run, already = await self._controller.cancel(request.match_info["ref"], by=request.query.get("by"))

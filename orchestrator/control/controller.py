@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
+from orchestrator.control.expiry import Expiry
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.runtime import Runtime, Settings
@@ -80,6 +81,7 @@ class Controller:
             self.gangs.adopt(run)
         await self.roster.start()
         await self.gangs.give_up_missing()
+        Expiry(runtime).start()
         runtime.forever("scheduling", self._schedule_when_woken, 0.0)
         runtime.wake.set()
 
@@ -192,7 +194,8 @@ class Controller:
         """One run whole. Raises Refused(3)."""
         run = await self.runtime.db(self._store.get, int(ref) if ref.isdigit() else ref)
         if run is None:
-            raise Refused(3, f"no such run: {ref!r}")
+            gone = await self.runtime.db(self._store.expired, int(ref)) if ref.isdigit() and len(ref) < 19 else None
+            raise Refused(3, gone or f"no such run: {ref!r}")
         return self._with_reason(run)
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
@@ -203,6 +206,16 @@ class Controller:
         if question.by:
             return await self.runtime.db(self._store.groups, question.wanted, question.by, question.sort)
         return await self.runtime.db(self._store.rows, question.wanted, question.columns)
+
+    async def compare(self, refs: Sequence[str]) -> dict[str, Any]:
+        """Runs side by side. Raises Refused(3)."""
+        found = await self.runtime.db(self._store.compare, refs)
+        if not isinstance(found, dict):
+            raise Refused(3, f"no such run: {found!r}")
+        return found
+
+    async def against_its_like(self, run: Run) -> dict[str, Any] | None:
+        return await self.runtime.db(self._store.against_its_like, run)
 
     async def live(self) -> list[Run]:
         """What holds a place."""

@@ -34,6 +34,7 @@ from orchestrator.control.runtime import Settings
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
+from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
 
 log = logging.getLogger("orch")
@@ -280,7 +281,11 @@ class ControllerActor:
         backend = RayBackend(self._namespace)
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
-            home=self._home.root, storage=Path(note.storage), lease_s=note.lease_s, log_limit=note.log_limit
+            home=self._home.root,
+            storage=Path(note.storage),
+            lease_s=note.lease_s,
+            log_limit=note.log_limit,
+            keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
         )
         declared = read_declared(note)
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from orchestrator.control.counts import Counts
 from orchestrator.history.errors import StaleEpoch
+from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
 
 log = logging.getLogger("orch.controller")
@@ -33,6 +34,8 @@ class Settings:
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    keep: Keep = Keep()  # noqa: RUF009 - frozen
+    """How long the history keeps what is over."""
     survey_wait_s: float = 5.0
     """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
 

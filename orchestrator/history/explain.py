@@ -335,7 +335,7 @@ def name(suspect: Suspect) -> str:
     if factor in ("leaves", "nodes"):
         return f"{value} {_singular(factor) if value == '1' else factor} instead of {usual}"
     if factor == "neighbours":
-        return f"{value} on its leaves instead of {usual}"
+        return f"{value} other runs on its leaves instead of {usual}"
     if suspect.kind is Kind.VERSION:
         return f"{_TITLES.get(factor, factor)} {value} for {usual}"
     return f"{factor} {value} instead of {usual}"

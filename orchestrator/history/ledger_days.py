@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
+GPU_TIME = ("allocated", "starting", "productive", "checkpoint", "lost", "idle")
+"""The whole and its parts, by the first word of their columns."""
+
 DAY = timedelta(days=1)
 
 

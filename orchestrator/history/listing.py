@@ -14,52 +14,58 @@ from orchestrator.history.filters import RunFilter, among, page
 from orchestrator.history.models import TagRow, UtcDateTime
 from orchestrator.history.render import time_json
 
-_TEXT, _WHOLE, _TIME = String(), BigInteger(), UtcDateTime()
-_REAL: Double[float] = Double()
-COLUMNS: dict[str, TypeEngine[Any]] = {
-    "id": _WHOLE,
-    "name": _TEXT,
-    "user": _TEXT,
-    "team": _TEXT,
-    "state": _TEXT,
-    "reason": _TEXT,
-    "priority": _WHOLE,
-    "submitted_at": _TIME,
-    "started_at": _TIME,
-    "finished_at": _TIME,
-    "took_s": _REAL,
-    "code_sha256": _TEXT,
-    "code_git": _TEXT,
-    "code_dirty": Boolean(),
-    "attempts": _WHOLE,
-    "device": _TEXT,
-    "gpu": _TEXT,
-    "gpus": _WHOLE,
-    "nodes": _WHOLE,
-    "leaves": _WHOLE,
-    "level": _TEXT,
-    "outcome": _TEXT,
-    "failure_kind": _TEXT,
-    "neighbours": _WHOLE,
-    "wait_s": _REAL,
-    "samples_per_s": _REAL,
-    "step_time_s": _REAL,
-    "steps": _WHOLE,
-    "samples": _WHOLE,
-    "allocated_s": _REAL,
-    "starting_s": _REAL,
-    "productive_s": _REAL,
-    "checkpoint_s": _REAL,
-    "lost_s": _REAL,
-    "idle_s": _REAL,
-    "cost": _REAL,
-    "tags": _TEXT,
+COLUMNS: dict[str, type] = {
+    "id": int,
+    "name": str,
+    "user": str,
+    "team": str,
+    "state": str,
+    "reason": str,
+    "priority": int,
+    "submitted_at": datetime,
+    "started_at": datetime,
+    "finished_at": datetime,
+    "took_s": float,
+    "code_sha256": str,
+    "code_git": str,
+    "code_dirty": bool,
+    "attempts": int,
+    "device": str,
+    "gpu": str,
+    "gpus": int,
+    "nodes": int,
+    "leaves": int,
+    "level": str,
+    "outcome": str,
+    "failure_kind": str,
+    "neighbours": int,
+    "wait_s": float,
+    "samples_per_s": float,
+    "step_time_s": float,
+    "steps": int,
+    "samples": int,
+    "allocated_s": float,
+    "starting_s": float,
+    "productive_s": float,
+    "checkpoint_s": float,
+    "lost_s": float,
+    "idle_s": float,
+    "cost": float,
+    "tags": str,
 }
 """What a run can be asked for by name, with its type; nothing else reaches the database. `tags` is an object."""
 
+_SQL: dict[type, TypeEngine[Any]] = {
+    str: String(),
+    int: BigInteger(),
+    float: Double(),
+    bool: Boolean(),
+    datetime: UtcDateTime(),
+}
+
 _VIEW_NAMES = {"user": "username"}
 _VIEW = table(
-    "v_runs", *(column(_VIEW_NAMES.get(name, name), kind) for name, kind in COLUMNS.items() if name != "tags")
+    "v_runs", *(column(_VIEW_NAMES.get(name, name), _SQL[kind]) for name, kind in COLUMNS.items() if name != "tags")
 )
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.bench.results import Bench
-from orchestrator.history import benches, groups, listing, queries, summaries
+from orchestrator.history import benches, compare, export, groups, listing, queries, retention, summaries
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch
@@ -242,6 +242,19 @@ class Store:
         with self._write() as connection:
             benches.record(connection, found)
 
+    def expire_runs(self, before: datetime, now: datetime, most: int) -> list[int]:
+        """Deletes up to `most` runs that ended before `before`, with all that is known of them but the sums; their ids."""
+        with self._write() as connection:
+            return retention.expire_runs(connection, before, now, most)
+
+    def drop_series(self, before: datetime, after: int, most: int) -> tuple[int, bool]:
+        """Deletes the series of runs that ended before `before`; looks at `most` runs with ids above `after`.
+
+        Gives the id that it came to, and whether there is more to look at.
+        """
+        with self._write() as connection:
+            return retention.drop_series(connection, before, after, most)
+
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         if self._readonly:
@@ -290,6 +303,40 @@ class Store:
         """Sums over groups of them. Raises ValueError for a group or an order that there is not."""
         with self._database.read() as connection:
             return groups.groups(connection, wanted, by, sort)
+
+    def compare(self, refs: Sequence[int | str]) -> dict[str, Any] | str | int:
+        """Runs side by side and what explains the difference; one alone against its like. Gives a ref that is no run's."""
+        with self._database.read() as connection:
+            runs: dict[int, Run] = {}
+            for ref in refs:
+                if (run := queries.find(connection, ref)) is None:
+                    return ref
+                runs[run.id] = run
+            return compare.compare(connection, list(runs.values()))
+
+    def against_its_like(self, run: Run) -> dict[str, Any] | None:
+        """How the run's speed compares with that of the newest earlier runs of its like; None where it is not known."""
+        with self._database.read() as connection:
+            return compare.against_its_like(connection, run)
+
+    def export(self, what: str, wanted: RunFilter) -> Iterator[dict[str, Any]]:
+        """Rows of runs, attempts or series (export.FIELDS), by run id, read batch after batch."""
+        return export.rows(self._database, what, wanted)
+
+    def expired(self, run: int) -> str | None:
+        """That the run has expired, in a sentence; None where none of that id has."""
+        with self._database.read() as connection:
+            return retention.expired(connection, run)
+
+    def whose_logs_may_go(self, runs: Sequence[int], before: datetime) -> list[int]:
+        """Those of `runs` that ended before `before`, and those that have expired."""
+        with self._database.read() as connection:
+            return retention.whose_logs_may_go(connection, runs, before)
+
+    def unused_code(self, hashes: Sequence[str]) -> list[str]:
+        """Those of the snapshots that no run names."""
+        with self._database.read() as connection:
+            return retention.unused_code(connection, hashes)
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes that were ever seen, by name."""

@@ -141,12 +141,12 @@ def _summary(connection: Connection, run: Run) -> dict[str, Any]:
         "outcome": over and over.outcome,
         "failure_kind": over and over.failure and over.failure.kind,
         "wait_ms": (run.attempts[0].started_at - run.submitted_at) // _MILLISECOND if run.attempts else None,
-        **_throughput(connection, run.id),
+        **throughput_of(connection, run.id),
         **_gpu_time(connection, run.id),
     }
 
 
-def _throughput(connection: Connection, run_id: int) -> dict[str, Any]:
+def throughput_of(connection: Connection, run_id: int) -> dict[str, Any]:
     """The speed is the newest attempt's of which any is known; steps that a later attempt did again count once."""
     rows = connection.execute(
         select(ProgressRow).where(ProgressRow.run_id == run_id).order_by(ProgressRow.attempt)
