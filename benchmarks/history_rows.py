@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from orchestrator.history.ledger_days import shares, spread
+from orchestrator.history.ledger_days import periods_of, shares, spread
 from orchestrator.testing import a_spec
 
 DAYS, USERS, TEAMS, NAMES, NODES, LEAVES, WAITING = 365, 200, 12, 1000, 512, 16, 300
@@ -195,8 +195,9 @@ class Year:
         counted = [
             *whole.values(), 1, len(attempts), 1, wait_ms, int(progress is not None), figures[0] or 0, figures[3] or 0, cost,
         ]  # fmt: skip
-        self._add("run_days", (submitted.date(), job.user, job.team, state, models), counted)
-        self._add("name_days", (submitted.date(), job.name, state), counted)
+        for period, first in periods_of(submitted.date()).items():
+            self._add("run_sums", (period, first, job.user, job.team, state, models), counted)
+            self._add("name_sums", (period, first, job.name, state), counted)
 
     def _add(self, table: str, key: tuple[Any, ...], values: list[float]) -> None:
         sums = self.sums[table].setdefault(key, [0] * len(values))

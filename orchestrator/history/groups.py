@@ -1,9 +1,10 @@
 """Sums over groups of runs: `orch runs --by team,week`.
 
 The groups are made of the very runs that the same filters would list, so their figures add up to those of the rows. A run
-counts in the day, week or month (UTC) of its submission. Where the filters and groups are such that the sums over days
-(summary_models.py) know them, whole days are taken from there, and only what they lack is counted run by run: days that
-a filter cuts, and runs that have not ended. Runs that retention has deleted are still in those sums.
+counts in the day, week or month (UTC) of its submission. Where the filters and groups are such that the sums over periods
+(summary_models.py) know them, whole months (or weeks, for groups by week) are taken from there, then whole days up to where
+a filter cuts, and only what is left is counted run by run: parts of days, and runs that have not ended. Runs that
+retention has deleted are still in those sums.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from sqlalchemy import (
 )
 
 from orchestrator.history.filters import RunFilter, choose, matches, models_like, several
-from orchestrator.history.ledger_days import DAY, day_of, midnight
+from orchestrator.history.ledger_days import DAY, after, day_of, midnight, periods_of
 from orchestrator.history.models import RunRow
 from orchestrator.history.summaries import TIMES
-from orchestrator.history.summary_models import NameDayRow, RunDayRow, RunSummaryRow
+from orchestrator.history.summary_models import NameSumRow, RunSummaryRow, RunSumRow
 
 DIMENSIONS = ("user", "team", "name", "state", "gpu", "day", "week", "month")
 """What runs can be grouped by."""
@@ -50,7 +51,7 @@ FIGURES = (
 )  # fmt: skip
 """What is said of each group."""
 
-Sums: TypeAlias = type[RunDayRow] | type[NameDayRow]
+Sums: TypeAlias = type[RunSumRow] | type[NameSumRow]
 
 
 @dataclass(frozen=True)
@@ -124,18 +125,17 @@ def _figures(sums: Mapping[str, Any]) -> dict[str, Any]:
 def _questions(connection: Connection, wanted: RunFilter, by: Sequence[str]) -> list[Select[Any]]:
     sums = _sums_that_know(wanted, by)
     dialect = connection.dialect.name
-    if sums is None:
-        return [_ask(_runs(dialect), by, dialect, and_(true(), *choose(connection, wanted).clauses))]
     first = _first_whole_day(wanted.since)
-    after = None if wanted.until is None else day_of(wanted.until)
-    if first is not None and after is not None and first >= after:
+    end = None if wanted.until is None else day_of(wanted.until)
+    if sums is None or (first is not None and end is not None and first >= end):
         return [_ask(_runs(dialect), by, dialect, and_(true(), *choose(connection, wanted).clauses))]
-    found = [_ask(_days(sums), by, dialect, _on_days(connection, sums, wanted, first, after))]
+    source, known = _periods(sums), _known_to(connection, sums, wanted)
+    found = [_ask(source, by, dialect, and_(*known, span)) for span in _spans(sums, _longest(by), first, end)]
     cut = []
     if wanted.since is not None and first is not None and wanted.since < midnight(first):
         cut.append(replace(wanted, until=midnight(first)))
-    if wanted.until is not None and after is not None and wanted.until > midnight(after):
-        cut.append(replace(wanted, since=midnight(after)))
+    if wanted.until is not None and end is not None and wanted.until > midnight(end):
+        cut.append(replace(wanted, since=midnight(end)))
     ended = RunSummaryRow.state.is_not(None)
     for edge in cut:
         found.append(_ask(_runs(dialect), by, dialect, and_(ended, *choose(connection, edge).clauses)))
@@ -144,16 +144,44 @@ def _questions(connection: Connection, wanted: RunFilter, by: Sequence[str]) -> 
     return found
 
 
+def _longest(by: Sequence[str]) -> str:
+    """The longest period of which no group cuts one."""
+    calendar = [name for name in _CALENDAR if name in by]
+    return calendar[0] if len(calendar) == 1 else "day" if calendar else "month"
+
+
+def _spans(sums: Sums, period: str, first: date | None, end: date | None) -> list[ColumnElement[bool]]:
+    """The periods from the day `first` up to, without, the day `end`, and single days before and after them."""
+    there = sums.__table__.c
+
+    def within(kind: str, start: date | None, stop: date | None) -> ColumnElement[bool]:
+        bounds = [] if start is None else [there.start >= start]
+        return and_(there.period == kind, *bounds, *([] if stop is None else [there.start < stop]))
+
+    whole = first
+    if first is not None and periods_of(first)[period] < first:
+        whole = after(period, periods_of(first)[period])
+    last = None if end is None else periods_of(end)[period]
+    if whole is not None and last is not None and whole >= last:
+        return [within("day", first, end)]
+    spans = [within(period, whole, last)]
+    if whole != first:
+        spans.append(within("day", first, whole))
+    if last != end:
+        spans.append(within("day", last, end))
+    return spans
+
+
 def _sums_that_know(wanted: RunFilter, by: Sequence[str]) -> Sums | None:
-    """The sums over days that have every column which is asked for; None where no such sums are kept."""
+    """The sums over periods that have every column which is asked for; None where no such sums are kept."""
     beyond = (wanted.tags, wanted.node, wanted.code, wanted.outcome, wanted.failure, wanted.live_only)
     if any(beyond) or wanted.min_throughput is not None or wanted.max_throughput is not None:
         return None
     needs = {name for name in by if name not in _CALENDAR}
     needs |= {name for name in ("user", "team", "name", "state", "gpu") if getattr(wanted, name)}
     if needs <= {"user", "team", "state", "gpu"}:
-        return RunDayRow
-    return NameDayRow if needs <= {"name", "state"} else None
+        return RunSumRow
+    return NameSumRow if needs <= {"name", "state"} else None
 
 
 def _first_whole_day(since: datetime | None) -> date | None:
@@ -163,9 +191,9 @@ def _first_whole_day(since: datetime | None) -> date | None:
     return day if midnight(day) == since else day + DAY
 
 
-def _days(sums: Sums) -> _Source:
+def _periods(sums: Sums) -> _Source:
     there = sums.__table__
-    keys = {"user" if c.name == "username" else c.name: c for c in there.primary_key}
+    keys = {"user" if c.name == "username" else c.name: c for c in there.primary_key} | {"day": there.c.start}
     figures: dict[str, ColumnElement[Any]] = {name: there.c[name] for name in (*_WHOLE, *_REAL) if name not in _ENDS}
     figures |= {state: case((there.c.state == state, there.c.runs), else_=0) for state in _ENDS}
     return _Source(keys, figures, there)
@@ -209,15 +237,9 @@ def _calendar(name: str, day: ColumnElement[Any], dialect: str) -> ColumnElement
     }[name]
 
 
-def _on_days(
-    connection: Connection, sums: Sums, wanted: RunFilter, first: date | None, after: date | None
-) -> ColumnElement[bool]:
+def _known_to(connection: Connection, sums: Sums, wanted: RunFilter) -> list[ColumnElement[bool]]:
     there = sums.__table__.c
     asked: list[ColumnElement[bool]] = [true()]
-    if first is not None:
-        asked.append(there.day >= first)
-    if after is not None:
-        asked.append(there.day < after)
     for name, given in (("username", wanted.user), ("team", wanted.team), ("state", wanted.state)):
         if words := several(given):
             asked.append(there[name].in_(words))
@@ -225,4 +247,4 @@ def _on_days(
         asked.append(or_(*(matches(connection, lambda column: column, there["name"], name) for name in names)))
     if words := several(wanted.gpu):
         asked.append(there["gpu"].in_(models_like(connection, words)))
-    return and_(*asked)
+    return asked

@@ -21,6 +21,18 @@ def midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
+def periods_of(day: date) -> dict[str, date]:
+    """The day, week and month that it is in, by their first day; a week begins on Monday."""
+    return {"day": day, "week": day - timedelta(days=day.weekday()), "month": day.replace(day=1)}
+
+
+def after(period: str, start: date) -> date:
+    """The first day of the next period."""
+    if period == "month":
+        return (start.replace(day=1) + timedelta(days=32)).replace(day=1)
+    return start + timedelta(days=7 if period == "week" else 1)
+
+
 def cost_of(gpu_ms: int, price: float) -> float:
     """What GPU-milliseconds cost at a price per GPU-hour."""
     return gpu_ms / 3_600_000 * price

@@ -77,7 +77,7 @@ class Words(TypeDecorator[str]):
 Key = BigInteger().with_variant(Integer, "sqlite")
 
 
-def _one_of(
+def one_of(
     column: str, values: type[State] | type[Event] | type[Outcome] | tuple[str, ...], name: str
 ) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
@@ -120,7 +120,7 @@ class RunRow(Base):
     """Goes up by one with each change, so that a reader can tell whether it has seen this one."""
 
     __table_args__ = (
-        _one_of("state", State, "runs_state"),
+        one_of("state", State, "runs_state"),
         UniqueConstraint("username", "submit_key", name="runs_one_per_key"),
         Index("runs_by_name", "name", "id", postgresql_ops={"name": "text_pattern_ops"}),
         Index("runs_by_state", "state", "queued_at"),
@@ -155,7 +155,7 @@ class AttemptRow(Base):
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "number"),
-        _one_of("outcome", Outcome, "attempts_outcome"),
+        one_of("outcome", Outcome, "attempts_outcome"),
         CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="attempts_ended_with_outcome"),
         Index(
             "attempts_one_live",
@@ -208,8 +208,8 @@ class EventRow(Base):
     by: Mapped[str | None]
 
     __table_args__ = (
-        _one_of("event", Event, "events_event"),
-        _one_of("state", State, "events_state"),
+        one_of("event", Event, "events_event"),
+        one_of("state", State, "events_state"),
         Index("events_by_run", "run_id", "sequence"),
         {"sqlite_autoincrement": True},
     )
@@ -227,7 +227,7 @@ class NodeRow(Base):
     hardware: Mapped[dict[str, Any]]
     versions: Mapped[dict[str, Any]]
 
-    __table_args__ = (_one_of("state", ("up", "down"), "nodes_state"),)
+    __table_args__ = (one_of("state", ("up", "down"), "nodes_state"),)
 
 
 class TagRow(Base):
@@ -327,7 +327,7 @@ class ProgressRow(Base):
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "attempt"),
         ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
-        _one_of("source", SOURCES, "attempt_progress_source"),
+        one_of("source", SOURCES, "attempt_progress_source"),
     )
 
 

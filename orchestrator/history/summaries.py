@@ -15,17 +15,17 @@ from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from orchestrator.history.ledger_days import cost_of, day_of, shares, spread
+from orchestrator.history.ledger_days import cost_of, day_of, periods_of, shares, spread
 from orchestrator.history.models import Base, GpuTimeRow, ProgressRow
 from orchestrator.history.summary_models import (
     AttemptNodeRow,
     Counted,
     GpuDayRow,
     GpuTime,
-    NameDayRow,
+    NameSumRow,
     NodeDayRow,
-    RunDayRow,
     RunSummaryRow,
+    RunSumRow,
 )
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.placement.values import Placement
@@ -171,7 +171,7 @@ def _gpu_time(connection: Connection, run_id: int) -> dict[str, Any]:
 
 
 def _count(connection: Connection, run: Run, figures: Mapping[str, Any], sign: int) -> None:
-    """Puts a summary into the sums over days, or takes it out again; one of a run that has not ended is not in them."""
+    """Puts a summary into the sums over periods, or takes it out again; one of a run that has not ended is not in them."""
     if figures["state"] is None:
         return
     values = {
@@ -186,10 +186,13 @@ def _count(connection: Connection, run: Run, figures: Mapping[str, Any], sign: i
         **{name: figures[name] for name in TIMES},
     }
     values = {name: sign * value for name, value in values.items()}
-    key = {"day": figures["day"], "state": figures["state"]}
-    by_user = key | {"username": run.user, "team": run.spec.team or "", "gpu": figures["gpu"] or ""}
-    _add(connection, RunDayRow, [by_user | values])
-    _add(connection, NameDayRow, [key | {"name": run.name} | values])
+    by_user = {"username": run.user, "team": run.spec.team or "", "gpu": figures["gpu"] or ""}
+    for table, key in ((RunSumRow, by_user), (NameSumRow, {"name": run.name})):
+        rows = [
+            {"period": period, "start": start, "state": figures["state"], **key, **values}
+            for period, start in periods_of(figures["day"]).items()
+        ]
+        _add(connection, table, rows)
     _count_time(connection, run, sign)
 
 

@@ -1,8 +1,8 @@
 """What is summed up while it happens, so that a million runs can be asked in a blink: one class for each such table.
 
 `attempt_nodes` says where each attempt was and how it ended; `run_summaries` has a run's figures in one row. The other
-four are sums over days that are kept in step with them in the same transaction (summaries.py), and outlive both: what
-retention deletes stays counted here. In the keys of sums, what a run has none of (a team, a GPU model) is ''.
+four are sums over days (and weeks and months) that are kept in step with them in the same transaction (summaries.py), and
+outlive both: what retention deletes stays counted here. In the keys of sums, what a run has none of (a team, a GPU model) is ''.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from datetime import date, datetime
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, PrimaryKeyConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from orchestrator.history.models import Base, Key
+from orchestrator.history.models import Base, Key, one_of
+
+PERIODS = ("day", "week", "month")
 
 
 class AttemptNodeRow(Base):
@@ -109,28 +111,38 @@ class Counted(GpuTime):
     cost: Mapped[float] = mapped_column(sort_order=67)
 
 
-class RunDayRow(Counted, Base):
-    """The ended runs that one user submitted on one day (UTC), by team, state and GPU model."""
+class RunSumRow(Counted, Base):
+    """The ended runs that one user submitted within one day, week or month (UTC), by team, state and GPU model."""
 
-    __tablename__ = "run_days"
-    day: Mapped[date]
+    __tablename__ = "run_sums"
+    period: Mapped[str]
+    """One of PERIODS. The same runs are in a day's row, a week's and a month's: a question takes the longest that do."""
+    start: Mapped[date]
+    """The first day: of a week, its Monday."""
     username: Mapped[str]
     team: Mapped[str]
     state: Mapped[str]
     gpu: Mapped[str]
 
-    __table_args__ = (PrimaryKeyConstraint("day", "username", "team", "state", "gpu"),)
+    __table_args__ = (
+        PrimaryKeyConstraint("period", "start", "username", "team", "state", "gpu"),
+        one_of("period", PERIODS, "run_sums_period"),
+    )
 
 
-class NameDayRow(Counted, Base):
-    """The ended runs of one name that were submitted on one day (UTC), by state."""
+class NameSumRow(Counted, Base):
+    """The ended runs of one name that were submitted within one day, week or month (UTC), by state."""
 
-    __tablename__ = "name_days"
-    day: Mapped[date]
+    __tablename__ = "name_sums"
+    period: Mapped[str]
+    start: Mapped[date]
     name: Mapped[str]
     state: Mapped[str]
 
-    __table_args__ = (PrimaryKeyConstraint("day", "name", "state"),)
+    __table_args__ = (
+        PrimaryKeyConstraint("period", "start", "name", "state"),
+        one_of("period", PERIODS, "name_sums_period"),
+    )
 
 
 class GpuDayRow(GpuTime, Base):

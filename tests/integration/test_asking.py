@@ -16,7 +16,7 @@ from orchestrator.history.groups import DIMENSIONS, FIGURES
 from orchestrator.history.listing import COLUMNS
 from orchestrator.history.models import GpuTimeRow, ProgressRow
 from orchestrator.history.store import Store
-from orchestrator.history.summary_models import RunDayRow
+from orchestrator.history.summary_models import RunSumRow
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
 from orchestrator.scheduling.run import Code, Failure, NewRun
@@ -280,13 +280,13 @@ def month(new):
     return store
 
 
-def test_groups_over_everything_take_ended_runs_from_the_sums_over_days(new, monkeypatch):
+def test_groups_over_everything_take_ended_runs_from_the_sums_over_periods(new, monkeypatch):
     store = new()
     past = Past(store)
     past.attempt(past.submit(team="vision"), ("n1",), 10)
     past.submit(team="vision")
     with store._database.write() as connection:
-        connection.execute(update(RunDayRow).values(runs=41))
+        connection.execute(update(RunSumRow).values(runs=41))
     assert [(row["team"], row["runs"]) for row in store.groups(RunFilter(), ("team",))] == [("vision", 42)]
     assert [(row["team"], row["runs"]) for row in store.groups(RunFilter(node="n1"), ("team",))] == [("vision", 1)]
 

@@ -8,16 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
 
-from orchestrator.history.ledger_days import shares, spread
+from orchestrator.history.ledger_days import periods_of, shares, spread
 from orchestrator.history.models import GpuTimeRow
 from orchestrator.history.summaries import TIMES, recounting
 from orchestrator.history.summary_models import (
     AttemptNodeRow,
     GpuDayRow,
-    NameDayRow,
+    NameSumRow,
     NodeDayRow,
-    RunDayRow,
     RunSummaryRow,
+    RunSumRow,
 )
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
@@ -84,13 +84,17 @@ def test_a_run_s_summary_follows_it_from_its_first_place_to_its_end(store, clock
     attempt = begin(store, clock, run, "a", "c")
     (waits,) = rows(store, RunSummaryRow)
     assert (waits["state"], waits["wait_ms"], waits["gpu"], waits["leaves"]) == (None, 90_000, "A100+H100", 2)
-    assert rows(store, RunDayRow) == []
+    assert rows(store, RunSumRow) == []
     end(store, clock, run, attempt, 3600)
     (ended,) = rows(store, RunSummaryRow)
     assert (ended["state"], ended["gpus"], ended["nodes"], ended["allocated_ms"]) == ("succeeded", 4, 2, 4 * 3_600_000)
     assert ended["cost"] == pytest.approx(8.0)
-    (day,) = rows(store, RunDayRow)
-    assert (day["runs"], day["allocated_ms"], day["wait_ms"], day["gpu"]) == (1, 4 * 3_600_000, 90_000, "A100+H100")
+    sums = {row["period"]: row for row in rows(store, RunSumRow)}
+    assert {period: row["start"].isoformat() for period, row in sums.items()} == {
+        "day": "2026-01-05", "week": "2026-01-05", "month": "2026-01-01",
+    }  # fmt: skip
+    for row in sums.values():
+        assert (row["runs"], row["allocated_ms"], row["wait_ms"], row["gpu"]) == (1, 4 * 3_600_000, 90_000, "A100+H100")
 
 
 def test_a_run_that_never_got_a_place_is_summed_up_when_it_ends(store, clock):
@@ -98,7 +102,7 @@ def test_a_run_that_never_got_a_place_is_summed_up_when_it_ends(store, clock):
     store.record(run, Event.CANCEL_ASKED, clock())
     (summary,) = rows(store, RunSummaryRow)
     assert (summary["state"], summary["attempts"], summary["gpus"], summary["wait_ms"]) == ("cancelled", 0, None, None)
-    assert [(row["runs"], row["waited"]) for row in rows(store, NameDayRow)] == [(1, 0)]
+    assert [(row["runs"], row["waited"]) for row in rows(store, NameSumRow)] == [(1, 0)] * 3
 
 
 def test_a_node_is_blamed_only_where_infrastructure_failed_and_the_failure_names_it(store, clock):
@@ -186,8 +190,10 @@ def expected_sums(store):
     by_user, by_name, used = Counter(), Counter(), Counter()
     for row in summaries:
         run = runs[row["run_id"]]
-        by_user[row["day"], run.user, run.spec.team or "", row["state"], row["gpu"] or ""] += row["allocated_ms"]
-        by_name[row["day"], run.name, row["state"], "runs"] += 1
+        for period, start in periods_of(row["day"]).items():
+            key = (period, start, run.user, run.spec.team or "", row["state"], row["gpu"] or "")
+            by_user[key] += row["allocated_ms"]
+            by_name[period, start, run.name, row["state"]] += 1
     ended = {row["run_id"] for row in summaries}
     for row in rows(store, GpuTimeRow):
         if row["run_id"] in ended:
@@ -200,10 +206,11 @@ def expected_sums(store):
 
 def sums(store):
     by_user, by_name, used = Counter(), Counter(), Counter()
-    for row in rows(store, RunDayRow):
-        by_user[row["day"], row["username"], row["team"], row["state"], row["gpu"]] += row["allocated_ms"]
-    for row in rows(store, NameDayRow):
-        by_name[row["day"], row["name"], row["state"], "runs"] += row["runs"]
+    for row in rows(store, RunSumRow):
+        key = tuple(row[name] for name in ("period", "start", "username", "team", "state", "gpu"))
+        by_user[key] += row["allocated_ms"]
+    for row in rows(store, NameSumRow):
+        by_name[row["period"], row["start"], row["name"], row["state"]] += row["runs"]
     for row in rows(store, NodeDayRow):
         used[row["day"], row["node"]] += row["allocated_ms"]
     return +by_user, +by_name, +used
@@ -247,7 +254,7 @@ def test_the_sums_are_what_their_sources_add_up_to_after_every_history(new_datab
             outcome = Outcome.SUCCEEDED if what == "end" else Outcome.INFRA_ERROR
             end(store, clock, run.id, attempt, seconds, event, outcome)
     assert sums(store) == expected_sums(store)
-    for row in rows(store, NodeDayRow) + rows(store, RunDayRow):
+    for row in rows(store, NodeDayRow) + rows(store, RunSumRow):
         assert row["allocated_ms"] == sum(row[name] for name in TIMES if name != "allocated_ms")
 
 

@@ -144,20 +144,24 @@ def _sums() -> None:
         return sa.Column("day", sa.Date(), nullable=False)
 
     op.create_table(
-        "run_days",
-        day(),
+        "run_sums",
+        *keys("period"),
+        sa.Column("start", sa.Date(), nullable=False),
         *keys("username", "team", "state", "gpu"),
         *_gpu_time(),
         *counts(),
-        sa.PrimaryKeyConstraint("day", "username", "team", "state", "gpu"),
+        sa.CheckConstraint("period IN ('day', 'week', 'month')", name="run_sums_period"),
+        sa.PrimaryKeyConstraint("period", "start", "username", "team", "state", "gpu"),
     )
     op.create_table(
-        "name_days",
-        day(),
+        "name_sums",
+        *keys("period"),
+        sa.Column("start", sa.Date(), nullable=False),
         *keys("name", "state"),
         *_gpu_time(),
         *counts(),
-        sa.PrimaryKeyConstraint("day", "name", "state"),
+        sa.CheckConstraint("period IN ('day', 'week', 'month')", name="name_sums_period"),
+        sa.PrimaryKeyConstraint("period", "start", "name", "state"),
     )
     op.create_table(
         "gpu_days",
