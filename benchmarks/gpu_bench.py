@@ -92,9 +92,11 @@ def against_torchrun(orch: Home, gpus: int, most: int, turns: int) -> list[dict[
     told_sizes = [ratio for size, ratio in ratios.items() if size >= FROM_BYTES]
     if told_sizes:
         worst = max(told_sizes, key=lambda ratio: abs(ratio - 1))
-        # CPU ranks differ by more from one minute to the next; there the figure is only printed.
-        good = abs(worst - 1) <= AGREE or orch.device == "cpu"
-        check(f"within 3 % of a plain script from 16 MiB on: the worst is {worst - 1:+.1%}", good)
+        what = f"within 3 % of a plain script from 16 MiB on: the worst is {worst - 1:+.1%}"
+        if orch.device == "cpu":  # they differ by more from one minute to the next
+            print(f"- not judged on CPU ranks: {what}")
+        else:
+            check(what, abs(worst - 1) <= AGREE)
     return first
 
 

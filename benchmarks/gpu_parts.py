@@ -21,6 +21,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 ORCH = [sys.executable, "-m", "cli"]
 FAILED: list[str] = []
+# A time limit from outside must not leave a cluster behind.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 LIMIT_S = 150.0
 
 DDP = """

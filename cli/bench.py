@@ -197,9 +197,9 @@ def _history(
 
 def _read(store: Any, nodes: Sequence[str], backend: Sequence[str], collectives: Sequence[str], begin: Any) -> Any:
     """The same from the database."""
-    from orchestrator.control.benches import compared, related
+    from orchestrator.control.benches import compared
     from orchestrator.history.benches import BenchFilter
 
     wanted = BenchFilter((), begin, frozenset(nodes), tuple(collectives), tuple(backend))
     shown = store.benches(wanted)
-    return compared(shown, store.benches(related(shown, now())))
+    return compared(shown, store.related_benches(shown, now()))

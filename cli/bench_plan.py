@@ -61,16 +61,17 @@ def plan_runs(
     device = ask.device if ask.device != "auto" else "cuda" if any(n["device"] == "cuda" for n in up) else "cpu"
     if "nccl" in ask.backend and device == "cpu":
         raise Fail("--backend nccl needs GPUs, and the ranks are on CPUs: choose gloo", USAGE)
-    have = {node["node"]: int(node["total"]) for node in up if node["device"] == device or device == "cpu"}
+    of_device = {node["node"]: node for node in nodes if node["device"] == device}
+    up_now = {name for name, node in of_device.items() if node["state"] == "up"}
+    # A node that was asked for by its own name is waited for: a gang without it would be another link.
+    awaited = set() if pairs else set(ask.nodes) & of_device.keys()
     named = _named(ask.nodes, nodes, domains)
-    notes = [
-        f"{name} is down or has no {'GPU' if device == 'cuda' else 'slot'} and is left out"
-        for name in named
-        if name not in have
-    ]
-    chosen = [name for name in named if name in have] if named else sorted(have, key=_natural)
+    unit = "GPU" if device == "cuda" else "CPU slot"
+    chosen = [name for name in named or sorted(of_device, key=_natural) if name in up_now | awaited]
+    notes = [f"{name} is down or has no {unit} and is left out" for name in named if name not in chosen]
     if not chosen:
-        raise Fail(f"no node of the cluster is up and has a {'GPU' if device == 'cuda' else 'CPU slot'}", USAGE)
+        raise Fail(f"no node of the cluster is up and has a {unit}", USAGE)
+    have = {name: int(of_device[name]["total"]) for name in chosen}
     several = pairs or len(named) > 1 or (ask.near is not None and ask.near not in ("node", "nvlink"))
     per_node = ask.per_node or _per_node(device, [have[name] for name in chosen], several, bool(named) or pairs)
     common = _common(ask, device)

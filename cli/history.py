@@ -86,6 +86,7 @@ def found(store: Store, ref: str, like: bool = False) -> Run:
 
 
 def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
+    from orchestrator.array import parse_ref
     from orchestrator.history.asking import asked
     from orchestrator.history.render import list_json
 
@@ -96,6 +97,12 @@ def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
     }
     try:
         question = asked(given)
+        if question.array is not None:
+            ref = parse_ref(question.array)
+            ids = None if ref is None else store.ids_of(ref)
+            if ids is None:
+                raise Fail(f"no such array: {question.array!r}", NOT_FOUND)
+            question = question.of_array(ids)
         if question.by:
             return store.groups(question.wanted, question.by, question.sort)
         if question.columns:

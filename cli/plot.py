@@ -75,9 +75,9 @@ def _scale(highest: float) -> tuple[float, float]:
 
 def _axis(ticks: Sequence[tuple[float, str]], width: int) -> tuple[str, str]:
     """The x axis with a mark at each tick that has room for its word, and the words."""
-    marks, words, end = ["─"] * width, [" "] * (width + 8), -2
+    marks, words, end = ["─"] * width, [" "] * (width + 1), -2
     for at, text in ticks:
-        begin = max(0, min(round(at) - len(text) // 2, width + 8 - len(text)))
+        begin = max(0, min(round(at) - len(text) // 2, width + 1 - len(text)))
         if begin > end + 1:
             marks[min(width - 1, round(at))] = "┴"
             words[begin : begin + len(text)] = text

@@ -62,6 +62,7 @@ def filter_options(command: F) -> F:
         click.option("--state", multiple=True, type=click.Choice(STATES), help="In this state."),
         click.option("--since", type=Ago(), help="Submitted within 12h, 7d ... or since a date."),
         click.option("--until", type=Ago(), help="Submitted before then: 30d ago, or a date."),
+        click.option("--array", metavar="ARRAY", help="Of this array, by its name or as 101[]."),
         click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; all of them where several."),
         click.option("--node", multiple=True, help="An attempt was on this node."),
         click.option("--gpu", multiple=True, metavar="MODEL", help="On GPUs with this in their name: h100."),
@@ -79,7 +80,7 @@ def filter_options(command: F) -> F:
                 raise click.UsageError(f"--tag {tag}: write it as KEY=VALUE")
         names = ("name", "user", "team", "state", "node", "gpu", "outcome", "failure")
         query: dict[str, Any] = {name: list(given.pop(name)) or None for name in names}
-        for name in ("code", "min_throughput", "max_throughput"):
+        for name in ("array", "code", "min_throughput", "max_throughput"):
             query[name] = given.pop(name)
         query |= {"since": _moment(since), "until": _moment(until), "tag": list(tags) or None}
         return command(*args, query=query, **given)

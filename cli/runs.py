@@ -1,4 +1,4 @@
-"""`orch ps` and `orch show`: what runs and waits, and one run whole."""
+"""`orch ps`, `orch runs` and `orch show`: what runs and waits, what ran, and one run whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli import context, history
+from cli import context, history, measured
 from cli import output as out
 from cli.output import Column
 from cli.times import between, local, now, span
@@ -33,6 +33,20 @@ def _why(run: dict[str, Any]) -> str:
     return failure_of(run) or run.get("reason") or ""
 
 
+def _named(run: dict[str, Any]) -> str:
+    """`sweep[3]` of an array's run, `sweep[]` of an array."""
+    array = run.get("array")
+    if not array:
+        return str(run["name"])
+    return f"{run['name']}[{array.get('index', '')}]"
+
+
+def _placed(run: dict[str, Any]) -> str:
+    """Where a run that holds a place is; of an array, how many of its runs are how far."""
+    states = (run.get("array") or {}).get("states")
+    return ", ".join(f"{count} {state}" for state, count in states.items()) if states else _place(run)
+
+
 def _since(run: dict[str, Any]) -> float | None:
     """Seconds that it has waited since it was submitted, or run since it was started."""
     start = run["submitted_at"] if run["state"] == "queued" else run.get("started_at")
@@ -40,12 +54,15 @@ def _since(run: dict[str, Any]) -> float | None:
 
 
 _ID = Column("id", lambda run: run["id"], right=True)
-_NAME = Column("name", lambda run: run["name"])
+_NAME = Column("name", _named)
 _USER = Column("user", lambda run: run["user"])
 _STATE = Column(
     "state", lambda run: run["state"], lambda run: out.word(run["state"]), lambda run: out.state_color(run["state"])
 )
 _REASON = Column("reason", _why)
+
+ON_A_SCREEN = 200
+ENDED = ("succeeded", "failed", "cancelled")
 
 PS = (
     _ID,
@@ -54,7 +71,7 @@ PS = (
     _STATE,
     Column("position", lambda run: run.get("position"), right=True),
     Column("for_s", _since, lambda run: span(_since(run)), right=True),
-    Column("where", _place),
+    Column("where", _placed),
     _REASON,
 )
 RUNS = (
@@ -71,6 +88,7 @@ RUNS = (
         right=True,
     ),
     Column("attempts", lambda run: len(run.get("attempts") or []), right=True),
+    measured.SAMPLES_PER_S,
     Column("where", _where),
     _REASON,
 )
@@ -78,20 +96,32 @@ RUNS = (
 
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="The runs that ended within the last day too.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), help="At most so many rows (on a terminal: 200; a pipe gets all)."
+)
 @out.output_option
-def ps(everything: bool, output: str) -> None:
+def ps(everything: bool, limit: int | None, output: str) -> None:
     """What runs, and what waits for what.
+
+    An array is one row, with how many of its runs are in which state; with --json each run is by itself.
 
     \b
     orch ps
     orch ps -o name | xargs orch cancel
     """
-    rows = history.many({"live": 1})
+    most = limit or (ON_A_SCREEN if output == "table" and out.on_terminal() else None)
+    one_row = None if output in ("json", "jsonl") else 1
+    # One more than is shown tells that there are more.
+    rows = history.many({"live": 1, "arrays": one_row, "limit": most and most + 1})
+    more, rows = len(rows) > (most or len(rows)), rows[:most]
     if everything:
         day_ago = (now() - timedelta(days=1)).isoformat()
         shown = {row["id"] for row in rows}
-        rows += [row for row in history.many({"since": day_ago, "limit": 1000}) if row["id"] not in shown]
+        ended = [row for row in history.many({"since": day_ago, "limit": 1000}) if row["state"] in ENDED]
+        rows += [row for row in ended if row["id"] not in shown]
     out.print_rows(rows, PS, output, "id", "nothing runs and nothing waits")
+    if more and output == "table":
+        out.say(f"only the first {most} rows are shown: `orch ps --limit N` shows more, `orch ps --json` all")
 
 
 @click.command()
@@ -116,6 +146,8 @@ def show(run: str, lock: bool, output: str) -> None:
         from cli.versions import print_lock
 
         print_lock(found, output)
+    elif "size" in (found.get("array") or {}) and output in ("table", "csv", "name"):
+        _show_array(found, output)
     elif output == "json":
         out.print_json(found)
     elif output == "jsonl":
@@ -126,6 +158,34 @@ def show(run: str, lock: bool, output: str) -> None:
         _show(found)
 
 
+def _show_array(array: dict[str, Any], output: str) -> None:
+    if output != "table":
+        out.print_rows([array], RUNS, output, "id", "")
+        return
+    of = array["array"]
+    out.lines_of(
+        [
+            ("array", f"{array['id']} ({array['name']})" if out.on_terminal() else array["id"]),
+            ("state", out.word(array["state"]) if out.on_terminal() else array["state"]),
+            ("runs", f"{of['first']} to {of['last']}: {_placed(array)}"),
+            ("limit", of["limit"]),
+            *((f"values.{key}", values) for key, values in of["values"].items()),
+            ("user", array["user"]),
+            ("team", array.get("team")),
+            ("submitted", _time(array["submitted_at"])),
+            ("after", ", ".join(map(_need, array.get("after") or ()))),
+            ("run", array["spec"]["run"]),
+        ]
+    )
+    out.say(f"its runs: orch runs --array {array['name']}; one of them: orch show '{array['name']}[0]'")
+
+
+def _need(need: dict[str, Any]) -> str:
+    """One of the runs that must have succeeded before: `41 (pretrain)`."""
+    ids = str(need["first"]) if need["first"] == need["last"] else f"{need['first']} to {need['last']}"
+    return f"{ids} ({need['word']})"
+
+
 def _show(run: dict[str, Any]) -> None:
     """Readable on a terminal; `field TAB value` lines into a pipe."""
     code = run.get("code") or {}
@@ -133,8 +193,8 @@ def _show(run: dict[str, Any]) -> None:
     position = run.get("position")
     out.lines_of(
         [
-            ("run", f"{run['id']} ({run['name']})" if out.on_terminal() else run["id"]),
-            ("name", None if out.on_terminal() else run["name"]),
+            ("run", f"{run['id']} ({_named(run)})" if out.on_terminal() else run["id"]),
+            ("name", None if out.on_terminal() else _named(run)),
             ("state", out.word(run["state"]) if out.on_terminal() else run["state"]),
             ("position", position),
             ("reason", run.get("reason")),
@@ -144,9 +204,15 @@ def _show(run: dict[str, Any]) -> None:
             ("started", _time(run.get("started_at"))),
             ("finished", _time(run.get("finished_at"))),
             ("took", _span(between(run.get("started_at"), run.get("finished_at")))),
+            *measured.fields(run),
             ("priority", run.get("priority") or None),
             ("code", code.get("sha256", "")[:12] + (f", git {commit}" if commit else "")),
-            *((key, _spec_value(value)) for key, value in (run.get("spec") or {}).items() if key != "name"),
+            ("after", ", ".join(map(_need, run.get("after") or ()))),
+            *(
+                (key, _spec_value(value))
+                for key, value in (run.get("spec") or {}).items()
+                if key not in ("name", "after")
+            ),
             ("slower", compared["text"] if (compared := run.get("compared") or {}).get("slower") else None),
         ]
     )
@@ -169,7 +235,9 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
         fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
         fields += [(f"{prefix}versions", text) for text in version_lines(attempt)]
-        fields += [(f"{prefix}transport", line) for line in transport_lines(attempt.get("transport"))]
+        fields += [
+            (f"{prefix}transport{key}", value) for key, value in _transport_fields(attempt.get("transport") or {})
+        ]
         out.lines_of(fields)
         return
     took = span(between(attempt.get("started_at"), attempt.get("ended_at")))
@@ -200,6 +268,17 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
     for line in transport_lines(attempt.get("transport")):
         worse = line.startswith("transport worse")
         click.echo(out.paint("  " + out.clean(line), "yellow") if worse else "  " + out.clean(line))
+
+
+def _transport_fields(transport: dict[str, Any]) -> list[tuple[str, Any]]:
+    shortfalls = transport.get("shortfalls") or []
+    causes = shortfalls[0]["causes"] if shortfalls else []
+    return [
+        ("", transport.get("verdict")),
+        (".links", ",".join(f"{kind}={count}" for kind, count in (transport.get("links") or {}).items())),
+        (".reason", transport.get("reason")),
+        (".cause", causes[0]["text"] if causes else None),
+    ]
 
 
 def transport_lines(transport: dict[str, Any] | None) -> list[str]:

@@ -13,6 +13,7 @@ import click
 
 from cli import context
 from cli import output as out
+from cli.array import submitted as array_submitted
 from cli.errors import TIMED_OUT, USAGE, Fail, Unreachable
 from cli.job import Job, checked
 from cli.output import Column
@@ -55,6 +56,7 @@ def submit(
     \b
     orch submit job.yaml --follow
     orch submit job.yaml --set workers=2x8 --set env.LR=0.1
+    orch submit sweep.yaml -o name | tail -1
     id=$(orch submit job.yaml) && orch logs -f "$id"
 
     Exit code with --follow or --wait: 0 succeeded, 1 failed or cancelled, 124 timed out, 130 interrupted (the run goes
@@ -89,6 +91,8 @@ def submit(
     if dry_run:
         _say_plan(spec.name, run, snapshot)
         _print({"id": None, "name": spec.name, "state": "valid"}, output, run)
+    elif "array" in run:
+        array_submitted(settings, run, follow or wait, timeout, output)
     elif follow or wait:
         _to_the_end(settings, run, spec.ranks, follow, timeout, output)
     else:

@@ -43,6 +43,8 @@ class Config:
     """Bytes of a code snapshot."""
     log_limit: int
     """Bytes of log that are kept of a rank."""
+    preflight: bool
+    """Whether a gang's nodes are looked at before it is started."""
     local_slots: int
     """CPU slots of the private cluster's head."""
     dashboard_proxy: int | None
@@ -57,6 +59,8 @@ class Config:
     """Seconds for which an ended run's series of throughput and GPU use are kept."""
     history_keep_logs: float | None
     """Seconds for which an ended run's logs are kept."""
+    prices: Mapping[str, float]
+    """Of a GPU-hour, by model; of a slot-hour under cpu."""
     origins: Mapping[str, str]
     """By key: `default`, `ORCH_LEASE`, `--address`, or file and line."""
 
@@ -160,6 +164,12 @@ def _size(least: int, most: int) -> Callable[[str, Place], int]:
     return parse
 
 
+def _switch(text: str, place: Place) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError(f"must be on or off, not {shown(text)}")
+    return text == "on"
+
+
 def _slots(text: str, place: Place) -> int:
     if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 1024:
         raise ValueError(f"must be a whole number from 1 to 1024, not {shown(text)}")
@@ -170,6 +180,23 @@ def _port(text: str, place: Place) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise ValueError(f"must be a port, 1 to 65535, not {shown(text)}")
     return int(text)
+
+
+_PRICE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._ -]{0,62})=([0-9]{1,9}(?:\.[0-9]{1,6})?)")
+
+
+def _prices(text: str, place: Place) -> dict[str, float]:
+    prices = {}
+    for part in text.split(",") if text else ():
+        found = _PRICE.fullmatch(part.strip())
+        if found is None:
+            raise ValueError(f"must be prices of a GPU-hour by model, such as {{H100: 2.5}}, not {shown(part)}")
+        prices[found[1]] = float(found[2])
+    return prices
+
+
+def _show_prices(prices: Mapping[str, float]) -> str:
+    return ",".join(f"{model}={price:g}" for model, price in prices.items())
 
 
 def _paths(text: str, place: Place) -> tuple[Path, ...]:
@@ -193,6 +220,9 @@ KEYS: dict[str, Key] = {
     "lease": Key("How long an attempt lives without word from the controller", _duration(5, 3600), format_duration),
     "code_limit": Key("The largest code snapshot", _size(2**20, 100 * 2**30), format_size),
     "log_limit": Key("How much log is kept of a rank", _size(64 * 2**10, 100 * 2**30), format_size),
+    "preflight": Key(
+        "Whether a gang's nodes are looked at before it is started", _switch, lambda on: "on" if on else "off"
+    ),
     "local.slots": Key("CPU slots of a private cluster; ranks may share cores", _slots),
     "dashboard.proxy": Key(
         "Port at which a Ray head that orch did not start asks for orch's runs (`--proxy-server-url`)",
@@ -212,6 +242,7 @@ KEYS: dict[str, Key] = {
         lambda text, place: place.path(text),
         lambda path: str(path or ""),
     ),
+    "prices": Key("Price of a GPU-hour by model (in ORCH_PRICES H100=2.5,A100=1.2)", _prices, _show_prices),
 }
 
 LATER = ("teams", "policy")
@@ -285,6 +316,7 @@ def _defaults(home: Path) -> dict[str, Any]:
         "lease": 30.0,
         "code_limit": 256 * 2**20,
         "log_limit": 64 * 2**20,
+        "preflight": True,
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
         "dashboard.proxy": None,
@@ -293,6 +325,7 @@ def _defaults(home: Path) -> dict[str, Any]:
         "history.keep_logs": None,
         "fabric": (),
         "hardware": None,
+        "prices": {},
     }
 
 
@@ -348,6 +381,8 @@ def _text_of(name: str, value: Any, file: Path) -> str | None:
         return os.pathsep.join(value)
     if name == "hardware" and isinstance(value, dict):
         return str(file)  # what is in it is read by the readers of hardware files
+    if name == "prices" and isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
+        return ",".join(f"{model}={price}" for model, price in value.items())
     return value if name in KEYS and name != "hardware" and isinstance(value, str) else None
 
 

@@ -20,7 +20,9 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from orchestrator import array as arrays
 from orchestrator import checks
 from orchestrator.checks import LABEL, MAX_WORKERS, NAME, SET_BY_ORCH, VARIABLE
 from orchestrator.document import nearest, printable, shown
@@ -147,6 +149,19 @@ Tags = Annotated[
         }
     ),
 ]
+Pattern = Annotated[str, AfterValidator(checks.pattern)]
+Patterns = Annotated[
+    dict[Annotated[str, AfterValidator(checks.metric)], Pattern],
+    Field(max_length=checks.MAX_METRICS),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": checks.METRIC.pattern},
+            "additionalProperties": {"type": "string", "minLength": 1},
+            "maxProperties": checks.MAX_METRICS,
+        }
+    ),
+]
 Name = Annotated[
     str, AfterValidator(checks.check_name), WithJsonSchema({"type": ["string", "integer"], "pattern": NAME.pattern})
 ]
@@ -166,6 +181,39 @@ Priority = Annotated[
     BeforeValidator(checks.whole),
     AfterValidator(checks.priority),
     WithJsonSchema({"type": "integer", "minimum": -1000, "maximum": 1000}),
+]
+TimeLimit = Annotated[
+    Annotated[float, BeforeValidator(checks.seconds)] | None,
+    AfterValidator(checks.time_limit),
+    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
+]
+After = Annotated[
+    tuple[Annotated[int | str, BeforeValidator(arrays.dependency)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | int) else value),
+    Field(max_length=checks.MAX_TAGS),
+    WithJsonSchema({"type": ["array", "integer", "string"], "items": {"type": ["integer", "string"]}}),
+]
+ArrayOf = Annotated[
+    dict[Annotated[str, AfterValidator(arrays.key)], Annotated[tuple[str, ...], BeforeValidator(arrays.values)]] | None,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "array", "items": SCALAR, "minItems": 1},
+                    {"type": "string", "pattern": r"^-?[0-9]+\.\.-?[0-9]+$"},
+                ]
+            },
+            "minProperties": 1,
+            "maxProperties": arrays.MAX_KEYS,
+        }
+    ),
+]
+ArrayLimit = Annotated[
+    Annotated[int, BeforeValidator(checks.whole)] | None,
+    AfterValidator(checks.at_least_one),
+    WithJsonSchema({"type": "integer", "minimum": 1}),
 ]
 CudnnSwitches = Annotated[
     Cudnn | None,
@@ -303,6 +351,30 @@ class JobSpec(Value):
         "absolute, or inside the run's own folder of the cluster's storage.",
         examples=["ckpt"],
     )
+    time_limit: TimeLimit = Field(
+        default=None,
+        description="How long an attempt may run, counted from the moment when all its ranks have started; then SIGTERM, "
+        "`grace` and SIGKILL, and the run has failed. Default: as long as it takes.",
+        examples=["12h"],
+    )
+    """Seconds."""
+    after: After = Field(
+        default=(),
+        description="Runs, by id or name, that must have succeeded before: a name means the latest run of that name, or its "
+        "latest array, as a whole. If one of them fails or is cancelled, this run is cancelled.",
+        examples=[[41, "pretrain"]],
+    )
+    array: ArrayOf = Field(
+        default=None,
+        description="One run for each combination of values, lists or ranges that include both ends. {lr} and {seed} in "
+        "run and env are replaced; {{lr}} is plain text.",
+        examples=[{"lr": [0.1, 0.01], "seed": "0..9"}],
+    )
+    array_limit: ArrayLimit = Field(
+        default=None,
+        description="How many runs of the array may hold a place at once. Default: as many as fit.",
+        examples=[4],
+    )
     priority: Priority = Field(
         default=0, description="A run of higher priority is placed first; -1000 to 1000.", examples=[10]
     )
@@ -319,6 +391,13 @@ class JobSpec(Value):
         "once and goes on, fail ends the attempt.",
         examples=["fail"],
     )
+    throughput: Patterns = Field(
+        default={},
+        description="How to read a script's throughput from rank 0's log, where orch cannot measure it: a regular "
+        "expression (of RE2) with one group for each name. samples and tokens are rates per second of the whole job, "
+        "samples_total a count so far, step the number of the step, step_time seconds; any other name is kept as it is.",
+        examples=[{"samples": "samples/s: ([0-9.]+)", "loss": "loss=([0-9.e-]+)"}],
+    )
     tags: Tags = Field(
         default={},
         description="Words of your own to find runs by: `orch runs --tag sweep=a`.",
@@ -329,6 +408,30 @@ class JobSpec(Value):
     def argv(self) -> list[str]:
         """The script and its arguments, split like a shell would, never given to one."""
         return shlex.split(self.run)
+
+    def element(self, index: int) -> JobSpec:
+        """The job of one run of the array. ValueError where there is no array, IndexError beyond its end."""
+        if self.array is None:
+            raise ValueError(f"{self.name} is no array")
+        if not 0 <= index < arrays.size(self.array):
+            raise IndexError(index)
+        chosen = arrays.at(self.array, index)
+        env = {name: arrays.filled(value, chosen) for name, value in self.env.items()}
+        run = arrays.filled_command(self.run, chosen)
+        # What the template was checked for holds of its elements: a value is one line, and part of one word.
+        return self.model_copy(update={"run": run, "env": env, "array": None, "array_limit": None})
+
+    @model_validator(mode="after")
+    def _array_fits(self) -> Self:
+        if self.array is None:
+            if self.array_limit is not None:
+                raise _about("array_limit", "limits the runs of an array, and there is no array", self.array_limit)
+            return self
+        try:
+            arrays.check(self.array, self.run, self.env, self.checkpoint)
+        except ValueError as error:
+            raise _about("array", str(error), self.array) from None
+        return self
 
     @field_validator("backend")
     @classmethod
@@ -347,36 +450,18 @@ class JobSpec(Value):
         return secrets
 
 
+def _about(key: str, message: str, given: Any) -> PydanticCustomError:
+    """A refusal of one key that only the whole job could tell."""
+    return PydanticCustomError("about_a_key", "{message}", {"key": key, "message": message, "given": given})
+
+
 LATER: dict[str, dict[str, Any]] = {
-    "time_limit": {
-        "description": "How long the run may take.",
-        "type": "string",
-        "pattern": DURATION_PATTERN,
-        "examples": ["12h"],
-    },
     "retry": {
         "description": "How often it is tried again, by cause; preemption and drain never count.",
         "type": "object",
         "properties": {cause: {"type": "integer", "minimum": 0} for cause in ("infra", "user")},
         "additionalProperties": False,
         "examples": [{"infra": 20, "user": 0}],
-    },
-    "after": {
-        "description": "Runs, by id or name, that must have succeeded before.",
-        "type": "array",
-        "items": {"type": ["integer", "string"]},
-        "examples": [[41, "pretrain"]],
-    },
-    "array": {
-        "description": "One run for each combination; {lr} and {seed} are replaced in run and env.",
-        "type": "object",
-        "examples": [{"lr": [0.1, 0.01], "seed": "0..9"}],
-    },
-    "throughput": {
-        "description": "How to read a script's throughput from its log, where orch cannot measure it.",
-        "type": "object",
-        "additionalProperties": {"type": "string"},
-        "examples": [{"samples": "samples/s: ([0-9.]+)"}],
     },
 }
 """Keys whose behaviour comes with a later version, as fragments of JSON Schema: refused by name until then.
@@ -386,8 +471,12 @@ SYNONYMS = {
     **dict.fromkeys(("command", "cmd", "script", "entrypoint", "args"), "run"),
     **dict.fromkeys(("nodes", "gpus", "replicas", "nproc", "nproc_per_node", "world_size", "num_workers"), "workers"),
     **dict.fromkeys(("environment", "envs", "env_vars"), "env"),
+    **dict.fromkeys(("depends_on", "dependencies", "needs"), "after"),
+    **dict.fromkeys(("sweep", "matrix", "grid"), "array"),
+    **dict.fromkeys(("max_parallel", "parallelism", "concurrency"), "array_limit"),
     **dict.fromkeys(("timeout", "walltime", "max_runtime"), "time_limit"),
     **dict.fromkeys(("interpreter", "venv"), "python"),
+    **dict.fromkeys(("nodelist", "nodes_only", "hosts"), "only"),
     **dict.fromkeys(("labels", "metadata"), "tags"),
 }
 """What other tools call our keys."""
@@ -435,6 +524,8 @@ def _problem(detail: Any) -> Problem:
         case "extra_forbidden":
             message, hint = unknown_key(str(path[-1])) if len(path) == 1 else ("unknown key", "")
             return Problem(path, message, hint, about_key=True)
+        case "about_a_key":
+            return Problem((*path, context["key"]), context["message"])
         case "missing":
             return Problem(path, "is missing: the script and its arguments, such as `run: train.py`")
         case "value_error":

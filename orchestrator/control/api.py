@@ -16,10 +16,12 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.checks import interpreter
+from orchestrator.control.arrays import array_json, queue_rows
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
-from orchestrator.control.controller import Controller, Refused
+from orchestrator.control.controller import Controller
 from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
+from orchestrator.control.refused import Refused
 from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
@@ -30,7 +32,7 @@ from orchestrator.history.errors import StoreError
 from orchestrator.jobfile import parse_job
 from orchestrator.placement.draw import draw_free
 from orchestrator.scheduling.lifecycle import IllegalTransition
-from orchestrator.scheduling.run import Code, NewRun
+from orchestrator.scheduling.run import Array, Code, NewRun
 from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.api")
@@ -70,6 +72,10 @@ class RetryBody(_Body):
     secrets: dict[str, str] = {}
 
 
+class SetBody(_Body):
+    changes: dict[str, Annotated[str, Field(max_length=256)]]
+
+
 class DownBody(_Body):
     force: bool = False
 
@@ -106,6 +112,8 @@ class Api:
                 web.get("/api/v1/runs/{ref}", self._show),
                 web.post("/api/v1/runs/{ref}/cancel", self._cancel),
                 web.post("/api/v1/runs/{ref}/retry", self._retry),
+                web.post("/api/v1/runs/{ref}/set", self._set),
+                web.get("/api/v1/runs/{ref}/why", self._why),
                 web.get("/api/v1/runs/{ref}/logs", self._logs),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
                 web.get("/api/v1/benches", self._benches),
@@ -272,7 +280,7 @@ class Api:
     async def _submit(self, request: web.Request) -> web.Response:
         body = SubmitBody.model_validate(await _json(request))
         if body.dry_run:
-            return web.json_response(await self._controller.dry_run(body.spec))
+            return web.json_response(await self._controller.dry_run(body.spec, body.user))
         if body.code is not None and not self._code.has(body.code.sha256):
             raise Refused(2, f"the snapshot {body.code.sha256[:12]} was not sent")
         code = Code(body.code.sha256, body.code.git, body.code.dirty) if body.code else None
@@ -280,29 +288,45 @@ class Api:
         run, created = await self._controller.submit(new, body.secrets)
         notices = self._controller.notices(body.spec)
         answer = {"id": run.id, "name": run.name, "state": run.state, "notices": notices}
+        if run.element is not None:
+            array = await self._controller.find_array(f"{run.id}[]")
+            assert array is not None
+            answer |= {"array": {"id": array.ref, "first": array.runs[0], "last": array.runs[-1]}}
         return web.json_response(answer, status=201 if created else 200)
 
     async def _runs(self, request: web.Request) -> web.Response:
         if request.query.get("live") == "1":
-            return web.json_response(await self._live())
+            return web.json_response(await self._live(request))
         try:
             question = asked({name: request.query.getall(name) for name in request.query})
+            if question.array is not None:
+                array = await self._controller.find_array(question.array)
+                if array is None:
+                    raise Refused(3, f"no such array: {question.array!r}")
+                question = question.of_array(array.runs)
             if question.by or question.columns:
                 return web.json_response(await self._controller.asked(question))
         except ValueError as error:
             raise Refused(2, str(error)) from None
-        runs = await self._controller.runs(question.wanted)
-        return web.json_response([render.list_json(run) for run in runs])
+        return web.json_response([render.list_json(run) for run in await self._controller.runs(question.wanted)])
 
-    async def _live(self) -> list[dict[str, Any]]:
-        """What runs, then what waits in its order, as `orch ps` shows it."""
-        live, waiting = await self._controller.live(), await self._controller.waiting()
-        rows = [render.list_json(run) | {"position": None} for run in live]
-        return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting, 1)]
+    async def _live(self, request: web.Request) -> list[dict[str, Any]]:
+        """What runs, then what waits in its order; with `arrays=1` an array is one row."""
+        controller, limit = self._controller, _number(request.query.get("limit"), "limit")
+        live, waiting = await controller.live(), await controller.waiting()
+        if request.query.get("arrays") == "1":
+            arrays = controller.runtime.book.arrays
+            counts = {array.id: await controller.counts(array) for array in arrays.values()}
+            return queue_rows(live, waiting, arrays, counts, limit)
+        rows = [render.list_json(run) | {"position": None} for run in live[:limit]]
+        left = None if limit is None else limit - len(rows)
+        return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting[:left], 1)]
 
     async def _show(self, request: web.Request) -> web.Response:
-        """One run whole; with `like=1` also how fast it is beside its like."""
-        run = await self._controller.find(request.match_info["ref"])
+        ref = request.match_info["ref"]
+        if (array := await self._controller.find_array(ref)) is not None:
+            return web.json_response(await self._array(array) | {"spec": array.spec.model_dump(mode="json")})
+        run = await self._controller.find(ref)
         answer = render.show_json(run)
         if request.query.get("like") == "1":
             answer["compared"] = await self._controller.against_its_like(run)
@@ -311,15 +335,43 @@ class Api:
     async def _compare(self, request: web.Request) -> web.Response:
         return web.json_response(await self._controller.compare(request.query.getall("run", [])))
 
+    async def _array(self, array: Array) -> dict[str, Any]:
+        first = await self._controller.find(str(array.id))
+        after = [asdict(need) for need in first.after]
+        return array_json(array, await self._controller.counts(array), first) | {"after": after}
+
     async def _cancel(self, request: web.Request) -> web.Response:
-        run, already = await self._controller.cancel(request.match_info["ref"], by=request.query.get("by"))
+        ref, by = request.match_info["ref"], request.query.get("by")
+        if (array := await self._controller.find_array(ref)) is not None:
+            ended = await self._controller.cancel_array(array, by)
+            answer = await self._array(array) | {"runs": ended}
+            return web.json_response(answer | ({} if ended else {"already": True}))
+        run, already = await self._controller.cancel(ref, by=by)
         answer = {"id": run.id, "name": run.name, "state": run.state}
         return web.json_response(answer | ({"already": True} if already else {}))
 
     async def _retry(self, request: web.Request) -> web.Response:
         body = RetryBody.model_validate(await _json(request))
-        run = await self._controller.retry(request.match_info["ref"], body.secrets, by=request.query.get("by"))
+        ref, by = request.match_info["ref"], request.query.get("by")
+        if (array := await self._controller.find_array(ref)) is not None:
+            again = await self._controller.retry_array(array, body.secrets, by)
+            return web.json_response(await self._array(array) | {"runs": again})
+        run = await self._controller.retry(ref, body.secrets, by=by)
         return web.json_response({"id": run.id, "name": run.name, "state": run.state})
+
+    async def _set(self, request: web.Request) -> web.Response:
+        body = SetBody.model_validate(await _json(request))
+        ref = request.match_info["ref"]
+        runs = await self._controller.change(ref, body.changes, by=request.query.get("by"))
+        if (array := await self._controller.find_array(ref)) is not None:
+            return web.json_response(await self._array(array) | {"runs": len(runs)})
+        return web.json_response({"id": runs[0].id, "name": runs[0].name, "state": runs[0].state})
+
+    async def _why(self, request: web.Request) -> web.Response:
+        ref = request.match_info["ref"]
+        if (array := await self._controller.find_array(ref)) is not None:
+            raise Refused(2, f"{array.name} is an array of {array.size:,} runs: name one, such as {array.name}[0]")
+        return web.json_response(await self._controller.why(ref))
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])

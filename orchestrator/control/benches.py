@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from orchestrator.bench.calibrate import LEAST_BYTES
@@ -16,7 +17,7 @@ from orchestrator.control.gang import Gang
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
-from orchestrator.history.benches import BenchFilter
+from orchestrator.history.benches import PAST, BenchFilter
 from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.history.render import bench_json
 from orchestrator.placement.gang import Part, expected
@@ -24,9 +25,6 @@ from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Placement
 
 log = logging.getLogger("orch.bench")
-
-REMEMBERED = timedelta(days=365)
-"""Older results are in the history, and nothing is held against them."""
 
 
 class Benches:
@@ -37,10 +35,8 @@ class Benches:
 
     async def start(self) -> None:
         """Lets placement know what was measured so far."""
-        wanted = BenchFilter(
-            since=self._runtime.now() - REMEMBERED, collectives=("all_reduce",), least_bytes=LEAST_BYTES
-        )
-        self._roster.benches = tuple(await self._runtime.db(self._runtime.store.benches, wanted))
+        wanted = BenchFilter(since=self._runtime.now() - PAST, collectives=("all_reduce",), least_bytes=LEAST_BYTES)
+        self._roster.learn(tuple(await self._runtime.db(self._runtime.store.benches, wanted)))
 
     async def take(self, gang: Gang) -> None:
         """Keeps what a run that is about to be recorded as succeeded has measured, if it is a measuring one.
@@ -73,6 +69,9 @@ class Benches:
         if run is None or run.code is None or run.code.sha256 != ours.sha256:
             return []
         said = await asyncio.to_thread(self._output, gang)
+        if run.attempt is not None and run.attempt.transport is not None:
+            # The verdict on every attempt knows NVLink from PCIe, which NCCL's own lines do not tell apart.
+            said = replace(said, transport=run.attempt.transport.get("links") or said.transport)
         drivers = {node: driver for node, driver in self._roster.drivers.items() if node in gang.parts}
         return benches_of(
             said, gang.run, gang.attempt, gang.placement, self._roster.inventory.topology, drivers, self._runtime.now()
@@ -85,13 +84,7 @@ class Benches:
         """The results, each beside the model, its link's past, and its like."""
         store, runtime = self._runtime.store, self._runtime
         shown = await runtime.db(store.benches, wanted)
-        return await asyncio.to_thread(compared, shown, await runtime.db(store.benches, related(shown, runtime.now())))
-
-
-def related(shown: Iterable[Bench], now: datetime) -> BenchFilter:
-    """What the results are to be held against."""
-    collectives = sorted({bench.row.collective for bench in shown})
-    return BenchFilter(since=now - REMEMBERED, collectives=tuple(collectives))
+        return await asyncio.to_thread(compared, shown, await runtime.db(store.related_benches, shown, runtime.now()))
 
 
 def compared(shown: list[Bench], known: Iterable[Bench]) -> list[dict[str, Any]]:

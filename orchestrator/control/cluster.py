@@ -133,6 +133,8 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 hardware=str(config.hardware) if config.hardware else None,
                 dashboard_url=head.dashboard_url,
                 dashboard_proxy=head.dashboard_proxy,
+                preflight=config.preflight,
+                prices=dict(config.prices),
                 local=local,
             )
         )

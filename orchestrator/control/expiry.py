@@ -48,7 +48,7 @@ class Expiry:
 
     async def _expire_runs(self, keep_s: float) -> None:
         runtime, count = self._runtime, 0
-        while gone := await runtime.db(
+        while gone := await runtime.write(
             runtime.store.expire_runs, runtime.now() - timedelta(seconds=keep_s), runtime.now(), RUNS_AT_ONCE
         ):
             count += len(gone)
@@ -60,7 +60,7 @@ class Expiry:
         runtime, after, more = self._runtime, 0, True
         while more:
             before = runtime.now() - timedelta(seconds=keep_s)
-            after, more = await runtime.db(runtime.store.drop_series, before, after, RUNS_AT_ONCE)
+            after, more = await runtime.write(runtime.store.drop_series, before, after, RUNS_AT_ONCE)
             await asyncio.sleep(BREATH_S)
 
     async def _remove_logs(self, keep_s: float) -> None:
@@ -68,7 +68,7 @@ class Expiry:
         runs = sorted(await asyncio.to_thread(_numbered, self._logs))
         before = runtime.now() - timedelta(seconds=keep_s)
         for start in range(0, len(runs), 500):
-            chosen = await runtime.db(runtime.store.whose_logs_may_go, runs[start : start + 500], before)
+            chosen = await runtime.read(runtime.store.whose_logs_may_go, runs[start : start + 500], before)
             for run in chosen:
                 await asyncio.to_thread(shutil.rmtree, self._logs / str(run), ignore_errors=True)
             await asyncio.sleep(BREATH_S)
@@ -76,7 +76,7 @@ class Expiry:
     async def _remove_code(self) -> None:
         runtime = self._runtime
         old = await asyncio.to_thread(_snapshots, self._code, time.time() - UNSENT_S)
-        for sha256 in await runtime.db(runtime.store.unused_code, old):
+        for sha256 in await runtime.read(runtime.store.unused_code, old):
             await asyncio.to_thread((self._code / f"{sha256}.tar.gz").unlink, missing_ok=True)
 
 

@@ -44,6 +44,8 @@ class ClusterNote:
     code_limit: int
     fabric: list[str] = field(default_factory=list)
     hardware: str | None = None
+    preflight: bool = True
+    prices: dict[str, float] = field(default_factory=dict)
     dashboard_url: str | None = None
     dashboard_proxy: int | None = None
     """The port on which Ray's dashboard asks for orch's runs."""

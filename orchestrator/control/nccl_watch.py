@@ -7,8 +7,10 @@ warns of goes into the rank's log all the same: nobody looks for warnings in ano
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,6 +19,8 @@ from orchestrator.control.node_files import LogFile
 from orchestrator.health.nccl_lines import said
 from orchestrator.health.nccl_log import NcclLog
 from orchestrator.health.node_log import NodeLog
+
+log = logging.getLogger("orch.agent")
 
 LOOK_S, SLOW_LOOK_S = 0.02, 0.1
 """How often files are looked at until the verdict: closely for the first minute, and while something comes."""
@@ -39,8 +43,11 @@ class _Tail:
     path: Path
     at: int = 0
     rest: str = ""
+    behind: bool = False
+    """There was more than was read at once."""
 
     def lines(self) -> list[str]:
+        self.behind = False
         try:
             if self.path.stat().st_size <= self.at or self.at >= LIMIT:
                 return []
@@ -50,6 +57,7 @@ class _Tail:
         except OSError:
             return []
         self.at += len(data)
+        self.behind = len(data) == READ
         *whole, self.rest = (self.rest + data.decode("utf-8", "replace")).split("\n")
         return whole
 
@@ -82,20 +90,25 @@ class NcclWatch:
 
     async def follow(self, ended: Callable[[], bool], news: Callable[[], None]) -> None:
         """Reads until there is a verdict's worth, or `ended` says that no more comes; calls `news` then."""
+        try:
+            await self._until_enough(ended)
+        except Exception:
+            # A part whose links are never told would never be seen to end.
+            log.exception("NCCL's log in %s could not be read", self.folder)
+        self.conclude()
+        news()
+
+    async def _until_enough(self, ended: Callable[[], bool]) -> None:
         began = time.monotonic()
-        while self.value is None:
+        while True:
             over = ended()
             came = self._take()
             now = time.monotonic()
-            waited = self._has_waited(now)
-            if self._log.settled or (waited and not came) or (over and not came):
-                self.conclude()
-                news()
+            if self._log.settled or self._has_waited(now) or (over and not came):
                 return
-            if not came:
-                await asyncio.sleep(LOOK_S if now - began < CLOSELY_S else SLOW_LOOK_S)
-            else:
-                await asyncio.sleep(0)
+            # Only who is behind goes on at once: a rank that prints without end is not to keep this busy.
+            behind = any(tail.behind for _, tail in self._tails.values())
+            await asyncio.sleep(0 if behind else LOOK_S if now - began < CLOSELY_S else SLOW_LOOK_S)
 
     def _has_waited(self, now: float) -> bool:
         if self._begun is None and self._log.begun:
@@ -108,7 +121,11 @@ class NcclWatch:
 
     def conclude(self) -> None:
         """What has been said so far is the value."""
-        self.value = self._log.value()
+        try:
+            self.value = self._log.value()
+        except Exception:
+            log.exception("NCCL's log in %s could not be summed up", self.folder)
+            self.value = NcclLog()
         self.tell_warnings()
         self.ship()
 
@@ -127,7 +144,10 @@ class NcclWatch:
     def _paths(self) -> Iterable[tuple[int, Path]]:
         if self.source == "output":
             return self.outputs.items()
-        return nccl_files(self.folder)
+        return self._files()
+
+    def _files(self) -> list[tuple[int, Path]]:
+        return [(rank, path) for rank, path in nccl_files(self.folder) if rank in self.outputs]
 
     # -- what the user is told, and keeps ------------------------------------------------------------------------
 
@@ -135,25 +155,25 @@ class NcclWatch:
         """Puts what NCCL has newly warned of into the ranks' logs."""
         if self.source == "output":
             return
-        for rank, path in nccl_files(self.folder):
-            if rank not in self.outputs:
-                continue
+        for rank, path in self._files():
             known = self._warned.setdefault(rank, set())
             at, texts = _warnings(path, self._told.get(path.name, 0))
             self._told[path.name] = at
             fresh = [text for text in dict.fromkeys(texts) if text not in known][: WARNINGS - len(known)]
             known.update(fresh)
             if fresh:
-                with self.outputs[rank].open("a") as log:
-                    log.writelines(f"[orch] NCCL warns: {text}\n" for text in fresh)
+                with suppress(OSError), self.outputs[rank].open("a") as output:
+                    output.writelines(f"[orch] NCCL warns: {text}\n" for text in fresh)
 
     def ship(self) -> None:
         """What is in the files now is to be sent to the head."""
         if self.source == "output":
             return
-        for _, path in nccl_files(self.folder):
-            self.files.setdefault(path.name, LogFile(path))
-            self.due[path.name] = min(LIMIT, path.stat().st_size)
+        for _, path in self._files():
+            with suppress(OSError):
+                size = path.stat().st_size
+                self.files.setdefault(path.name, LogFile(path))
+                self.due[path.name] = min(LIMIT, size)
 
     def pending(self) -> bool:
         return any(file.taken < self.due[name] for name, file in self.files.items())
@@ -162,7 +182,10 @@ class NcclWatch:
         """What is to be shipped, at most about `room` bytes, piece by piece: the file's name, the offset and the bytes."""
         for name, file in self.files.items():
             while file.taken < self.due[name] and room > 0:
-                if (taken := file.take(self.due[name])) is None:
+                taken = None
+                with suppress(OSError):
+                    taken = file.take(self.due[name])
+                if taken is None:
                     self.due[name] = file.taken  # it was made shorter, or is gone
                     break
                 room -= len(taken[1])
@@ -194,7 +217,7 @@ def nccl_files(folder: Path) -> list[tuple[int, Path]]:
         return []
     for path in entries:
         rank = path.name.removeprefix("nccl-").partition(".")[0]
-        if path.name.startswith("nccl-") and rank.isdecimal():
+        if path.name.startswith("nccl-") and rank.isdecimal() and path.is_file():
             found.setdefault(int(rank), []).append(path)
     return [(rank, path) for rank, paths in sorted(found.items()) for path in paths[:FILES_PER_RANK]]
 

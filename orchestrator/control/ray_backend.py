@@ -87,6 +87,9 @@ class AgentActor:
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
         return await self._agent.sync(epoch, ack, lease_s, wait_s)
 
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        return await self._agent.check(epoch, gpus)
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         return await self._agent.reserve_port(epoch, run, attempt)
 
@@ -99,8 +102,8 @@ class AgentActor:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._agent.forget(epoch, run, attempt)
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
-        return await self._agent.survey(epoch, python)
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        return await self._agent.survey(epoch, python, look)
 
     async def close(self, epoch: int) -> None:
         await self._agent.close(epoch)
@@ -124,6 +127,10 @@ class RemoteAgent:
         report: Report = await self._call("sync", epoch, ack, lease_s, wait_s, timeout_s=wait_s + 20)
         return report
 
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        problems: tuple[str, ...] = await self._call("check", epoch, gpus)
+        return problems
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         port: int = await self._call("reserve_port", epoch, run, attempt)
         return port
@@ -138,8 +145,8 @@ class RemoteAgent:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
-        found: Surveyed = await self._call("survey", epoch, python, timeout_s=20)
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        found: Surveyed = await self._call("survey", epoch, python, look, timeout_s=20)
         return found
 
     async def close(self, epoch: int) -> None:
@@ -278,6 +285,7 @@ class ControllerActor:
             raise FileNotFoundError(f"{self._home.cluster_file} is missing: `orch up` writes it")
         self._note = note
         store = Store.open(note.database)
+        store.prices = note.prices
         backend = RayBackend(self._namespace)
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
@@ -285,6 +293,7 @@ class ControllerActor:
             storage=Path(note.storage),
             lease_s=note.lease_s,
             log_limit=note.log_limit,
+            preflight=note.preflight,
             keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
         )
         declared = read_declared(note)

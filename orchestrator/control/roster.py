@@ -75,8 +75,9 @@ class Roster:
         self.news = asyncio.Event()
         """Set at the next news of a node; taken before one looks, so that nothing falls between the look and the wait."""
         self._declared = declared
-        self.benches: tuple[Bench, ...] = ()
-        """What was measured of links, for the bandwidth model."""
+        self._benches: tuple[Bench, ...] = ()
+        self._changed = True
+        """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
         self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
 
     async def start(self) -> None:
@@ -93,11 +94,17 @@ class Roster:
     @property
     def inventory(self) -> Inventory:
         """The hardware of the nodes that are, or were, in the cluster: made anew when one of them, or a measurement, changes."""
-        seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
-        known = (seen, self.drivers, self.benches)
-        if known != self._inventory[0]:
-            self._inventory = known, take_inventory(seen, self._declared, calibrate(self.benches, self.drivers))
+        if self._changed:
+            self._changed = False
+            seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
+            known = (seen, self.drivers, self._benches)
+            if known != self._inventory[0]:
+                self._inventory = known, take_inventory(seen, self._declared, calibrate(self._benches, self.drivers))
         return self._inventory[1]
+
+    def learn(self, benches: tuple[Bench, ...]) -> None:
+        """What was measured of links, for the bandwidth model."""
+        self._benches, self._changed = benches, True
 
     @property
     def drivers(self) -> dict[str, str]:
@@ -109,7 +116,10 @@ class Roster:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
         notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
         return free_view(
-            self.inventory.topology, busy, {name: note for name, note in notes.items() if note is not None}
+            self.inventory.topology,
+            busy,
+            {name: note for name, note in notes.items() if note is not None},
+            {name: node.info.get("unfit", {}) for name, node in self.nodes.items()},
         )
 
     def lease_end(self, node: str) -> datetime:
@@ -149,6 +159,7 @@ class Roster:
                 self._meet(facts)
             else:
                 if node.facts != facts:
+                    self._changed = True
                     runtime.wake.set()
                 node.facts, node.missing_since = facts, None
         for name, node in self.nodes.items():
@@ -162,6 +173,7 @@ class Roster:
         previous = self.nodes.get(facts.name)
         node = Node(facts, sync_sent=previous.sync_sent if previous else 0.0)
         self.nodes[facts.name] = node
+        self._changed = True
         node.task = self._runtime.spawn(self._follow(node))
 
     async def _lose(self, node: Node, how: str) -> None:
@@ -222,7 +234,9 @@ class Roster:
         node.sync_sent = max(node.sync_sent, runtime.monotonic())
         return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Something about a node is new: wakes whoever waits for that."""
+        self._changed = True
         self.news.set()
         self.news = asyncio.Event()
 
@@ -231,11 +245,12 @@ class Roster:
             node.asked.clear()
         if report.info is not None:
             node.info = report.info
+            self._changed = True
             await self._record(node, "up")
             self._runtime.wake.set()
         if not node.up:
             node.up, node.note = True, None
             self._runtime.wake.set()
         if fresh or report.info is not None:
-            self._tell()
+            self.tell()
         await self._on_report(node.facts.name, report, fresh)

@@ -58,12 +58,14 @@ class Survey:
             told, at = self._told[python] = self._told.pop(python)  # wanted last, forgotten last
             if told.holds() and (told.certain or time.monotonic() - at < ASK_AGAIN_S):
                 return
+            # Whoever asks meanwhile must not be told what was.
+            del self._told[python]
         self._asking[python] = asyncio.get_running_loop().create_task(self._ask(python))
 
     def look_again(self) -> None:
-        """Asks those again whose torch, or what it loads, was changed since."""
+        """Asks those again whose torch, or what it loads, was changed since, or that took too long then."""
         for python, (told, _) in list(self._told.items()):
-            if not told.holds():
+            if not (told.certain and told.holds()):
                 self.want(python)
 
     async def _ask(self, python: Python) -> None:

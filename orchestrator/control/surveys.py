@@ -46,18 +46,27 @@ class Surveys:
             self._runtime.spawn(self._want(node, python))
 
     async def _want(self, node: Node, python: Python) -> None:
-        if await self._survey(node, python) is None:
+        if await self._survey(node, python, look=False) is None:
             node.asked.discard(python)
 
-    async def _survey(self, node: Node, python: Python) -> Surveyed | None:
-        """None where the agent could not be reached."""
+    async def _survey(self, node: Node, python: Python, *, look: bool) -> Surveyed | None:
+        """What the agent says now; None where it could not be reached."""
         if node.agent is None or not node.up:
             return None
         try:
-            return await node.agent.survey(self._runtime.epoch, python)
+            answer = await node.agent.survey(self._runtime.epoch, python, look)
         except (AgentGone, StaleController) as error:
             log.warning("%s could not be asked for its versions: %s", node.facts.name, error)
             return None
+        # Newer than what the last sync said.
+        others = {known: brings for known, brings in _interpreters(node).items() if known != python}
+        told = {} if answer.interpreter is None else {python: answer.interpreter}
+        info = node.info | {"host": answer.host, "interpreters": others | told}
+        if info != node.info:
+            node.info = info
+            self._roster.tell()
+            self._runtime.wake.set()
+        return answer
 
     async def settle(self, python: Python, names: Iterable[str], wait_s: float) -> None:
         """Waits until these nodes have said what the interpreter brings, at most `wait_s`."""
@@ -93,11 +102,15 @@ class Surveys:
             return {}, {}
         asked = requires.parse(spec.requires)
         fail, unknown = {}, {}
+        # Most nodes are alike, and this is asked each time that something is decided.
+        judged: dict[object, tuple[list[str], bool]] = {}
         for name in self._candidates(device):
-            node = self._roster.nodes[name]
-            lacks, more_may_come = requires.shortfall(
-                asked, node.info.get("host"), _interpreters(node).get(spec.python)
-            )
+            info = self._roster.nodes[name].info
+            host, brings = info.get("host"), info.get("interpreters", {}).get(spec.python)
+            key = host is None, host and host.driver, brings
+            if key not in judged:
+                judged[key] = requires.shortfall(asked, host, brings)
+            lacks, more_may_come = judged[key]
             if lacks:
                 fail[name] = "; ".join(lacks)
             elif more_may_come:
@@ -122,6 +135,9 @@ class Surveys:
         if attempt is None or attempt.environment is not None:
             return
         names = [part.node for part in attempt.placement.nodes]
+        nodes = [node for name in names if (node := self._roster.nodes.get(name)) is not None]
+        # Its torch may have been changed since it was last asked.
+        await asyncio.gather(*(self._survey(node, python, look=False) for node in nodes))
         known: dict[str, NodeFacts] = {}
         deadline = self._runtime.monotonic() + RECORD_WAITS_S
         while len(known) < len(names) and (left := deadline - self._runtime.monotonic()) > 0:
@@ -163,14 +179,16 @@ class Surveys:
                 pending.append(name)
             if surveyed.host is not None and brings is not None:
                 facts.append(replace(_whole(surveyed.host, brings), clock_ahead=ahead))
-        return {"python": python, "pending": pending, "absent": absent} | matrix.to_json(matrix.matrix(facts))
+        # Half a second for 1,000 nodes, in which leases must be renewed.
+        compared = await asyncio.to_thread(lambda: matrix.to_json(matrix.matrix(facts)))
+        return {"python": python, "pending": pending, "absent": absent} | compared
 
     async def _ask_in_time(self, node: Node, python: Python, wait_s: float) -> tuple[Surveyed, float] | None:
         """The answer, and by how much the node's clock is certainly ahead (or behind, negative)."""
         now = self._runtime.now
         sent = now().timestamp()
         try:
-            answer = await asyncio.wait_for(self._survey(node, python), wait_s)
+            answer = await asyncio.wait_for(self._survey(node, python, look=True), wait_s)
         except TimeoutError:
             return None
         if answer is None:

@@ -30,17 +30,31 @@ def mapped() -> list[str]:
         return sorted({line.split(None, 5)[5].strip() for line in maps if line.count("/")})
 
 
-def version_of(path: str) -> str | None:
-    """What the NCCL library at `path`, or one that has NCCL linked in, says of itself."""
+class DlInfo(ctypes.Structure):
+    """As dladdr(3) fills it."""
+
+    _fields_ = [
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("at", ctypes.c_void_p),
+    ]
+
+
+def nccl_of(handle: str | None) -> tuple[str, str] | None:
+    """Version and file of the NCCL whose functions are found through a library, or in the global scope (None)."""
     try:
-        number = ctypes.c_int()
-        if ctypes.CDLL(path).ncclGetVersion(ctypes.byref(number)):
-            return None
+        function = ctypes.CDLL(handle).ncclGetVersion
     except (OSError, AttributeError):
         return None
+    number, info = ctypes.c_int(), DlInfo()
+    if function(ctypes.byref(number)):
+        return None
+    ctypes.CDLL(None).dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(info))
     # 2.8.4 was 2804; from 2.9 on the parts have more room: 2.28.9 is 22809.
     large = 10000 if number.value >= 10000 else 1000
-    return "{}.{}.{}".format(number.value // large, number.value % large // 100, number.value % 100)
+    version = "{}.{}.{}".format(number.value // large, number.value % large // 100, number.value % 100)
+    return version, os.fsdecode(info.file or handle or "")
 
 
 def of_torch(told: dict[str, Any]) -> None:
@@ -57,18 +71,20 @@ def of_torch(told: dict[str, Any]) -> None:
     told["files"] += [torch.__file__, os.path.join(os.path.dirname(torch.__file__), "version.py")]
     told["cudnn"] = torch.backends.cudnn.version() if told["cuda"] else None
     if told["cuda"] and hasattr(torch._C, "_nccl_version"):
-        found = torch.cuda.nccl.version()
-        told["nccl"] = ".".join(map(str, found[:3])) if isinstance(found, tuple) else None
+        built = torch.cuda.nccl.version()
+        told["nccl"] = ".".join(map(str, built[:3])) if isinstance(built, tuple) else None
     libraries = [path for path in mapped() if LIBRARIES.match(os.path.basename(path))]
     told["files"] += libraries
-    own = [path for path in libraries if os.path.basename(path).startswith("libnccl.so")]
-    # Where there is no library of its own, NCCL is part of torch's.
-    for path in own or [path for path in libraries if "torch_cuda" in path]:
-        told["nccl_loaded"] = version_of(path)
-        if told["nccl_loaded"]:
-            told["nccl_path"] = path
-            told["plugins"] = sorted(glob.glob(glob.escape(os.path.dirname(path)) + "/libnccl-net*.so"))
-            break
+    # In the linker's order: what is global (LD_PRELOAD) hides what torch is linked with; the last are mapped at least.
+    through = [
+        None,
+        *(path for path in libraries if "torch_cuda" in path),
+        *(path for path in libraries if "nccl" in path),
+    ]
+    found = next(filter(None, map(nccl_of, through)), None)
+    if found is not None:
+        told["nccl_loaded"], told["nccl_path"] = found
+        told["plugins"] = sorted(glob.glob(glob.escape(os.path.dirname(found[1])) + "/libnccl-net*.so"))
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.hardware.model import Cluster, Node
+from orchestrator.hardware.model import Cluster
 from orchestrator.health import transport
-from orchestrator.health.facts import Adapter, NodeFacts
+from orchestrator.health.facts import NodeFacts
 from orchestrator.health.nccl_log import NcclLog
 from orchestrator.health.verdict import verdict
 from orchestrator.placement.promise import promised
@@ -41,7 +41,8 @@ def judge(
 ) -> Judged:
     """The verdict on an attempt; `told` is by node, `info` what each node's agent said of it, `env` what its ranks were given."""
     seen = transport.combine(told.values())
-    facts = {part.node: facts_of(part.node, info.get(part.node, {})) for part in placement.nodes}
+    # What is known of the nodes is for the causes of a bad verdict; without it there are fewer.
+    facts = {part.node: info.get(part.node, {}).get("host") or NodeFacts(part.node) for part in placement.nodes}
     found = verdict(promised(placement, cluster), seen, env, facts)
     if missing := [part.node for part in placement.nodes if part.node not in told]:
         found = replace(found, reason=f"{found.reason}; nothing was heard of {', '.join(missing[:4])}")
@@ -51,25 +52,3 @@ def judge(
     sentence = transport.sentence(value)
     failure = Failure("degraded", sentence) if spec.on_degraded == "fail" else None
     return Judged(value, sentence, failure, transport.set_by(found, spec.env))
-
-
-def facts_of(name: str, info: Mapping[str, Any]) -> NodeFacts:
-    """What is known of a node, for the causes of a bad verdict."""
-    node: Node | None = info.get("node")
-    versions = info.get("versions", {})
-    shm = info.get("shm_mib")
-    return NodeFacts(
-        name,
-        driver=versions.get("driver"),
-        cuda_driver=versions.get("cuda_driver"),
-        kernel=versions.get("kernel"),
-        boot_id=info.get("boot_id"),
-        shm=None if shm is None else shm << 20,
-        gpus=() if node is None else tuple(gpu.model for gpu in node.gpus if gpu.model),
-        adapters=None if node is None else tuple(Adapter(n.name, n.rate_gbps, active=_up(n.state)) for n in node.nics),
-        interface=info.get("interface"),
-    )
-
-
-def _up(state: str | None) -> bool:
-    return state in (None, "ACTIVE")

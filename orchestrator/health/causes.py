@@ -91,7 +91,7 @@ NO_P2P: tuple[Row, ...] = (
         "unset NCCL_P2P_LEVEL",
     ),
     (
-        lambda s: "p2p refused" in s.seen.notes,
+        lambda s: "p2p refused" in s.seen.notes or any(facts.peers_denied for facts in s.nodes),
         _always,
         "the GPUs have no peer access: NVLink is down, or the driver or hypervisor refuses it",
         "look at `nvidia-smi topo -p2p r` and `nvidia-smi nvlink -s`; on bare metal turn PCIe ACS and the IOMMU off",

@@ -126,7 +126,7 @@ class Reader:
     def _link(self, message: Said, process: Process) -> None:
         if found := collnet(message.text):
             channel, rank, end, name, gdr = found
-            ends = self._collnet.setdefault((message.host, rank, name), {})
+            ends = self._collnet.setdefault((message.host, self._own(rank), name), {})
             ends[channel, end] = _either(ends.get((channel, end)), gdr)
             return
         link = via(message.text)
@@ -150,6 +150,10 @@ class Reader:
             (joined.lower if low_sends == speaker_sends else joined.upper)[message.host] += 1
         if link.proxy:
             self._pxn.add(True)
+
+    def _own(self, rank: int) -> int:
+        """The rank of who speaks, as it is to be counted: here as the line says it."""
+        return rank
 
     def _meant(self, link: Via) -> Via:
         """The link with its ranks as they are to be counted: here as the line says them."""

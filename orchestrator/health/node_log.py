@@ -43,6 +43,8 @@ class _Rank:
     connected: bool = False
     """The first communicator has connected what its first collective needs."""
     any_connected: bool = False
+    linked: bool = False
+    """Some link was told; before 2.8 that is all that is."""
 
     def first_is(self, world: int) -> bool:
         """Whether what is said now is of a communicator of all ranks; before 2.18 its size is told only at its end."""
@@ -118,16 +120,20 @@ class NodeLog(Reader):
             else:
                 # Before 2.22 links are made within the initialisation, and it says so when it is over.
                 rank.completed.add(made[1])
-                rank.connected |= rank.any_connected and int(made[3]) == self._world
+                rank.connected |= (rank.any_connected or rank.linked) and int(made[3]) == self._world
         elif _CONNECTED.search(line):
             rank.any_connected = True
             # Where links are made at the first collective the initialisation is over by then.
             if rank.first_is(self._world) and rank.completed:
                 rank.connected = True
 
+    def _own(self, rank: int) -> int:
+        return rank if self._now is None else self._now.rank
+
     def _meant(self, link: Via) -> Via:
         assert self._now is not None
         near, sends = self._now, link.end != "receive"
+        near.linked = True
         own, far = (link.sender, link.receiver) if sends else (link.receiver, link.sender)
         if own == near.rank and far < self._world and near.first_is(self._world):
             return link

@@ -30,16 +30,18 @@ def combine(parts: Iterable[NcclLog]) -> NcclLog:
         for name, values in log.environment:
             environment.setdefault(name, set()).update(values)
     ranks = max((log.ranks for log in logs), default=0)
+    places = sorted({pair for log in logs for pair in log.rank_hosts})
     return NcclLog(
         lines=sum(log.lines for log in logs),
         library=next((log.library for log in logs), "NCCL"),
         version=min(versions, key=lambda name: (-versions[name], name), default=None),
         versions=_union(log.versions for log in logs),
         ranks=ranks,
-        nodes=max((log.nodes for log in logs), default=0),
+        # Before 2.19 no line says how many there are.
+        nodes=max([len({host for _, host in places}), *(log.nodes for log in logs)]),
         communicator_sizes=(ranks,) if ranks else (),
         hosts=_union(log.hosts for log in logs),
-        rank_hosts=tuple(sorted({pair for log in logs for pair in log.rank_hosts})),
+        rank_hosts=tuple(places),
         found=_links(logs),
         channels=max((log.channels for log in logs if log.channels is not None), default=None),
         nvls_channels=max((log.nvls_channels for log in logs), default=0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from orchestrator.history.filters import RunFilter
@@ -26,6 +26,11 @@ class Asked:
     """Groups by these instead of runs."""
     sort: str | None = None
     """The order of groups."""
+    array: str | None = None
+    """Only runs of this array: whoever answers finds out which those are (`of_array`)."""
+
+    def of_array(self, ids: range) -> Asked:
+        return replace(self, wanted=replace(self.wanted, ids=ids))
 
 
 def asked(query: Mapping[str, Sequence[str]]) -> Asked:
@@ -40,7 +45,7 @@ def asked(query: Mapping[str, Sequence[str]]) -> Asked:
     limit = _limit(one("limit"))
     sort, live = one("sort"), one("live") == "1"
     wanted = RunFilter(
-        **{name: tuple(query[name]) for name in SEVERAL if query.get(name)},
+        **{name: tuple(query[name]) for name in SEVERAL if query.get(name)},  # type: ignore[arg-type]
         since=_time("since", one("since")),
         until=_time("until", one("until")),
         tags=dict(tag.partition("=")[::2] for tag in query.get("tag", ())),
@@ -53,7 +58,7 @@ def asked(query: Mapping[str, Sequence[str]]) -> Asked:
     )
     if by and columns:
         raise ValueError("by and columns exclude each other: groups have columns of their own")
-    return Asked(wanted, check_columns(columns) if columns else (), by, sort)
+    return Asked(wanted, check_columns(columns) if columns else (), by, sort, one("array"))
 
 
 def _listed(given: Sequence[str]) -> list[str]:

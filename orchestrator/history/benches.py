@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select
@@ -12,6 +12,12 @@ from sqlalchemy import Connection, Row, delete, insert, select
 from orchestrator.bench.results import BACKENDS, COLLECTIVES, Bench, Link
 from orchestrator.bench.results import Row as Measured
 from orchestrator.history.models import BenchRow
+
+PAST = timedelta(days=365)
+"""Older results are in the history, and nothing is held against them."""
+LIKES = timedelta(days=30)
+"""So old may the newest result of a link be that another is held against."""
+_AT_ONCE = 500  # parameters of one statement
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,21 @@ def record(connection: Connection, benches: Sequence[Bench]) -> None:
         connection.execute(delete(BenchRow).where(BenchRow.run_id == run, BenchRow.attempt == attempt))
     if benches:
         connection.execute(insert(BenchRow), [_values(bench) for bench in benches])
+
+
+def related(connection: Connection, shown: Sequence[Bench], now: datetime) -> list[Bench]:
+    """What the results are to be held against: their links' past, and what other links reached of late."""
+    if not shown:
+        return []
+    collectives = {bench.row.collective for bench in shown}
+    alike = select(BenchRow).where(BenchRow.collective.in_(collectives))
+    likes = alike.where(BenchRow.at >= now - LIKES, BenchRow.model.in_({bench.link.model for bench in shown}))
+    links = sorted({"+".join(bench.link.nodes) for bench in shown})
+    past = alike.where(BenchRow.at >= now - PAST, BenchRow.at < now - LIKES)
+    found = [*connection.execute(likes)]
+    for first in range(0, len(links), _AT_ONCE):
+        found += connection.execute(past.where(BenchRow.link.in_(links[first : first + _AT_ONCE])))
+    return [_bench(row) for row in found]
 
 
 def filtered(connection: Connection, wanted: BenchFilter) -> list[Bench]:
@@ -66,6 +87,7 @@ def _values(bench: Bench) -> dict[str, Any]:
         "collective": row.collective,
         "bytes": row.bytes,
         "at": bench.at,
+        "link": "+".join(link.nodes),
         "model": link.model,
         "level": link.level,
         "kind": link.kind,
@@ -76,7 +98,6 @@ def _values(bench: Bench) -> dict[str, Any]:
         "predicted": bench.predicted,
         "modelled": bench.modelled,
         "details": {
-            "nodes": list(link.nodes),
             "per_node": link.per_node,
             "gpus": bench.gpus,
             "iterations": row.iterations,
@@ -94,7 +115,7 @@ def _bench(row: Row[Any]) -> Bench:
         run=row.run_id,
         attempt=row.attempt,
         at=row.at,
-        link=Link(tuple(more["nodes"]), row.model, row.level, row.kind, more["per_node"], row.ranks),
+        link=Link(tuple(sorted(more["gpus"])), row.model, row.level, row.kind, more["per_node"], row.ranks),
         row=Measured(
             row.collective,
             row.backend,

@@ -16,7 +16,7 @@ from orchestrator.history.explain import Explanation, Factors, Past, evidence, e
 from orchestrator.history.factors import Surroundings, factors_of
 from orchestrator.history.models import RunRow
 from orchestrator.history.render import time_json
-from orchestrator.history.summaries import throughput_of
+from orchestrator.history.summaries import so_far
 from orchestrator.history.summary_models import AttemptNodeRow, RunSummaryRow
 from orchestrator.scheduling.run import Run
 
@@ -145,14 +145,11 @@ def _see(connection: Connection, runs: Sequence[Run]) -> dict[int, _Seen]:
     }
     found = {}
     for run in runs:
-        row = rows.get(run.id, {})
-        # The summary is made when an attempt ends; one that lives is asked itself.
-        speed = row if run.ended else throughput_of(connection, run.id)
+        # The summary is made when an attempt has ended; of one that lives it is made here.
+        row = rows.get(run.id, {}) if run.ended else so_far(connection, run)
         around = Surroundings(row.get("leaves"), row.get("neighbours"), row.get("gpu"))
-        found[run.id] = _Seen(
-            run, around, row.get("gpus"), row.get("device"), speed.get("samples_per_s") or None, speed.get("step_time_s"),
-            speed.get("steps"),
-        )  # fmt: skip
+        speed, step_time, steps = row.get("samples_per_s") or None, row.get("step_time_s"), row.get("steps")
+        found[run.id] = _Seen(run, around, row.get("gpus"), row.get("device"), speed, step_time, steps)
     return found
 
 

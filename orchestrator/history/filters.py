@@ -83,6 +83,8 @@ class RunFilter:
     """Submitted before this time."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """All of them must be there."""
+    ids: range | None = None
+    """Only these: the runs of an array."""
     node: Words = None
     """An attempt was on it."""
     gpu: Words = None
@@ -239,6 +241,8 @@ def _predicates(connection: Connection, wanted: RunFilter) -> Iterator[Predicate
     if wanted.live_only:
         lives = [state.value for state in State if state.value not in TERMINAL_STATES]
         yield _on_run(lambda plain: plain(RunRow.state).in_(lives))
+    if (ids := wanted.ids) is not None:
+        yield _on_run(lambda plain: and_(plain(RunRow.id) >= ids.start, plain(RunRow.id) < ids.stop))
     if names := several(wanted.name):
         yield _on_run(lambda plain: or_(*(matches(connection, plain, RunRow.name, name) for name in names)))
     if wanted.code:

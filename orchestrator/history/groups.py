@@ -175,7 +175,7 @@ def _spans(sums: Sums, period: str, first: date | None, end: date | None) -> lis
 def _sums_that_know(wanted: RunFilter, by: Sequence[str]) -> Sums | None:
     """The sums over periods that have every column which is asked for; None where no such sums are kept."""
     beyond = (wanted.tags, wanted.node, wanted.code, wanted.outcome, wanted.failure, wanted.live_only)
-    if any(beyond) or wanted.min_throughput is not None or wanted.max_throughput is not None:
+    if any(beyond) or wanted.ids is not None or wanted.min_throughput is not None or wanted.max_throughput is not None:
         return None
     needs = {name for name in by if name not in _CALENDAR}
     needs |= {name for name in ("user", "team", "name", "state", "gpu") if getattr(wanted, name)}

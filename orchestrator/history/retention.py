@@ -12,11 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, exists, func, insert, select
+from sqlalchemy.orm import aliased
 
 from orchestrator.history.filters import among
 from orchestrator.history.models import (
     TERMINAL_STATES,
     AllocationRow,
+    ArrayRow,
     AttemptRow,
     Base,
     BenchRow,
@@ -42,13 +44,17 @@ class Keep:
 def expire_runs(connection: Connection, before: datetime, now: datetime, most: int) -> list[int]:
     """Deletes up to `most` runs that ended before `before`, the oldest first; gives their ids.
 
-    Runs whose GPUs are still fenced stay, and those of `orch bench`: what links were measured to carry does not expire.
+    Runs whose GPUs are still fenced stay; the first of an array does until it is the last, because the others' specs hang on it;
+    and those of `orch bench`: what links were measured to carry does not expire.
     """
+    other = aliased(RunRow)
+    members = exists().where(other.id > ArrayRow.id, other.id < ArrayRow.id + ArrayRow.size)
+    heads = exists().where(ArrayRow.id == RunRow.id, members)
     held = exists().where(AllocationRow.run_id == RunRow.id, AllocationRow.released_at.is_(None))
     rows = connection.execute(
         select(RunRow.id, RunRow.name, RunRow.state, RunRow.finished_at)
         .where(RunRow.finished_at < before, RunRow.state.in_(TERMINAL_STATES))
-        .where(~held, ~exists().where(BenchRow.run_id == RunRow.id))
+        .where(~held, ~heads, ~exists().where(BenchRow.run_id == RunRow.id))
         .order_by(RunRow.finished_at)
         .limit(most)
     ).all()

@@ -88,12 +88,13 @@ def _room_by_node(
     request: Request, topology: Topology, free: Free, models: tuple[str | None, ...] | None, *, one_island: bool
 ) -> dict[int, int]:
     room = {}
+    allowed = [kind.full if models is None else kind.mask_of_models(models) for kind in topology.kinds]
     for node in topology.nodes:
         if node.kind.device != request.device or node.name in request.exclude:
             continue
         if request.only and node.name not in request.only:
             continue
-        mask = free.mask(node.index) & (node.kind.full if models is None else node.kind.mask_of_models(models))
+        mask = free.mask(node.index) & allowed[node.kind.number]
         islands = [(mask & island).bit_count() for island in node.kind.subsets.islands] if one_island else []
         room[node.index] = max(islands, default=min(mask.bit_count(), 1)) if one_island else mask.bit_count()
     return room

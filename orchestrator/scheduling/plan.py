@@ -1,110 +1,289 @@
-"""Which waiting runs start now: a snapshot in, a Plan out; nothing is done here."""
+"""Which waiting runs start now, which give way, what is kept for whom: a snapshot in, a Plan out; nothing is done here.
+
+The runs are looked at in the order of the queue (order.py). One that fits starts. For one of the first that do not, a place is
+kept (reservation.py), which others may use only if they are gone in time (room.py), or cleared (preemption.py).
+docs/scheduling.md says what is guaranteed, and how that is tested.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
 
-from orchestrator.placement.search import place
-from orchestrator.placement.tree import Free, Topology
-from orchestrator.placement.values import Device, Placement, Rejection, Request
-from orchestrator.scheduling.run import Run
+from orchestrator.placement.gang import Part, placement_of
+from orchestrator.placement.reasons import why_not
+from orchestrator.placement.values import Placement, Request
+from orchestrator.scheduling import choice
+from orchestrator.scheduling.ask import Ask
+from orchestrator.scheduling.decision import Choice, Kind, Plan, Preemption, Reason, Reservation, Start, Sure, Wait
+from orchestrator.scheduling.estimates import Bound, stay_of
+from orchestrator.scheduling.memory import Memory
+from orchestrator.scheduling.order import Order, Usage
+from orchestrator.scheduling.quota import Claim, Claims, Excess, Held, account_of
+from orchestrator.scheduling.reservation import Future
+from orchestrator.scheduling.room import Room, View
+from orchestrator.scheduling.snapshot import Block, Snapshot
+from orchestrator.scheduling.timeline import Opening
 from orchestrator.scheduling.unfit import left_out
-from orchestrator.spec import JobSpec
+
+MOST_STARTS = 256
+"""A plan stops after so many and asks to be called again: what starts should not wait for what is still being decided."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What the decision is made from."""
-
-    waiting: tuple[Run, ...]
-    """Longest-waiting of the highest priority first."""
-    free: Free
-    """What nobody holds; not changed."""
-    blocked: Mapping[int, str] = field(default_factory=dict)
-    """Runs that may not start yet, and why: an earlier attempt's lease has not run out."""
-    unfit: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
-    """By run: the nodes that it must not get, and why: what its `requires:` asks for is not there, or not known yet."""
+def plan(snapshot: Snapshot, now: datetime, memory: Memory | None = None) -> Plan:
+    """What to do now. The same snapshot and time give the same plan, with or without `memory` (the last plan's)."""
+    return Cycle(snapshot, now, memory).run()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Who starts where, and why the others wait."""
+class Cycle:
+    """One decision, while it is made."""
 
-    starts: tuple[tuple[Run, Placement], ...] = ()
-    waits: tuple[tuple[Run, str], ...] = ()
-    look_again_s: float | None = None
-    """When the first patience for a tight place runs out, in seconds from now; None where nobody waits for one."""
+    def __init__(self, snapshot: Snapshot, now: datetime, memory: Memory | None) -> None:
+        if memory is None or not memory.serves(snapshot):
+            memory = Memory(snapshot.free.topology, snapshot.policy)
+        self.snapshot, self.now, self.memory = snapshot, now, memory
+        self.asks = memory.asks(snapshot)
+        self.held = Held(snapshot.policy, snapshot.running)
+        self.room = Room(snapshot.free, memory)
+        self.future = Future(snapshot, now, memory, self.room)
+        self.choices: dict[int, Choice] = {}
+        """By run: what was weighed for it."""
+        usage = Usage(snapshot, now)
+        self._order = Order(self.asks, snapshot.policy, usage, self.held, now, self._able)
+        self._claims = Claims(self.held)
+        self._starts: list[Start] = []
+        self._waits: list[Wait] = []
+        self._preemptions: list[Preemption] = []
+        self._reservations: list[Reservation] = []
+        self._places_left = snapshot.policy.reservations
+        self._later: list[float] = []
+        self._views: dict[object, tuple[Bound, View]] = {}
+        self._capacity = snapshot.free.topology.empty.room[0] if snapshot.free.topology.nodes else 0
 
+    def run(self, until: Callable[[Ask], bool] | None = None) -> Plan:
+        """The plan. `until`: nothing is decided beyond the first ask of which it is true."""
+        full: Reason | None = None
+        for ask in self._order:
+            reason = full or self._consider(ask)
+            if reason is not None:
+                self._waits.append(Wait(ask.run, reason))
+            else:
+                self._order.started(ask)
+                if len(self._starts) == MOST_STARTS:
+                    full = Reason(Kind.AGE, f"{MOST_STARTS} runs before it start now; its turn comes next")
+                    self._later.append(0.0)
+            if until is not None and until(ask):
+                break
+        self.room.remember()
+        return Plan(
+            tuple(self._starts),
+            tuple(self._waits),
+            tuple(self._preemptions),
+            tuple(self._reservations),
+            self._look_again(),
+            self.memory,
+        )
 
-def device_of(spec: JobSpec, topology: Topology) -> Device:
-    """What `device: auto` means on this cluster: cuda where any node has it."""
-    if spec.device != "auto":
-        return spec.device
-    return "cuda" if any(kind.device == "cuda" for kind in topology.kinds) else "cpu"
+    def _look_again(self) -> float | None:
+        if not self._waits:
+            return None
+        overdue = self.now.timestamp() - self.snapshot.policy.overdue
+        turns = (ask.queued - overdue for ask in self.asks if ask.queued > overdue)
+        reserved = ((r.start - self.now).total_seconds() for r in self._reservations if r.start is not None)
+        ahead = (min(turns, default=None), *(seconds for seconds in reserved if seconds > 0), *self._later)
+        soonest = min((seconds for seconds in ahead if seconds is not None), default=None)
+        # Not so soon that a clock which counts microseconds has not moved by then.
+        return None if soonest is None else max(soonest, 0.01) if soonest else 0.0
 
+    def _able(self, ask: Ask) -> bool:
+        """Whether nothing but room keeps the run waiting."""
+        if ask.id in self.snapshot.blocked or self.held.excess(ask.account, ask.gpus) is not None:
+            return False
+        return self.memory.never(ask.shape) is None
 
-def request_of(
-    spec: JobSpec, topology: Topology, *, patient: bool = False, prefer: Iterable[str] = (), unfit: Iterable[str] = ()
-) -> Request:
-    """What placement is asked for. `patient`: the run still waits for the level that it wishes for."""
-    near = spec.near
-    return Request(
-        spec.workers,
-        device_of(spec, topology),
-        near=None if near is None else near.level,
-        required=near is not None and near.required,
-        relax=not patient,
-        gpu=spec.gpu,
-        exclude=frozenset(unfit),
-        only=frozenset(spec.only),
-        prefer=frozenset(prefer),
-    )
+    # -- one run -------------------------------------------------------------------------------------------------
 
+    def _consider(self, ask: Ask) -> Reason | None:
+        """Starts the run, or says why it waits."""
+        block = self.snapshot.blocked.get(ask.id)
+        if block is not None:
+            return self._blocked(ask, block)
+        excess = self.held.excess(ask.account, ask.gpus)
+        if excess is not None:
+            return self._over_quota(ask, excess)
+        stay, view = self._view(ask)
+        claim = self._claims.against(ask.account, ask.gpus, stay)
+        if claim is not None:
+            return Reason(Kind.QUOTA, f"run {claim.run.id} ({claim.run.name}) is before it for what its quota leaves")
+        left = ask.patience - (self.now.timestamp() - ask.queued) if ask.patient is not None else 0.0
+        if self._places_left <= 0 and left <= 0 and (known := view.reasons.get(ask.shape)) is not None:
+            return known
+        if ask.patient is not None and left > 0:
+            self._later.append(left)
+            parts = self.room.find(ask.patient, ask.patient_shape, view)
+            if parts is None and self.memory.never(ask.shape) is None:
+                text = self._refusal(ask.patient, ask.patient_shape, view)
+                return Reason(Kind.HINT, f"{text}; waits {left:.0f} s more for it", {"patience_s": left})
+        else:
+            parts = self.room.find(ask.request, ask.shape, view)
+        if parts is None:
+            return self._no_place(ask, view)
+        placement = placement_of(self.memory.topology, parts)
+        weighed = self._weigh(ask, placement)
+        if weighed is not None and weighed[0].waits:
+            return self._wait_for_better(ask, *weighed)
+        self._start(ask, parts, placement, view, weighed[0] if weighed else None)
+        return None
 
-def patience_left(run: Run, now: datetime) -> float:
-    """Seconds that the run still waits for its level; 0 where it takes what there is."""
-    near = run.spec.near
-    if near is None or near.patience is None:
-        return 0.0
-    return max(0.0, near.patience - (now - run.queued_at).total_seconds())
+    def _view(self, ask: Ask) -> tuple[Bound, View]:
+        """How long it would stay, and what it may take then."""
+        key = (ask.run.user, ask.run.name) if ask.limit is None else ask.limit
+        found = self._views.get(key)
+        if found is None:
+            stay = stay_of(ask, self.snapshot)
+            found = self._views[key] = (stay, self.room.view(stay))
+        return found
 
+    def _start(self, ask: Ask, parts: tuple[Part, ...], placement: Placement, view: View, why: Choice | None) -> None:
+        used = self.room.used(parts, view)
+        self._starts.append(Start(ask.run, placement, None if used is None else used.run, why))
+        self.room.start(parts)
+        self.future.started(ask, parts, stay_of(ask, self.snapshot))
 
-def plan(snapshot: Snapshot, now: datetime) -> Plan:
-    """In order of priority and age; a run that does not fit holds back the ones behind it.
+    def _blocked(self, ask: Ask, block: Block) -> Reason:
+        if block.kind == "lease" and block.until is not None and ask.recovering:
+            # What is well of its old place is kept for it: a gang that lost one node does not lose the others too.
+            opening = self.future.first(ask, not_before=max(0.0, (block.until - self.now).total_seconds()))
+            if opening is not None:
+                self._keep(ask, opening)
+        return Reason(Kind(block.kind), block.text)
 
-    Strictly in order: the run at the head can always say when it starts, and no stream of small runs keeps a gang waiting.
-    A run that only waits for a tighter place than there is holds nobody back: it could start, and chose to wait.
-    """
-    free = snapshot.free.copy()
-    starts: list[tuple[Run, Placement]] = []
-    waits: list[tuple[Run, str]] = []
-    ahead: Run | None = None
-    patience = []
-    for run in snapshot.waiting:
-        if run.id in snapshot.blocked:
-            waits.append((run, snapshot.blocked[run.id]))
-            continue
-        if ahead is not None:
-            waits.append((run, f"behind run {ahead.id} ({ahead.name}), which waits for its place"))
-            continue
-        left = patience_left(run, now)
-        had = {part.node for part in run.attempt.placement.nodes} if run.attempt else ()
-        unfit = snapshot.unfit.get(run.id, {})
-        request = request_of(run.spec, free.topology, patient=left > 0, prefer=had, unfit=unfit)
-        answer = place(request, free.topology, free)
-        if isinstance(answer, Rejection):
-            out = f"; {left_out(unfit)}" if unfit else ""
-            waits.append((run, answer.reason + out + (f"; waits {left:.0f} s more for it" if left else "")))
-            patience.append(left)
-            # A run that no longer fits the cluster at all, or what is fit of it, does not hold the others back.
-            never = answer.never or (
-                bool(unfit) and isinstance(place(request, free.topology, free.topology.empty), Rejection)
+    def _over_quota(self, ask: Ask, excess: Excess) -> Reason:
+        if excess.never:
+            return Reason(Kind.NEVER, excess.text)
+        mine = [
+            run
+            for run in (*self.snapshot.running, *(start.run for start in self._starts))
+            if (account := account_of(run, self.snapshot.policy)) == ask.account
+            or (excess.owner == "team" and account[0] == ask.account[0])
+        ]
+        free = self.future.quota_free(mine, excess.held + excess.gpus - excess.limit)
+        self._claims.add(ask.account, Claim(ask.run, ask.gpus, free, self.future.overdue(ask)))
+        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
+        return Reason(Kind.QUOTA, excess.text, numbers)
+
+    def _no_place(self, ask: Ask, view: View) -> Reason:
+        if (never := self.memory.never(ask.shape)) is not None:
+            return Reason(Kind.UNFIT if ask.unfit else Kind.NEVER, _without(never, ask))
+        reason = self._why_no_place(ask, view)
+        if self._places_left <= 0:
+            return reason
+        opening = self.future.first(ask)
+        cleared, later = self.future.clear(ask, self._order.entitled(ask), opening)
+        if later is not None:
+            self._later.append(later)
+        if cleared is not None:
+            self._preemptions.extend(Preemption(v.run, ask.run, v.lost_gpu_s, v.by_quota) for v in cleared.victims)
+            wait = max(victim.gone_in for victim in cleared.victims)
+            opening = Opening(cleared.parts, Bound(wait, sure=True), tuple(v.run.id for v in cleared.victims))
+        if opening is None:
+            return reason
+        self._places_left -= 1
+        self._keep(ask, opening)
+        told = {preemption.run.id for preemption in self._preemptions} | self.snapshot.ending.keys()
+        if stopped := sorted(set(opening.waits_for) & told):
+            text = (
+                f"run{'s' if len(stopped) > 1 else ''} {', '.join(map(str, stopped))} being stopped to make its place"
             )
-            ahead = None if never or left else run
-            continue
-        starts.append((run, answer))
-        for part in answer.nodes:
-            free.take(part.node, part.gpus)
-    return Plan(tuple(starts), tuple(waits), min((left for left in patience if left), default=None))
+            return Reason(Kind.PREEMPTING, text, {"wait_s": opening.bound.seconds or 0.0})
+        return reason
+
+    def _keep(self, ask: Ask, opening: Opening) -> None:
+        self._views.clear()
+        stay = stay_of(ask, self.snapshot)
+        self.future.keep(ask, opening, stay)
+        self._claims.add(ask.account, Claim(ask.run, ask.gpus, opening.bound, self.future.overdue(ask)))
+        end = opening.bound
+        start = None if end.seconds is None else self.now + timedelta(seconds=end.seconds)
+        sure = Sure.UNKNOWN if start is None else Sure.PROMISED if end.sure else Sure.EXPECTED
+        placement = placement_of(self.memory.topology, opening.parts)
+        holders = tuple(run for run in opening.waits_for if run > 0)
+        self._reservations.append(Reservation(ask.run, placement, start, sure, holders))
+
+    # -- a tighter place later -----------------------------------------------------------------------------------
+
+    def _weigh(self, ask: Ask, placement: Placement) -> tuple[Choice, Opening] | None:
+        if ask.gpus == 1 or placement.busbw_predicted is None or self.future.overdue(ask):
+            return None
+        found = choice.weigh(
+            ask,
+            placement,
+            self.future.timeline,
+            self.snapshot,
+            self.memory,
+            waiting=len(self.asks) - len(self._starts) - 1,
+            capacity=self._capacity,
+        )
+        if found is not None:
+            self.choices[ask.id] = found[0]
+        return found
+
+    def _wait_for_better(self, ask: Ask, chosen: Choice, opening: Opening) -> Reason:
+        if self._places_left > 0:
+            self._places_left -= 1
+            self._keep(ask, opening)
+        else:
+            self._later.append(chosen.wait_s)
+        text = (
+            f"would be done in {_span(chosen.done_waiting_s)} if it waits {_span(chosen.wait_s)} for a place within one "
+            f"{chosen.tighter}, in {_span(chosen.done_now_s)} from the {chosen.level} that is free now"
+        )
+        numbers = {"done_waiting_s": chosen.done_waiting_s, "done_now_s": chosen.done_now_s, "wait_s": chosen.wait_s}
+        return Reason(Kind.CHOICE, text, numbers)
+
+    # -- in words ------------------------------------------------------------------------------------------------
+
+    def _why_no_place(self, ask: Ask, view: View) -> Reason:
+        reason = view.reasons.get(ask.shape)
+        if reason is None:
+            reason = view.reasons[ask.shape] = self._find_why(ask, view)
+        return reason
+
+    def _find_why(self, ask: Ask, view: View) -> Reason:
+        base = self.room.base
+        if view is not base and self.room.find(ask.request, ask.shape, base) is not None:
+            kept = self.room.kept[max(view.without)]
+            holder = next(r for r in self._reservations if r.run.id == kept.run)
+            when = "as soon as it can" if kept.start.seconds is None else f"within {_span(kept.start.seconds)}"
+            text = f"what is free is kept for run {kept.run} ({holder.run.name}), which starts {when}"
+            return Reason(Kind.RESERVED, text, {"run": kept.run})
+        kind = Kind.UNFIT if ask.unfit and self._fits_without(ask) else Kind.SHAPE
+        return Reason(kind, _without(self._refusal(ask.request, ask.shape, base), ask))
+
+    def _fits_without(self, ask: Ask) -> bool:
+        """Whether it would fit on the nodes that are left out because of what it requires."""
+        wide = replace(ask.request, exclude=frozenset(), prefer=frozenset())
+        return self.room.find(wide, self.memory.shape(wide), self.room.base) is not None
+
+    def _refusal(self, request: Request, shape: int, view: View) -> str:
+        """Why there is no place, with numbers; remembered for as long as nothing changes."""
+        text = None if view.touched else self.memory.text(view.begin, shape)
+        if text is None:
+            text = why_not(request, self.memory.topology, view.free, never=False).reason
+            if not view.touched:
+                self.memory.keep_text(view.begin, shape, text)
+        return text
+
+
+def _without(text: str, ask: Ask) -> str:
+    """The refusal with the nodes that were not counted, and why."""
+    return f"{text}; {left_out(ask.unfit)}" if ask.unfit else text
+
+
+def _span(seconds: float) -> str:
+    """A length of time for a sentence: `40 s`, `25 min`, `3.5 h`, `2.1 d`."""
+    for size, unit in ((86400.0, "d"), (3600.0, "h")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -42,7 +42,12 @@ class FakeAgent:
         self.parts: dict[tuple[int, int], FakePart] = {}
         self.gone = False
         self.refuses: str | None = None
+        self.obstacles: list[str] = []
+        self.mute = False
+        """Whether it answers no check."""
         self.obeys_stop = True
+        self.slow_start: asyncio.Event | None = None
+        """Set by the test when starts may go on."""
         self.epoch = 0
         self.host: health.NodeFacts | None = None
         self.interpreters: dict[str | None, health.Interpreter] = {}
@@ -73,6 +78,12 @@ class FakeAgent:
         new, self._info_told = not ack or info != self._info_told, info
         return Report(self._sequence, tuple(map(self._status, self.parts.values())), info=info if new else None)
 
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        self._take_orders_from(epoch)
+        if self.mute:
+            raise AgentGone("the fake agent says nothing")
+        return tuple(self.obstacles)
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         self._take_orders_from(epoch)
         return 29500
@@ -81,6 +92,8 @@ class FakeAgent:
         self._take_orders_from(epoch)
         if self.refuses is not None:
             raise StartFailed(self.refuses)
+        if self.slow_start is not None:
+            await self.slow_start.wait()
         known = self.parts.setdefault((part.run, part.attempt), FakePart(part, {r.rank: None for r in part.ranks}))
         return self._status(known)
 
@@ -95,7 +108,7 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
 
-    async def survey(self, epoch: int, python: str | None) -> Surveyed:
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         self._take_orders_from(epoch)
         self.surveyed.append(python)
         return Surveyed(time.time(), self.host, self.interpreters.get(python))

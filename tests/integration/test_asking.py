@@ -16,6 +16,7 @@ from orchestrator.history.groups import DIMENSIONS, FIGURES
 from orchestrator.history.listing import COLUMNS
 from orchestrator.history.models import GpuTimeRow, ProgressRow
 from orchestrator.history.store import Store
+from orchestrator.history.summaries import recounting
 from orchestrator.history.summary_models import RunSumRow
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
@@ -41,40 +42,34 @@ class Past:
 
     def attempt(self, run, nodes, minutes, event=Event.SUCCEEDED, outcome=Outcome.SUCCEEDED, failure=None, speed=None):
         placement = a_placement(**dict.fromkeys(nodes, (0, 1)))
-        number = len(self.store.place(run, placement, self.now, FABRIC).attempts)
-        since, self.now = self.now, self.now + timedelta(minutes=minutes)
-        with self.store._database.write() as connection:
-            for node in nodes:
-                allocated = round(minutes * 60_000) * 2
-                lost = allocated // 2 if outcome is Outcome.INFRA_ERROR else 0
-                figures = {"allocated_ms": allocated, "starting_ms": 1000, "productive_ms": allocated - 1000 - lost}
-                figures |= {
-                    "lost_ms": lost,
-                    "checkpoint_ms": 0,
-                    "idle_ms": 0,
-                    "price": 3.6,
-                    "device": "cuda",
-                    "model": None,
-                }
-                connection.execute(
-                    insert(GpuTimeRow).values(
-                        run_id=run, attempt=number, node=node, gpus=2, since=since, until=self.now, **figures
-                    )
-                )
-            if speed is not None:
-                measured = {
-                    "samples_per_s": speed,
-                    "step_time": 64 / speed,
-                    "steps": 100,
-                    "samples": 6400,
-                    "source": "auto",
-                }
-                zeros = dict.fromkeys(("busy_ms", "save_ms", "idle_ms", "unsaved_ms", "saves", "saved_steps"), 0)
+        number = len(self.store.place(run, placement, self.now, fabric=FABRIC).attempts)
+        self.store.record(run, Event.STARTED, self.now)
+        self.now += timedelta(minutes=minutes)
+        if speed is not None:
+            measured = {
+                "samples_per_s": speed,
+                "step_time": 64 / speed,
+                "steps": 100,
+                "samples": 6400,
+                "source": "auto",
+            }
+            zeros = dict.fromkeys(("busy_ms", "save_ms", "idle_ms", "unsaved_ms", "saves", "saved_steps"), 0)
+            with self.store._database.write() as connection:
                 connection.execute(
                     insert(ProgressRow).values(run_id=run, attempt=number, updated_at=self.now, **measured, **zeros)
                 )
-        self.store.record(run, Event.STARTED, self.now)
         self.store.finish(run, event, outcome, self.now, failure=failure)
+        ended = self.store.get(run)
+        self.store.count(ended, self.now)
+        allocated = round(minutes * 60_000) * 2
+        lost = allocated // 2 if outcome is Outcome.INFRA_ERROR else 0
+        figures = {"starting_ms": 1000, "productive_ms": allocated - 1000 - lost, "lost_ms": lost, "checkpoint_ms": 0}
+        with self.store._database.write() as connection, recounting(connection, ended):
+            connection.execute(
+                update(GpuTimeRow)
+                .where(GpuTimeRow.run_id == run, GpuTimeRow.attempt == number)
+                .values(idle_ms=0, price=3.6, **figures)
+            )
 
     def submit(self, user="ana", code=None, **spec):
         run = self.store.submit(NewRun(a_spec(**spec), user, code, "/w"), self.now)[0].id
@@ -276,7 +271,7 @@ def month(new):
             store.record(run, Event.CANCEL_ASKED, past.now)
         elif number < 55:
             past.attempt(run, (("n1",), ("n3",), ("n1", "n2"))[number % 3], 100 + number)
-    store.place(past.ids[-2], a_placement(n1=(0,)), past.now, FABRIC)
+    store.place(past.ids[-2], a_placement(n1=(0,)), past.now, fabric=FABRIC)
     return store
 
 

@@ -82,6 +82,26 @@ def test_results_are_found_by_run_time_node_collective_backend_and_size(store):
     assert found(least_bytes=65) == [1.0, 2.0, 4.0]
 
 
+def test_a_result_is_held_against_a_year_of_its_link_and_a_month_of_the_others(store):
+    run, other = ran(store, a=(0,)), ran(store, b=(0,))
+    days = {run: (-400, -200, -40, -1), other: (-200, -31, -29)}
+    nodes = {run: "a", other: "b"}
+    kept = [
+        a_bench(nodes[which], busbw=float(-day), run=which, day=day, size=64 << i)
+        for which, each in days.items()
+        for i, day in enumerate(each)
+    ]
+    store.record_benches(kept)
+    found = store.related_benches([a_bench("a", busbw=1.0, run=run)], START)
+    assert sorted((bench.link.nodes, bench.row.busbw) for bench in found) == [
+        (("a",), 1.0),
+        (("a",), 40.0),
+        (("a",), 200.0),
+        (("b",), 29.0),
+    ]
+    assert store.related_benches([], START) == []
+
+
 # === the controller ===
 
 
@@ -141,7 +161,7 @@ async def measure(controller: Controller, cluster: FakeCluster, new: NewRun, bus
 async def predicted(controller: Controller) -> tuple[float, str]:
     answer = {"placement": None}
     while answer["placement"] is None:  # until the agents have answered
-        answer = await controller.dry_run(JobSpec(run="train.py", workers="2x1"))
+        answer = await controller.dry_run(JobSpec(run="train.py", workers="2x1"), "ana")
         await asyncio.sleep(0.005)
     return answer["placement"]["busbw_predicted"], answer["placement"]["busbw_bottleneck"]
 

@@ -115,9 +115,9 @@ def test_a_run_waits_for_what_is_not_known_yet_and_holds_nobody_back(tmp_path: P
             assert reason.endswith(f"; the versions of {VENV} are not known yet on a")
             other, _ = await controller.submit(a_new_run(workers=1), {})
             await until(lambda: _in_state(controller, other.id, State.RUNNING))
+            assert cluster.agents["a"].surveyed.count(VENV) == 1
             cluster.agents["a"].tell(None, Interpreter(VENV, torch="2.9.1"))
             await until(lambda: _in_state(controller, run.id, State.RUNNING))
-            assert cluster.agents["a"].surveyed.count(VENV) == 1
 
     within(story())
 

@@ -17,7 +17,7 @@ from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.history import export
 from orchestrator.history.export import FIELDS, Csv, JsonLines, Parquet, whole_file
 from orchestrator.history.filters import RunFilter
-from orchestrator.history.models import Base, GangSampleRow, GpuTimeRow, ProgressRow
+from orchestrator.history.models import Base, GangSampleRow, ProgressRow
 from orchestrator.history.retention import Keep
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
@@ -40,20 +40,9 @@ def store(url, open_store, clock):
     return opened
 
 
-def measured(store, run, attempt, nodes, since, until, speed):
-    """What the controller records of an attempt meanwhile: the ledger, progress, and one stretch of its series."""
+def measured(store, run, attempt, since, until, speed):
+    """What the controller records of an attempt meanwhile: progress, and one stretch of its series."""
     with store._database.write() as connection:
-        for node in nodes:
-            whole = (until - since) // timedelta(milliseconds=1) * 2
-            parts = {"productive_ms": whole, "starting_ms": 0, "checkpoint_ms": 0, "lost_ms": 0, "idle_ms": 0}
-            connection.execute(
-                insert(GpuTimeRow).values(
-                    run_id=run, attempt=attempt, node=node, gpus=2, device="cuda", since=since, until=until,
-                    allocated_ms=whole, **parts,
-                )
-            )  # fmt: skip
-        if speed is None:
-            return
         zeros = dict.fromkeys(("busy_ms", "save_ms", "idle_ms", "unsaved_ms", "saves", "saved_steps"), 0)
         connection.execute(
             insert(ProgressRow).values(
@@ -71,15 +60,20 @@ def measured(store, run, attempt, nodes, since, until, speed):
 def ran(store, clock, nodes=("n0",), speed=1000.0, nccl="2.29", code="a" * 64, fails=False, **spec):
     """A run that was on these nodes for ten minutes."""
     run = store.submit(NewRun(a_spec(**spec), "ana", Code(code), "/w"), clock())[0].id
-    store.place(run, a_placement("leaf" if len(nodes) > 1 else "node", **dict.fromkeys(nodes, (0, 1))), clock(), FABRIC)
+    store.place(
+        run, a_placement("leaf" if len(nodes) > 1 else "node", **dict.fromkeys(nodes, (0, 1))), clock(), fabric=FABRIC
+    )
     store.record_environment(run, 1, {node: {"nccl": nccl, "torch": "2.8.0"} for node in nodes})
     since = clock()
-    measured(store, run, 1, nodes, since, clock.advance(600), speed)
+    until = clock.advance(600)
+    if speed is not None:
+        measured(store, run, 1, since, until, speed)
+    event, outcome, failure = Event.SUCCEEDED, Outcome.SUCCEEDED, None
     if fails:
+        event, outcome = Event.FAILED, Outcome.USER_ERROR
         failure = Failure("exit", "rank 0 ended with 1", rank=0, node=nodes[0])
-        store.finish(run, Event.FAILED, Outcome.USER_ERROR, clock(), failure=failure)
-    else:
-        store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, clock())
+    store.finish(run, event, outcome, clock(), failure=failure)
+    store.count(store.get(run), clock())
     clock.advance(60)
     return run
 
@@ -121,15 +115,15 @@ def test_a_run_that_lives_is_compared_by_its_speed_so_far(store, clock):
     for _ in range(3):
         ran(store, clock)
     run = store.submit(NewRun(a_spec(), "ana", Code("a" * 64), "/w"), clock())[0].id
-    store.place(run, a_placement(n0=(0, 1)), clock(), FABRIC)
-    measured(store, run, 1, (), clock(), clock.advance(60), 500.0)
+    store.place(run, a_placement(n0=(0, 1)), clock(), fabric=FABRIC)
+    measured(store, run, 1, clock(), clock.advance(60), 500.0)
     assert store.against_its_like(store.get(run))["drop"] == 0.5
 
 
 def test_runs_side_by_side_show_what_differs_and_who_else_was_there(store, clock):
     one = ran(store, clock, speed=1000.0, run="train.py --batch 64", env={"A": "1"})
     beside = store.submit(NewRun(a_spec(name="noise"), "ben", None, "/w"), clock())[0].id
-    store.place(beside, a_placement(n1=(0,)), clock(), FABRIC)
+    store.place(beside, a_placement(n1=(0,)), clock(), fabric=FABRIC)
     two = ran(store, clock, speed=800.0, run="train.py --batch 32", nccl="2.27", code="b" * 64)
     found = store.compare([str(one), two])
     assert [run["samples_per_s"] for run in found["runs"]] == [1000.0, 800.0]
@@ -286,7 +280,7 @@ def test_a_run_that_lives_or_whose_gpus_are_fenced_does_not_expire(store, clock)
     fenced = store.submit(NewRun(a_spec(), "ana", None, "/w"), clock())[0].id
     store.place(fenced, a_placement(n0=(0,)), clock())
     until = {"n0": clock() + timedelta(seconds=30)}
-    store.finish(fenced, Event.FAILED, Outcome.INFRA_ERROR, clock(), fenced=until)
+    store.count(store.finish(fenced, Event.FAILED, Outcome.INFRA_ERROR, clock(), fenced=until), clock())
     clock.advance(10 * DAY)
     assert store.expire_runs(clock(), clock(), 10) == []
     assert {run.id for run in store.runs()} == {lives, fenced}
@@ -349,3 +343,17 @@ def test_a_sweep_forgets_runs_series_logs_and_code_that_nobody_names(store, cloc
     assert {row["run_id"] for row in store.export("series", RunFilter())} == {young}
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {str(young)}
     assert {letter for letter, path in snapshots.items() if path.exists()} == {"b", "c", "d"}
+
+
+def test_the_first_run_of_an_array_stays_until_the_others_are_gone(store, clock):
+    first = store.submit(NewRun(a_spec(array={"seed": "0..1"}, run="train.py {seed}"), "ana", None, "/w"), clock())[
+        0
+    ].id
+    store.record(first, Event.CANCEL_ASKED, clock())
+    clock.advance(10 * DAY)
+    assert store.expire_runs(clock(), clock(), 10) == []
+    store.record(first + 1, Event.CANCEL_ASKED, clock())
+    clock.advance(DAY)
+    assert store.expire_runs(clock(), clock(), 10) == [first + 1]
+    assert store.expire_runs(clock(), clock(), 10) == [first]
+    assert store.runs() == []

@@ -66,28 +66,28 @@ def use(store, run, number, node, since, until, lost=0, price=None):
 
 
 def begin(store, clock, run, *nodes):
-    return store.place(run, a_placement(**dict.fromkeys(nodes, (0, 1))), clock(), FABRIC).attempts[-1]
+    return store.place(run, a_placement(**dict.fromkeys(nodes, (0, 1))), clock(), fabric=FABRIC).attempts[-1]
 
 
 def end(store, clock, run, attempt, seconds, event=Event.SUCCEEDED, outcome=Outcome.SUCCEEDED, failure=None):
-    since = clock()
-    clock.advance(seconds)
-    for part in attempt.placement.nodes:
-        use(store, run, attempt.number, part.node, since, clock(), price=2.0)
-    return store.finish(run, event, outcome, clock(), failure=failure)
+    """Ends the attempt and counts its time, as the controller does."""
+    ended = store.finish(run, event, outcome, clock.advance(seconds), failure=failure)
+    store.count(ended, clock())
+    with store._database.write() as connection, recounting(connection, ended):
+        connection.execute(update(GpuTimeRow).where(GpuTimeRow.run_id == run).values(price=2.0))
+    return ended
 
 
-def test_a_run_s_summary_follows_it_from_its_first_place_to_its_end(store, clock):
+def test_a_run_is_summed_up_when_its_attempt_has_ended(store, clock):
     run = store.submit(a_new_run(), clock())[0].id
     assert rows(store, RunSummaryRow) == []
     clock.advance(90)
     attempt = begin(store, clock, run, "a", "c")
-    (waits,) = rows(store, RunSummaryRow)
-    assert (waits["state"], waits["wait_ms"], waits["gpu"], waits["leaves"]) == (None, 90_000, "A100+H100", 2)
-    assert rows(store, RunSumRow) == []
+    assert rows(store, RunSummaryRow) == []
     end(store, clock, run, attempt, 3600)
     (ended,) = rows(store, RunSummaryRow)
     assert (ended["state"], ended["gpus"], ended["nodes"], ended["allocated_ms"]) == ("succeeded", 4, 2, 4 * 3_600_000)
+    assert (ended["wait_ms"], ended["gpu"], ended["leaves"]) == (90_000, "A100+H100", 2)
     assert ended["cost"] == pytest.approx(8.0)
     sums = {row["period"]: row for row in rows(store, RunSumRow)}
     assert {period: row["start"].isoformat() for period, row in sums.items()} == {

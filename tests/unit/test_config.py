@@ -71,6 +71,15 @@ def test_fabric_is_a_list_of_files_beside_the_cluster_file_and_hardware_is_the_f
     assert config.origins["hardware"].startswith("cluster.yaml:")
 
 
+def test_prices_are_by_model(cwd: Path) -> None:
+    cluster_file(cwd, "prices: {H100: 2.5, NVIDIA A100-SXM4-80GB: 1}")
+    assert load(cwd).prices == {"H100": 2.5, "NVIDIA A100-SXM4-80GB": 1.0}
+    for wrong in ("{H100: cheap}", "{H100: -1}", "[2.5]", "H100"):
+        cluster_file(cwd, f"prices: {wrong}")
+        with pytest.raises(ConfigError, match="prices"):
+            load(cwd)
+
+
 def test_what_hangs_on_home_follows_it(cwd: Path) -> None:
     config = load(cwd, ORCH_HOME="elsewhere")
     assert config.home == cwd / "elsewhere"
@@ -92,6 +101,8 @@ def test_every_key_has_a_variable_and_a_row(cwd: Path, key: str) -> None:
         "log_limit": "1MiB",
         "local.slots": "4",
         "dashboard.proxy": "8300",
+        "preflight": "off",
+        "prices": "H100=2.5,cpu=0.05",
     }[key]
     rows = {name: (value, origin) for name, value, origin in load(cwd, **{variable(key): example}).rows()}
     assert list(rows) == list(KEYS)

@@ -1,14 +1,15 @@
-"""Whether a GPU's memory is free, as NVML tells it: the driver's own reserve is nobody's."""
+"""Whether a GPU's memory is free, and what keeps ranks from it, as NVML tells it: the driver's own reserve is nobody's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from orchestrator.control.gpus import memory_is_free
+from orchestrator.control.gpus import memory_is_free, obstacles
 
 MIB = 1 << 20
 
@@ -34,8 +35,8 @@ class FakeNvml:
             raise FakeNvmlError
         return index
 
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[int]:
-        return list(range(self.processes))
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid) for pid in range(self.processes)]
 
     def nvmlDeviceGetMemoryInfo(self, handle: int, version: int | None = None) -> Any:
         if version is None:
@@ -60,3 +61,32 @@ class FakeNvml:
 )
 def test_memory_is_free_when_no_process_holds_any(gpu: FakeNvml, free: bool) -> None:
     assert memory_is_free(["0"], gpu) is free
+
+
+def test_memory_that_is_held_is_told_with_its_size_and_holders() -> None:
+    assert obstacles({3: "3"}, FakeNvml(used=70_000, reserved=627, processes=2)) == (
+        "70000 MiB of GPU 3 are held by process 0, 1 from outside the run",
+    )
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        pytest.param(FakeNvml(used=0, reserved=627), id="the driver's reserve"),
+        pytest.param(FakeNvml(used=0, reserved=627, tells_apart=False), id="as an older driver tells it"),
+        pytest.param(FakeNvml(used=600, processes=1), id="a monitor's CUDA context"),
+        pytest.param(FakeNvml(used=9000, answers=False), id="a GPU that does not answer"),
+    ],
+)
+def test_a_little_memory_is_no_obstacle(gpu: FakeNvml) -> None:
+    assert obstacles({0: "0"}, gpu) == ()
+
+
+def test_a_machine_without_room_for_shared_memory_is_unfit_for_several_ranks(tmp_path: Path) -> None:
+    idle = FakeNvml(used=0)
+    assert obstacles({0: "0", 1: "1"}, idle, tmp_path / "none") == ()
+    full = Path("/proc")  # a file system with no room at all
+    assert obstacles({0: "0", 1: "1"}, idle, full) == (
+        "/proc has 0 MiB left, and NCCL needs some for each pair of ranks",
+    )
+    assert obstacles({0: "0"}, idle, full) == ()

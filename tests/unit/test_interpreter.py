@@ -54,6 +54,18 @@ def test_the_nccl_that_is_loaded_says_its_version_itself(tmp_path: Path, number:
     assert has.plugins == (str(tmp_path / "libnccl-net.so"),)
 
 
+def test_an_nccl_that_is_preloaded_is_the_one_that_counts(tmp_path: Path) -> None:
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("needs a C compiler")
+    for number, library in ((22809, tmp_path / "libnccl.so.2"), (22907, tmp_path / "other.so")):
+        source = tmp_path / "nccl.c"
+        source.write_text(f"int ncclGetVersion(int *v) {{ *v = {number}; return 0; }}")
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    env = torch_in(tmp_path, CUDA_TORCH) | {"LD_PRELOAD": str(tmp_path / "other.so")}
+    has = ask(sys.executable, env).interpreter
+    assert (has.nccl, has.nccl_loaded, has.nccl_path) == ("2.28.9", "2.29.7", str(tmp_path / "other.so"))
+
+
 def test_an_answer_holds_until_a_file_of_its_torch_changes(tmp_path: Path) -> None:
     told = ask(sys.executable, torch_in(tmp_path, CUDA_TORCH))
     assert told.certain

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.health.nccl_lines import said as messages
 from orchestrator.health.nccl_log import Link, NcclLog, read
 from orchestrator.health.node_log import FAR_ENDS, NodeLog
 from orchestrator.health.transport import combine, sentence, set_by, to_json
@@ -107,6 +108,19 @@ def test_a_link_of_a_smaller_communicator_over_the_network_is_judged_by_the_node
     assert verdict(PlannedLinks(nodes, "RDMA"), value, {}, {}).word == "worse than planned"
 
 
+def test_a_reduction_in_the_switch_leaves_the_node_and_is_its_ranks_own() -> None:
+    lines = (
+        "CollNet 00/0 : 0 [send] via COLLNET/SHARP/0/GDRDMA",
+        "CollNet 00/0 : 0 [receive] via COLLNET/SHARP/0/GDRDMA",
+    )
+    log = NodeLog((2,), 4)  # rank 0 of a group of node leaders
+    log.take({2: said(2, *made(0, 2, gpu=0), *lines, "Connected collnet")})
+    value = log.value()
+    assert [(link.ranks, link.kind) for link in value.found] == [((2, 2), "COLLNET/SHARP/GDRDMA")]
+    nodes = (PlannedNode("a", (0, 1), ((0, 1),)), PlannedNode("b", (2, 3), ((2, 3),)))
+    assert verdict(PlannedLinks(nodes, "RDMA+GDR"), value, {}, {}).as_planned
+
+
 # Of what size it is ----------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +206,41 @@ def by_rank(name: str) -> dict[int, list[str]]:
         if (who := re.match(r"\w+:(\d+):", line)) and who[1] in rank_of:
             found[rank_of[who[1]]].append(line)
     return found
+
+
+BY_PROCESS = (
+    "coriv100_2x8_ib_nogdr_nccl2.4.8", "coriv100_2x8_socket_fallback_nccl2.5.6", "jeanzay_v100_1x4_nvlink_nccl2.7.8",
+    "jeanzay_a100_4x8_ib_nccl2.10.3", "polaris_a100_2x4_ofi_gdr_nccl2.20.5", "polaris_a100_2x4_ofi_nogdr_nccl2.20.5",
+    "lm2_4gpu_shm_nccl2.23.4", "h200x2_default_nccl2.28.9", "h200x2_shm_nccl2.28.9", "h200x2_socket_nccl2.28.9",
+    "h200x2_hostid_nccl2.28.9",
+)  # fmt: skip
+"""Those in which each rank is a process that says its rank."""
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the recorded logs are not at {REAL}")
+@pytest.mark.parametrize("name", BY_PROCESS)
+def test_a_recorded_job_told_node_by_node_is_the_job(name: str) -> None:
+    lines = (REAL / f"{name}.txt").read_text(errors="replace").splitlines()
+    rank_of: dict[tuple[str | None, int], int] = {}
+    for line in lines:
+        for message in messages(line):
+            if found := re.search(r"comm 0x\w+ rank (\d+) n[rR]anks", message.text):
+                rank_of[message.host, message.pid] = int(found[1])
+    nodes: dict[str | None, dict[int, list[str]]] = {}
+    for line in lines:
+        for message in messages(line):
+            if (process := (message.host, message.pid)) in rank_of:
+                nodes.setdefault(message.host, {}).setdefault(rank_of[process], []).append(line)
+                break
+    parts = []
+    for own in nodes.values():
+        log = NodeLog(own, len(rank_of))
+        log.take(own)
+        assert log.settled
+        parts.append(log.value())
+    whole, seen = read(lines), combine(parts)
+    for field in ("links", "ranks", "nodes", "gdr", "worst", "channels", "rank_hosts"):
+        assert getattr(seen, field) == getattr(whole, field), field
 
 
 CAUSES = {

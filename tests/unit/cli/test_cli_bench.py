@@ -63,9 +63,24 @@ def test_on_cpus_two_ranks_of_a_node_or_one_of_each_are_measured() -> None:
     assert plan_runs(Ask(), CPUS, []).runs[0]["device"] == "cpu"
 
 
+def test_cpu_ranks_are_measured_on_nodes_without_gpus() -> None:
+    (job,) = plan_runs(Ask(device="cpu"), [*NODES, *CPUS], []).runs
+    assert (job["device"], job["workers"]) == ("cpu", "1x2")
+    with pytest.raises(Fail, match="no node of the cluster is up and has a CPU slot"):
+        plan_runs(Ask(device="cpu"), NODES, DOMAINS)
+
+
 def test_a_node_that_is_down_is_left_out_and_said() -> None:
     plan = plan_runs(Ask(nodes=("l1",)), [node("gpu-1"), node("gpu-2", state="down")], DOMAINS)
     assert (plan.runs[0]["workers"], plan.notes) == ("1x8", ("gpu-2 is down or has no GPU and is left out",))
+
+
+def test_a_node_that_is_asked_for_by_its_name_is_waited_for_but_in_pairs() -> None:
+    nodes = [node("gpu-1"), node("gpu-2", state="down"), node("gpu-10")]
+    ask = Ask(nodes=("gpu-1", "gpu-2", "gpu-10"))
+    (job,) = plan_runs(ask, nodes, []).runs
+    assert (job["only"], job["workers"]) == (["gpu-1", "gpu-2", "gpu-10"], "3x8")
+    assert [job["only"] for job in plan_runs(ask, nodes, [], pairs=True).runs] == [["gpu-1", "gpu-10"]]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +272,7 @@ def test_a_rising_line_rises_and_its_axes_are_named() -> None:
     filled = [min((i for i, char in enumerate(row[5:]) if char != " "), default=99) for row in drawn[1:6]]
     assert filled == sorted(filled, reverse=True)
     assert drawn[7].split() == ["1M", "1G"]
-    assert max(map(len, drawn)) <= 42
+    assert max(map(len, drawn)) <= 40
 
 
 @pytest.mark.parametrize("columns", [20, 80, 200])
@@ -267,6 +282,7 @@ def test_words_of_the_axis_never_run_into_each_other(columns: int) -> None:
     drawn = draw(
         [Line("x", tuple((float(p), r["busbw"]) for p, r in zip(range(10, 36), rows, strict=True)))], ticks, "", columns
     )
+    assert max(map(len, drawn.splitlines())) <= max(columns, 28)
     words = drawn.splitlines()[-3].split()
     assert set(words) <= {text for _, text in ticks}
     assert len(words) >= 2

@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("collective", sa.String(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("link", sa.String(), nullable=False),
         sa.Column("model", sa.String(), nullable=False),
         sa.Column("level", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
@@ -31,4 +32,5 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
         sa.PrimaryKeyConstraint("run_id", "attempt", "backend", "collective", "bytes"),
     )
+    op.create_index("benches_by_link", "benches", ["link", "at"], unique=False)
     op.create_index("benches_by_time", "benches", ["at"], unique=False)

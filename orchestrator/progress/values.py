@@ -13,6 +13,11 @@ Source = Literal["auto", "log", "report"]
 """Measured in the ranks, read from rank 0's log, or told by the script itself."""
 
 
+def patience_ms(step_ms: float) -> int:
+    """How long a gang may show nothing and still be taken to work: a validation, a slow batch. 30 s, or ten steps."""
+    return max(30_000, int(10 * step_ms))
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far an attempt got, how fast, and what its time went into after its first progress."""
