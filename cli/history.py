@@ -76,13 +76,14 @@ def read(settings: Config, down: Unreachable, question: Callable[[Store], T]) ->
 
 def found(store: Store, ref: str, like: bool = False) -> Run:
     """One run from the database. Raises Fail(3)."""
-    from orchestrator.history.render import show_json
+    from orchestrator.history.render import scaling_json, show_json
 
     run = store.get(ref)
     if run is None:
         gone = store.expired(int(ref)) if ref.isdigit() and len(ref) < 19 else None
         raise Fail(gone or f"no such run: {ref!r}", NOT_FOUND)
-    return show_json(run) | ({"compared": store.against_its_like(run)} if like else {})
+    scaling = {"scaling": scaling_json(store.scaling(run.name))}
+    return show_json(run) | scaling | ({"compared": store.against_its_like(run)} if like else {})
 
 
 def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
@@ -90,6 +91,10 @@ def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
     from orchestrator.history.asking import asked
     from orchestrator.history.render import list_json
 
+    if query.get("best") is not None:
+        raise Fail(
+            "the best runs are known to the controller alone, which does not answer: `orch up` starts it", UNREACHABLE
+        )
     given = {
         name: [str(one) for one in value] if isinstance(value, list) else [str(value)]
         for name, value in query.items()

@@ -111,10 +111,23 @@ def listed(text: str | None, known: Sequence[str], option: str) -> list[str]:
 @click.option("--sort", metavar="FIELD", help=f"By {', '.join(SORTS)}; with - the largest first. Default: -submitted.")
 @click.option("--limit", type=click.IntRange(1, 100_000), help="At most so many; default 50, of groups all.")
 @click.option("--columns", metavar="LIST", help=f"Of {', '.join(COLUMNS)}.")
-@click.option("--by", metavar="LIST", help=f"Sums over groups, by one or more of {', '.join(DIMENSIONS)}.")
+@click.option(
+    "--by", metavar="LIST", help=f"Sums over groups, by one or more of {', '.join(DIMENSIONS)}; with --best a metric."
+)
+@click.option(
+    "--best",
+    type=click.IntRange(1, 100_000),
+    help="Of an array the N best by the metric of --by: loss (the smallest is best), -accuracy (the largest is).",
+)
 @out.output_option
 def runs(
-    query: dict[str, Any], sort: str | None, limit: int | None, columns: str | None, by: str | None, output: str
+    query: dict[str, Any],
+    sort: str | None,
+    limit: int | None,
+    columns: str | None,
+    by: str | None,
+    best: int | None,
+    output: str,
 ) -> None:
     """The history of runs, the latest first; or sums over groups of them.
 
@@ -124,7 +137,11 @@ def runs(
     orch runs --state failed --since 7d
     orch runs --tag sweep=a --sort -samples_per_s --columns id,name,samples_per_s,nodes
     orch runs --by team,week --since 90d
+    orch runs --array sweep --best 3 --by loss
     """
+    if best is not None:
+        _best(query | {"sort": sort or "-submitted", "limit": limit}, best, by, output)
+        return
     dimensions = listed(by, DIMENSIONS, "--by")
     chosen = listed(columns, COLUMNS, "--columns")
     if dimensions and chosen:
@@ -145,6 +162,17 @@ def runs(
         out.print_rows(rows, [column(name) for name in chosen], output, "id", "no run is like that")
     else:
         out.print_rows(history.many(query | {"sort": sort or "-submitted"}), RUNS, output, "id", "no run is like that")
+
+
+def _best(query: dict[str, Any], best: int, by: str | None, output: str) -> None:
+    """The best runs of an array by a metric that they report."""
+    if by is None or query["array"] is None:
+        raise click.UsageError("--best and --by go together, with --array: --array sweep --best 3 --by loss")
+    metric = by.removeprefix("-")
+    value = Column(metric, lambda run: (run.get("metrics") or {}).get(metric), right=True)
+    rows = history.many(query | {"best": best, "by": by})
+    empty = f"no run of {query['array']} has reported {metric}"
+    out.print_rows(rows, (*RUNS[:2], value, *RUNS[2:]), output, "id", empty)
 
 
 def column(name: str) -> Column:

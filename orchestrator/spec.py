@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -411,15 +412,21 @@ class JobSpec(Value):
 
     def element(self, index: int) -> JobSpec:
         """The job of one run of the array. ValueError where there is no array, IndexError beyond its end."""
+        return next(self.elements(range(index, index + 1)))
+
+    def elements(self, indices: Iterable[int]) -> Iterator[JobSpec]:
+        """The jobs of those runs of the array. Raises as `element`."""
         if self.array is None:
             raise ValueError(f"{self.name} is no array")
-        if not 0 <= index < arrays.size(self.array):
-            raise IndexError(index)
-        chosen = arrays.at(self.array, index)
-        env = {name: arrays.filled(value, chosen) for name, value in self.env.items()}
-        run = arrays.filled_command(self.run, chosen)
-        # What the template was checked for holds of its elements: a value is one line, and part of one word.
-        return self.model_copy(update={"run": run, "env": env, "array": None, "array_limit": None})
+        size, words = arrays.size(self.array), self.argv
+        for index in indices:
+            if not 0 <= index < size:
+                raise IndexError(index)
+            chosen = arrays.at(self.array, index)
+            env = {name: arrays.filled(value, chosen) for name, value in self.env.items()}
+            run = arrays.filled_command(words, chosen)
+            # What the template was checked for holds of its elements: a value is one line, and part of one word.
+            yield self.model_copy(update={"run": run, "env": env, "array": None, "array_limit": None})
 
     @model_validator(mode="after")
     def _array_fits(self) -> Self:

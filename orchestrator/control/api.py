@@ -297,37 +297,48 @@ class Api:
     async def _runs(self, request: web.Request) -> web.Response:
         if request.query.get("live") == "1":
             return web.json_response(await self._live(request))
+        given = {name: request.query.getall(name) for name in request.query}
+        best = _number(request.query.get("best"), "best")
+        by = given.pop("by", [""])[-1] if best is not None else ""
         try:
-            question = asked({name: request.query.getall(name) for name in request.query})
-            if question.array is not None:
-                array = await self._controller.find_array(question.array)
-                if array is None:
-                    raise Refused(3, f"no such array: {question.array!r}")
-                question = question.of_array(array.runs)
-            if question.by or question.columns:
-                return web.json_response(await self._controller.asked(question))
+            question = asked(given)
         except ValueError as error:
             raise Refused(2, str(error)) from None
+        if question.array is not None:
+            array = await self._controller.find_array(question.array)
+            if array is None:
+                raise Refused(3, f"no such array: {question.array!r}")
+            if best is not None:
+                found = await self._controller.best(array, by, best)
+                return web.json_response([render.list_json(run) | {"metrics": metrics} for run, metrics in found])
+            question = question.of_array(array.runs)
+        if question.by or question.columns:
+            try:
+                return web.json_response(await self._controller.asked(question))
+            except ValueError as error:
+                raise Refused(2, str(error)) from None
         return web.json_response([render.list_json(run) for run in await self._controller.runs(question.wanted)])
 
     async def _live(self, request: web.Request) -> list[dict[str, Any]]:
         """What runs, then what waits in its order; with `arrays=1` an array is one row."""
         controller, limit = self._controller, _number(request.query.get("limit"), "limit")
-        live, waiting = await controller.live(), await controller.waiting()
+        live, waiting = await controller.live(), controller.queue.waiting()
         if request.query.get("arrays") == "1":
             arrays = controller.runtime.book.arrays
             counts = {array.id: await controller.counts(array) for array in arrays.values()}
-            return queue_rows(live, waiting, arrays, counts, limit)
+            return queue_rows(live, waiting, arrays, counts, controller.with_reason, limit)
         rows = [render.list_json(run) | {"position": None} for run in live[:limit]]
         left = None if limit is None else limit - len(rows)
-        return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting[:left], 1)]
+        shown = enumerate(map(controller.with_reason, waiting[:left]), 1)
+        return rows + [render.list_json(run) | {"position": i} for i, run in shown]
 
     async def _show(self, request: web.Request) -> web.Response:
         ref = request.match_info["ref"]
         if (array := await self._controller.find_array(ref)) is not None:
             return web.json_response(await self._array(array) | {"spec": array.spec.model_dump(mode="json")})
         run = await self._controller.find(ref)
-        answer = render.show_json(run)
+        sizes = await self._controller.scaling(run.name)
+        answer = render.show_json(run) | {"scaling": render.scaling_json(sizes)}
         if request.query.get("like") == "1":
             answer["compared"] = await self._controller.against_its_like(run)
         return web.json_response(answer)

@@ -28,6 +28,7 @@ from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_fold
 from orchestrator.control.monitoring import dashboards_folder
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
+from orchestrator.policy_text import policy_as_texts
 
 Say = Callable[[str], None]
 
@@ -134,6 +135,7 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 dashboard_url=head.dashboard_url,
                 dashboard_proxy=head.dashboard_proxy,
                 preflight=config.preflight,
+                policy=policy_as_texts(config.policy),
                 prices=dict(config.prices),
                 local=local,
             )

@@ -45,6 +45,8 @@ class ClusterNote:
     fabric: list[str] = field(default_factory=list)
     hardware: str | None = None
     preflight: bool = True
+    policy: dict[str, str] = field(default_factory=dict)
+    """Teams and the scheduler's settings, as texts."""
     prices: dict[str, float] = field(default_factory=dict)
     dashboard_url: str | None = None
     dashboard_proxy: int | None = None

@@ -93,6 +93,10 @@ class Queue:
         there = {run.id for run in known}
         return known + [run for run in self._runtime.book.waiting() if run.id not in there]
 
+    def position(self, run: int) -> int | None:
+        """The run's place in that order, from 1."""
+        return next((place for place, other in enumerate(self.waiting(), 1) if other.id == run), None)
+
     # -- deciding ------------------------------------------------------------------------------------------------
 
     async def _turn_when_woken(self) -> None:

@@ -36,6 +36,7 @@ from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
+from orchestrator.policy_text import policy_of
 
 log = logging.getLogger("orch")
 
@@ -295,6 +296,7 @@ class ControllerActor:
             log_limit=note.log_limit,
             preflight=note.preflight,
             keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
+            policy=policy_of(note.policy),
         )
         declared = read_declared(note)
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))

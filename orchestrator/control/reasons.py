@@ -12,7 +12,8 @@ from orchestrator.control.waits import reason_json, since_when
 from orchestrator.history.render import time_json
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Run
-from orchestrator.scheduling.why import Explanation, Preview, Suggestion
+from orchestrator.scheduling.suggestions import Suggestion
+from orchestrator.scheduling.why import Explanation, Preview
 
 AHEAD = 10
 """Runs that are named of those which are before it."""
@@ -36,7 +37,7 @@ async def _waits(queue: Queue, run: Run, now: datetime) -> dict[str, Any]:
     since = since_when(run)
     found: dict[str, Any] = {"since": time_json(since), "seconds": round((now - since).total_seconds(), 3)}
     order = queue.waiting()
-    position = next((i for i, other in enumerate(order) if other.id == run.id), len(order))
+    position = (queue.position(run.id) or len(order) + 1) - 1
     found["position"] = position + 1
     if (explanation := await queue.explain(run.id)) is not None:
         return found | explanation_json(explanation)

@@ -45,7 +45,7 @@ class Settings:
     """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
     rest: float = 0.5
     """After a turn of the scheduler, how many times as long as it took until the next: what happens meanwhile is one turn."""
-    rest_of_new: float = 5.0
+    rest_of_new: float = 10.0
     """The same where only submissions have come: they share the processor with the scheduler."""
     longest_rest_s: float = 1.0
     policy: Policy = field(default_factory=Policy)

@@ -24,6 +24,7 @@ from orchestrator.history.models import (
     AllocationRow,
     ArrayRow,
     AttemptRow,
+    Base,
     DependencyRow,
     EventRow,
     NodeRow,
@@ -149,6 +150,19 @@ class GpuUse:
     gpus: int
     start: datetime
     end: datetime
+
+
+def metrics(connection: Connection, ids: range) -> dict[int, dict[str, float]]:
+    """By run, the newest value of each metric that its latest attempt with any reported."""
+    table = Base.metadata.tables.get("attempt_progress")
+    if table is None:
+        return {}  # nothing measures runs yet
+    rows = connection.execute(
+        select(table.c.run_id, table.c.metrics)
+        .where(table.c.run_id >= ids.start, table.c.run_id < ids.stop)
+        .order_by(table.c.run_id, table.c.attempt)
+    )
+    return {row.run_id: row.metrics for row in rows if row.metrics}
 
 
 def uses(connection: Connection, since: datetime) -> list[GpuUse]:

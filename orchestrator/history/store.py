@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
@@ -36,6 +36,7 @@ from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
 from orchestrator.history.filters import RunFilter
+from orchestrator.history.ledger import Scale, scaling
 from orchestrator.history.measurements import Measured
 from orchestrator.history.models import (
     AllocationRow,
@@ -161,7 +162,10 @@ class Store:
 
     def submit_each(self, new: Sequence[NewRun], now: datetime) -> list[Answer]:
         """Queues those that can be, in their order: for each the run and whether it is new, or the refusal."""
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
+            if self._group is not None and any(one.spec.after for one in new):
+                # What became of the runs that these are to follow is asked of the tables.
+                self._group[2].flush(connection)
             return _submit(connection, new, now, self._changes)
 
     def place(
@@ -211,22 +215,50 @@ class Store:
         `stop`.
         """
         with self._write(gathered=True) as connection:
-            run = self._run(connection, run_id)
-            number = run.attempts[-1].number if run.live and run.attempts else None
-            if event in _NEEDS_MORE or (event in _ENDS_AN_ATTEMPT and number is not None):
-                raise IllegalTransition(run_id, run.state, event)
-            was_queued = run.state is State.QUEUED
-            run = moves.move(self._rows, run, event, now, attempt=number, reason=reason, by=by)
-            if event is Event.STARTED:
-                run = moves.attempt_is(self._rows, run, ranks_started_at=now)
-            if event is Event.CANCEL_ASKED and number is not None:
-                run = moves.attempt_is(self._rows, run, stop=Stop("cancelled", reason))
-            if was_queued and waited is not None:
-                moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
-            self._changes.runs[run_id] = run
-            if run.ended or event is Event.RETRY_ASKED:
-                self._to_sum[run_id] = run
-            return run
+            return self._record(self._run(connection, run_id), event, now, reason, by, waited)
+
+    def record_each(
+        self,
+        run_ids: Sequence[int],
+        event: Event,
+        now: datetime,
+        reason: str | None = None,
+        by: str | None = None,
+        waited: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> list[Run]:
+        """As `record` for each of them, and those left out whose state has no place for it any more. Raises NoSuchRun."""
+        with self._write(gathered=True) as connection:
+            recorded = []
+            for run_id in run_ids:
+                with suppress(IllegalTransition):
+                    run = self._run(connection, run_id)
+                    recorded.append(self._record(run, event, now, reason, by, (waited or {}).get(run_id)))
+            return recorded
+
+    def _record(
+        self,
+        run: Run,
+        event: Event,
+        now: datetime,
+        reason: str | None,
+        by: str | None,
+        waited: Mapping[str, Any] | None,
+    ) -> Run:
+        number = run.attempts[-1].number if run.live and run.attempts else None
+        if event in _NEEDS_MORE or (event in _ENDS_AN_ATTEMPT and number is not None):
+            raise IllegalTransition(run.id, run.state, event)
+        was_queued = run.state is State.QUEUED
+        run = moves.move(self._rows, run, event, now, attempt=number, reason=reason, by=by)
+        if event is Event.STARTED:
+            run = moves.attempt_is(self._rows, run, ranks_started_at=now)
+        if event is Event.CANCEL_ASKED and number is not None:
+            run = moves.attempt_is(self._rows, run, stop=Stop("cancelled", reason))
+        if was_queued and waited is not None:
+            moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
+        self._changes.runs[run.id] = run
+        if run.ended or event is Event.RETRY_ASKED:
+            self._to_sum[run.id] = run
+        return run
 
     def stop(self, run_id: int, stop: Stop, now: datetime) -> Run:
         """Records that orch itself ends the run's attempt, before anybody is told. Raises IllegalTransition, NoSuchRun."""
@@ -341,7 +373,7 @@ class Store:
                     run = _with(run, one.attempt, progress=one.progress)
                 measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
                 measurements.fold(connection, key, now, ended=None)
-                self._changes.runs[one.run] = self._recount(connection, run, now)
+                self._changes.runs[one.run] = self._recount(connection, run, now) if one.count else run
 
     def count(self, run: Run, now: datetime) -> None:
         """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
@@ -542,6 +574,11 @@ class Store:
         with self._database.read() as connection:
             return queries.broken_dependency(connection, need)
 
+    def metrics(self, ids: range) -> dict[int, dict[str, float]]:
+        """By run, what it reported last of each metric."""
+        with self._database.read() as connection:
+            return queries.metrics(connection, ids)
+
     def uses(self, since: datetime) -> list[queries.GpuUse]:
         """Who held how many GPUs from when to when, of attempts that have ended since."""
         with self._database.read() as connection:
@@ -600,6 +637,11 @@ class Store:
         """Those of the snapshots that no run names."""
         with self._database.read() as connection:
             return retention.unused_code(connection, hashes)
+
+    def scaling(self, name: str) -> list[Scale]:
+        """How well the runs of that name use more workers, by size, the smallest first."""
+        with self._database.read() as connection:
+            return scaling(measurements.sizes_and_rates(connection, name))
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes that were ever seen, by name."""

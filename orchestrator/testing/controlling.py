@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.control.controller import Controller
 from orchestrator.control.runtime import Settings
 from orchestrator.history.store import Store
+from orchestrator.policy import Policy
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import NewRun, Run
 from orchestrator.spec import JobSpec
@@ -24,10 +25,20 @@ def job(workers: str = "1", name: str = "job", key: str | None = None, **more: A
 
 
 @asynccontextmanager
-async def controlling(home: Path, cluster: FakeCluster, lease_s: float = 30.0) -> AsyncIterator[Controller]:
+async def controlling(
+    home: Path, cluster: FakeCluster, lease_s: float = 30.0, policy: Policy | None = None
+) -> AsyncIterator[Controller]:
     """A controller of the database in `home`, until the block ends: then it is gone as if it had been killed."""
     store = Store.open(f"sqlite:///{home}/orch.db")
-    settings = Settings(home, home / "storage", lease_s, sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05)
+    settings = Settings(
+        home,
+        home / "storage",
+        lease_s,
+        sync_wait_s=0.05,
+        watch_s=0.02,
+        lost_after_s=0.05,
+        policy=policy or Policy(),
+    )
     controller = Controller(store, cluster, settings)
     await controller.start()
     try:
