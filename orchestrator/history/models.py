@@ -16,7 +16,6 @@ from sqlalchemy import (
     CheckConstraint,
     DateTime,
     Dialect,
-    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -95,7 +94,6 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime(),
         str: Words(),
         int: BigInteger(),
-        float: Float(),
         # Not JSONB: it refuses \u0000, which an environment or a log line may bring.
         dict[str, Any]: JSON(none_as_null=True),
     }

@@ -161,7 +161,7 @@ def test_columns_have_what_was_recorded(past):
         "attempts": 1, "device": "cuda", "gpu": H100, "gpus": 4, "nodes": 2, "leaves": 1, "level": "node",
         "outcome": "succeeded", "failure_kind": None, "wait_s": 60.0, "samples_per_s": 800.0, "steps": 100, "samples": 6400,
         "allocated_s": 14400.0, "starting_s": 2.0, "productive_s": 14398.0, "lost_s": 0.0, "tags": {"lr": "0.1", "sweep": "a"},
-        "code_git": "cd" * 20, "code_dirty": False, "neighbours": 0, "took_s": 0.0,
+        "code_git": "cd" * 20, "code_dirty": False, "neighbours": 0, "took_s": 3600.0,
     }  # fmt: skip
     assert {name: first[name] for name in expected} == expected
     assert first["cost"] == pytest.approx(4 * 3.6)
