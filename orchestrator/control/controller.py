@@ -349,7 +349,7 @@ class Controller:
         return await self.runtime.read(self._store.against_its_like, run)
 
     async def scaling(self, name: str) -> list[Scale]:
-        return await self.runtime.db(self._store.scaling, name)
+        return await self.runtime.read(self._store.scaling, name)
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
         return [self.with_reason(run) for run in await self.runtime.read(self._store.runs, wanted)]

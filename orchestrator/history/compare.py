@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, or_, select
+from sqlalchemy import Connection, and_, select
 
 from orchestrator.history import queries
 from orchestrator.history.explain import Explanation, Factors, Past, evidence, explain, kind_of, name, sentence
 from orchestrator.history.factors import Surroundings, factors_of
 from orchestrator.history.models import RunRow
 from orchestrator.history.render import time_json
-from orchestrator.history.summaries import so_far
-from orchestrator.history.summary_models import AttemptNodeRow, RunSummaryRow
+from orchestrator.history.summaries import beside, so_far
+from orchestrator.history.summary_models import RunSummaryRow
 from orchestrator.scheduling.run import Run
 
 LOOKED_AT = 50
@@ -175,25 +175,7 @@ def _neighbours(connection: Connection, run: Run) -> dict[str, Any]:
     attempt = run.attempt
     if attempt is None:
         return {"run": run.id, "count": None, "others": []}
-    mine = connection.execute(
-        select(AttemptNodeRow.node, AttemptNodeRow.leaf).where(
-            AttemptNodeRow.run_id == run.id, AttemptNodeRow.attempt == attempt.number
-        )
-    ).all()
-    leaves = sorted({row.leaf for row in mine if row.leaf is not None})
-    nodes = sorted({row.node for row in mine if row.leaf is None})
-    meanwhile = [or_(AttemptNodeRow.ended_at > attempt.started_at, AttemptNodeRow.ended_at.is_(None))]
-    if attempt.ended_at is not None:
-        meanwhile.append(AttemptNodeRow.started_at < attempt.ended_at)
-    found: set[int] = set()
-    for place, names in ((AttemptNodeRow.leaf, leaves), (AttemptNodeRow.node, nodes)):
-        if names:
-            found |= set(
-                connection.execute(
-                    select(AttemptNodeRow.run_id).distinct().where(place.in_(names), *meanwhile)
-                ).scalars()
-            )
-    ids = sorted(found - {run.id})
+    ids = sorted(beside(connection, run.id, attempt))
     rows = connection.execute(
         select(RunRow.id, RunRow.name, RunRow.username)
         .where(RunRow.id.in_(ids[-NEIGHBOURS_SHOWN:]))

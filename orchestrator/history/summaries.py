@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -191,28 +191,33 @@ def _gpu_time(rows: Sequence[Any]) -> dict[str, Any]:
 
 
 def _neighbours(connection: Connection, run: Run, was: Mapping[str, Any] | None) -> int | None:
-    """How many other runs were on the last attempt's leaves, or on its nodes where no leaf is known, while it ran.
-
-    Asked once, when it has just ended: whoever ended after it began, or has not ended, was there beside it.
-    """
+    """How many other runs were beside the last attempt; asked once, when it has just ended."""
     known: int | None = was["neighbours"] if was else None
     last = run.attempt
     if last is None or last.ended_at is None or (known is not None and was and was["attempts"] == len(run.attempts)):
         return known
+    return len(beside(connection, run.id, last))
+
+
+def beside(connection: Connection, run: int, attempt: Attempt) -> set[int]:
+    """The other runs that were on the attempt's leaves, or on its nodes where no leaf is known, while it ran."""
     mine = connection.execute(
         select(AttemptNodeRow.node, AttemptNodeRow.leaf).where(
-            AttemptNodeRow.run_id == run.id, AttemptNodeRow.attempt == last.number
+            AttemptNodeRow.run_id == run, AttemptNodeRow.attempt == attempt.number
         )
     ).all()
     leaves = {row.leaf for row in mine if row.leaf is not None}
     nodes = {row.node for row in mine if row.leaf is None}
-    beside = or_(AttemptNodeRow.ended_at > last.started_at, AttemptNodeRow.ended_at.is_(None))
     found: set[int] = set()
     for place, names in ((AttemptNodeRow.leaf, leaves), (AttemptNodeRow.node, nodes)):
-        if names:
-            wanted = select(AttemptNodeRow.run_id).distinct().where(place.in_(names), beside)
-            found |= set(connection.execute(wanted).scalars())
-    return len(found - {run.id})
+        # Two questions: with an OR, SQLite would go through all that ever ended there.
+        for later in (AttemptNodeRow.ended_at > attempt.started_at, AttemptNodeRow.ended_at.is_(None)):
+            if names:
+                wanted = select(AttemptNodeRow.run_id).distinct().where(place.in_(names), later)
+                if attempt.ended_at is not None:
+                    wanted = wanted.where(AttemptNodeRow.started_at < attempt.ended_at)
+                found |= set(connection.execute(wanted).scalars())
+    return found - {run}
 
 
 class _Sums:
