@@ -74,12 +74,23 @@ def found(store: Store, ref: str) -> Run:
 def _listed(store: Store, query: dict[str, Any]) -> list[Run]:
     from datetime import datetime
 
+    from orchestrator.array import parse_ref
     from orchestrator.history.queries import RunFilter
     from orchestrator.history.render import list_json
     from orchestrator.scheduling.lifecycle import State
 
     given = {key: value for key, value in query.items() if value is not None}
+    ids = None
+    if given.get("best") is not None:
+        raise Fail(
+            "the best runs are known to the controller alone, which does not answer: `orch up` starts it", UNREACHABLE
+        )
+    if (array := given.get("array")) is not None:
+        ref = parse_ref(array)
+        if ref is None or (ids := store.ids_of(ref)) is None:
+            raise Fail(f"no such array: {array!r}", NOT_FOUND)
     wanted = RunFilter(
+        ids=ids,
         name=given.get("name"),
         user=given.get("user"),
         team=given.get("team"),

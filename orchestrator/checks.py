@@ -25,6 +25,7 @@ MAX_PATTERN = 512
 
 MAX_WORKERS = 100_000
 MAX_GRACE = 3600.0
+MAX_TIME_LIMIT = 366 * 86400.0
 MAX_TAGS = 64
 
 SET_BY_ORCH = frozenset(
@@ -54,6 +55,12 @@ def label(text: str) -> str:
     if not LABEL.fullmatch(text):
         raise ValueError(f"{shown(text)} {LABEL_RULE}")
     return text
+
+
+def node_name(text: str) -> str:
+    if not text or len(text) > 253:
+        raise ValueError(f"{shown(text)} is no name of a node: 1 to 253 characters")
+    return one_line(text)
 
 
 def split_command(run: str) -> list[str]:
@@ -186,12 +193,24 @@ def grace(seconds: float) -> float:
     return seconds
 
 
+def time_limit(seconds: float | None) -> float | None:
+    if seconds is not None and not 0 < seconds <= MAX_TIME_LIMIT:
+        raise ValueError(f"must be more than 0s and at most {MAX_TIME_LIMIT / 86400:g}d")
+    return seconds
+
+
 def whole(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", value):
         return int(value)
     raise ValueError(f"must be a whole number, not {shown(value)}")
+
+
+def at_least_one(value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise ValueError(f"must be 1 or more, not {value}")
+    return value
 
 
 def priority(value: int) -> int:

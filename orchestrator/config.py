@@ -7,6 +7,7 @@ What is wrong in any of them is refused, even where it is overruled.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import document
+from orchestrator import document, policy_text
 from orchestrator.document import Complaint, Contents, DocumentError, KeyPath, Mark, dotted, nearest, shown
+from orchestrator.policy import Policy, Preempt, Team
+from orchestrator.policy_text import SETTINGS, read_teams, teams_as_text, teams_of
 from orchestrator.units import format_duration, format_size, parse_duration, parse_size
 
 MAX_BYTES = 1024 * 1024
@@ -43,16 +46,35 @@ class Config:
     """Bytes of a code snapshot."""
     log_limit: int
     """Bytes of log that are kept of a rank."""
+    preflight: bool
+    """Whether a gang's nodes are looked at before it is started."""
     local_slots: int
     """CPU slots of the private cluster's head."""
+    dashboard_proxy: int | None
+    """The port that a Ray head, started by others, was told by `--proxy-server-url` to ask for orch's runs."""
     fabric: tuple[Path, ...]
     """Files that say how the nodes hang together: topology.conf, ibnetdiscover's output, a CSV of levels, ..."""
     hardware: Path | None
     """The file that declares the nodes' hardware, under `hardware:`."""
+    teams: Mapping[str, Team]
+    """Who gets how much."""
+    policy_half_life: float
+    policy_preemption: Preempt
+    policy_min_runtime: float
+    policy_overdue: float
+    policy_reservations: int
+    policy_margin: float
+    policy_communication: float
+    policy_assumed_duration: float
     prices: Mapping[str, float]
     """Of a GPU-hour, by model; of a slot-hour under cpu."""
     origins: Mapping[str, str]
     """By key: `default`, `ORCH_LEASE`, `--address`, or file and line."""
+
+    @property
+    def policy(self) -> Policy:
+        """What the scheduler is told."""
+        return Policy(teams=self.teams, **{name: getattr(self, f"policy_{name}") for name in SETTINGS})
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Key, value and origin as `orch config` shows them; no password is in them."""
@@ -146,9 +168,21 @@ def _size(least: int, most: int) -> Callable[[str, Place], int]:
     return parse
 
 
+def _switch(text: str, place: Place) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError(f"must be on or off, not {shown(text)}")
+    return text == "on"
+
+
 def _slots(text: str, place: Place) -> int:
     if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 1024:
         raise ValueError(f"must be a whole number from 1 to 1024, not {shown(text)}")
+    return int(text)
+
+
+def _port(text: str, place: Place) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise ValueError(f"must be a port, 1 to 65535, not {shown(text)}")
     return int(text)
 
 
@@ -182,6 +216,10 @@ class Key:
     show: Callable[[Any], str] = str
 
 
+def _policy_key(setting: policy_text.Setting) -> Key:
+    return Key(setting.description, lambda text, place: setting.parse(text), setting.show)
+
+
 KEYS: dict[str, Key] = {
     "home": Key("Folder of the database, logs, code snapshots and the token", lambda text, place: place.path(text)),
     "address": Key("HOST:PORT of the Ray head, or local", _address, lambda address: address or "local"),
@@ -190,7 +228,15 @@ KEYS: dict[str, Key] = {
     "lease": Key("How long an attempt lives without word from the controller", _duration(5, 3600), format_duration),
     "code_limit": Key("The largest code snapshot", _size(2**20, 100 * 2**30), format_size),
     "log_limit": Key("How much log is kept of a rank", _size(64 * 2**10, 100 * 2**30), format_size),
+    "preflight": Key(
+        "Whether a gang's nodes are looked at before it is started", _switch, lambda on: "on" if on else "off"
+    ),
     "local.slots": Key("CPU slots of a private cluster; ranks may share cores", _slots),
+    "dashboard.proxy": Key(
+        "Port at which a Ray head that orch did not start asks for orch's runs (`--proxy-server-url`)",
+        _port,
+        lambda port: str(port or ""),
+    ),
     "fabric": Key(
         "Files that say how the nodes hang together, a list (in ORCH_FABRIC with : between them)",
         _paths,
@@ -201,11 +247,15 @@ KEYS: dict[str, Key] = {
         lambda text, place: place.path(text),
         lambda path: str(path or ""),
     ),
+    "teams": Key(
+        "Teams and their users: share, guaranteed GPUs, limit (in ORCH_TEAMS in one line)",
+        lambda text, place: teams_of(text),
+        teams_as_text,
+    ),
+    **{f"policy.{name}": _policy_key(setting) for name, setting in SETTINGS.items()},
     "prices": Key("Price of a GPU-hour by model (in ORCH_PRICES H100=2.5,A100=1.2)", _prices, _show_prices),
 }
-
-LATER = ("teams", "policy")
-"""Keys whose behaviour comes with a later version: refused by name until then."""
+_GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
 
 def variable(name: str) -> str:
@@ -275,10 +325,14 @@ def _defaults(home: Path) -> dict[str, Any]:
         "lease": 30.0,
         "code_limit": 256 * 2**20,
         "log_limit": 64 * 2**20,
+        "preflight": True,
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
+        "dashboard.proxy": None,
         "fabric": (),
         "hardware": None,
+        "teams": {},
+        **{f"policy.{name}": getattr(Policy(), name) for name in SETTINGS},
         "prices": {},
     }
 
@@ -321,6 +375,8 @@ def _from_file(file: Path, inside: KeyPath, here: Place) -> tuple[dict[str, Sett
     settings: dict[str, Setting] = {}
     for path, value in _leaves(found, inside):
         name = dotted(path[len(inside) :])
+        if name == "teams" and read_teams(found, path, value) is None:
+            continue
         if (text := _text_of(name, value, file)) is not None:
             mark = found.mark(path)
             settings[name] = Setting(text, dotted(path), f"{source}:{mark.line}", mark, place)
@@ -333,6 +389,8 @@ def _text_of(name: str, value: Any, file: Path) -> str | None:
     """The text of a key's value; None where the key or the kind of its value is not known."""
     if name == "fabric" and isinstance(value, list) and all(isinstance(one, str) for one in value):
         return os.pathsep.join(value)
+    if name == "teams":
+        return json.dumps(value)
     if name == "hardware" and isinstance(value, dict):
         return str(file)  # what is in it is read by the readers of hardware files
     if name == "prices" and isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
@@ -367,10 +425,9 @@ def _mapping(node: document.Node, path: KeyPath) -> document.Mapping:
 
 def _leaves(found: Contents, inside: KeyPath) -> list[tuple[KeyPath, Any]]:
     """Every key's path and value; `local: {slots: 4}` is `local.slots`."""
-    groups = {name.split(".")[0] for name in KEYS if "." in name}
     leaves: list[tuple[KeyPath, Any]] = []
     for key, value in found.data.items():
-        if key in groups and isinstance(value, dict):
+        if key in _GROUPS and isinstance(value, dict):
             leaves += [((*inside, key, inner), below) for inner, below in value.items()]
         else:
             leaves.append(((*inside, key), value))
@@ -380,6 +437,6 @@ def _leaves(found: Contents, inside: KeyPath) -> list[tuple[KeyPath, Any]]:
 def _refusal(name: str, value: Any) -> tuple[str, str]:
     if name in KEYS:
         return f"must be one value, not {shown(value)}", ""
-    if name in LATER:
-        return "not available yet", "Leave it out"
-    return "unknown key", nearest(name, [*KEYS, *LATER])
+    if name in _GROUPS:
+        return f"must hold keys and values, not {shown(value)}", ""
+    return "unknown key", nearest(name, KEYS)

@@ -14,7 +14,7 @@ from orchestrator.checks import split_command
 from orchestrator.document import Complaint, Contents, DocumentError, KeyPath, Mark, Scalar, shown
 from orchestrator.spec import JobSpec, Problem, problems, unknown_key
 
-MAPPINGS = frozenset({"env", "tags", "throughput"})
+MAPPINGS = frozenset({"env", "tags", "requires", "throughput"})
 """The keys in which `--set` can set one entry: `--set env.LR=0.1`."""
 
 
@@ -121,7 +121,8 @@ def _set(found: Contents, override: str) -> None:
         return
     if dot and (top not in MAPPINGS or not entry):
         *most, last = sorted(MAPPINGS)
-        found.complain(path, f"only {', '.join(most)} and {last} have entries that can be set one by one", at=mark)
+        settable = f"{', '.join(most)} and {last}"
+        found.complain(path, f"only {settable} have entries that can be set one by one", at=mark)
         return
     _forget(found, path)
     found.marks[path] = found.key_marks[path] = mark

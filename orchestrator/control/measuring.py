@@ -87,7 +87,11 @@ class Measuring:
         self._turn = 0
 
     def start(self) -> None:
+        self._runtime.spawn(self._count_missed())
         self._runtime.forever("measuring", self._write_all, WRITE_S)
+
+    async def _count_missed(self) -> None:
+        await self._runtime.write(self._runtime.store.count_missed, self._runtime.now())
 
     def begin(self, run: Run) -> None:
         """Follows the run's live attempt, from what is recorded of it on."""
@@ -129,8 +133,10 @@ class Measuring:
         try:
             gang.end(self._runtime.now())
             gpus.close_all()
-            taken = [self._measured(key, gang, gpus, count=False)]
-            await self._runtime.db(self._runtime.store.measure, taken, self._runtime.now())
+            last = self._measured(key, gang, gpus, count=False)
+            # Its GPU time is counted once its end is recorded.
+            if last.told:
+                await self._runtime.write(self._runtime.store.measure, [last], self._runtime.now())
         except StaleEpoch:
             raise
         except Exception:
@@ -147,7 +153,7 @@ class Measuring:
             except Exception:
                 self._give_up(key)
         if taken:
-            await self._runtime.db(self._runtime.store.measure, taken, self._runtime.now())
+            await self._runtime.write(self._runtime.store.measure, taken, self._runtime.now())
 
     def _give_up(self, key: tuple[int, int]) -> None:
         log.exception("run %s is measured no more", key[0])

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, or_, select, update
 
 from orchestrator.history import ledger
 from orchestrator.history.models import (
@@ -43,6 +43,11 @@ class Measured:
     gpus: tuple[GpuSample, ...] = ()
     count: bool = True
     """Whether the run's GPU time is counted anew."""
+
+    @property
+    def told(self) -> bool:
+        """Whether there is anything."""
+        return self.progress is not None or bool(self.gang or self.ranks or self.gpus)
 
 
 LATEST = 200
@@ -88,8 +93,8 @@ def _put(connection: Connection, row: Any, key: Mapping[str, Any], values: Mappi
         connection.execute(insert(row).values(**key, **values))
 
 
-def recount(connection: Connection, run: Run, now: datetime, prices: Mapping[str, float]) -> None:
-    """Counts the GPU time of the run's attempts anew, up to `now` where GPUs are still held.
+def recount(connection: Connection, run: Run, now: datetime, prices: Mapping[str, float]) -> Run:
+    """Counts the GPU time of the run's attempts anew, up to `now` where GPUs are still held; the run with it.
 
     `prices` are per GPU-hour by model; what was counted before keeps the price of then.
     """
@@ -124,6 +129,23 @@ def recount(connection: Connection, run: Run, now: datetime, prices: Mapping[str
                 )
             elif any(getattr(row, name) != value for name, value in values.items()):
                 _put(connection, GpuTimeRow, of, values)
+    used = used_by(connection, [run.id])
+    return replace(
+        run, attempts=tuple(replace(one, used=used.get((run.id, one.number), one.used)) for one in run.attempts)
+    )
+
+
+def uncounted(connection: Connection) -> list[int]:
+    """Runs with an attempt that has ended, whose GPU time was last counted before that, or never."""
+    counted = (
+        select(func.max(GpuTimeRow.until))
+        .where(GpuTimeRow.run_id == AttemptRow.run_id, GpuTimeRow.attempt == AttemptRow.number)
+        .scalar_subquery()
+    )
+    question = select(AttemptRow.run_id).where(
+        AttemptRow.ended_at.is_not(None), or_(counted.is_(None), counted < AttemptRow.ended_at)
+    )
+    return sorted(set(connection.execute(question).scalars()))
 
 
 def _held(connection: Connection, run: int, now: datetime) -> dict[int, dict[str, list[tuple[datetime, datetime]]]]:

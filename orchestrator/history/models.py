@@ -31,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 
-SCHEMA = "0005"
+SCHEMA = "0007"
 """The newest migration. Revisions are numbers, so that newer and older can be told apart without importing Alembic."""
 
 
@@ -59,19 +59,24 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
 
 
-class Words(TypeDecorator[str]):
+def words(text: str) -> str:
     """Text from anywhere, a rank's last words included: what a database cannot hold becomes U+FFFD instead of an error.
 
     PostgreSQL refuses NUL, and both refuse the lone surrogates that Python makes of bytes that are not UTF-8.
     """
+    if text.isascii():
+        return text if "\0" not in text else text.replace("\0", "\ufffd")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+
+
+class Words(TypeDecorator[str]):
+    """Text as `words` makes it."""
 
     impl = String
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is None or value.isascii():
-            return value if value is None or "\0" not in value else value.replace("\0", "\ufffd")
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+        return None if value is None else words(value)
 
 
 # SQLite gives out each number once only for a column that is exactly INTEGER.
@@ -109,6 +114,7 @@ class RunRow(Base):
     reason: Mapped[str | None]
     priority: Mapped[int]
     spec: Mapped[dict[str, Any]]
+    """Of an array's run: only what was changed since, for itself; the rest follows from the array's."""
     code_sha256: Mapped[str | None]
     code_git: Mapped[str | None]
     code_dirty: Mapped[bool | None]
@@ -146,6 +152,12 @@ class AttemptRow(Base):
     failure: Mapped[dict[str, Any] | None]
     exit_codes: Mapped[dict[str, Any]]
     """By rank, as text: JSON has no other keys."""
+    environment: Mapped[dict[str, Any] | None]
+    """By node: the versions that the ranks were started with; NULL where no node has told them."""
+    transport: Mapped[dict[str, Any] | None]
+    """What NCCL's log showed; null before it is known, and where no log tells."""
+    stop: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Why it is told to end, recorded before it is told."""
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "number"),
@@ -209,6 +221,48 @@ class EventRow(Base):
     )
 
 
+class ArrayRow(Base):
+    """One submission of many runs, which have the ids from `id` on, without a gap."""
+
+    __tablename__ = "arrays"
+    id: Mapped[int] = mapped_column(Key, ForeignKey("runs.id"), primary_key=True, autoincrement=False)
+    name: Mapped[str]
+    username: Mapped[str]
+    size: Mapped[int]
+    run_limit: Mapped[int | None]
+    spec: Mapped[dict[str, Any]]
+    """As it was submitted, with its placeholders."""
+
+    __table_args__ = (Index("arrays_by_name", "name", "id"),)
+
+
+class DependencyRow(Base):
+    """Runs, `first_id` to `last_id`, that must have succeeded before a run, or before the runs of an array, by its id."""
+
+    __tablename__ = "dependencies"
+    run_id: Mapped[int] = mapped_column(Key, ForeignKey("runs.id"))
+    position: Mapped[int]
+    first_id: Mapped[int]
+    last_id: Mapped[int]
+    word: Mapped[str]
+    """What the submitter called them."""
+
+    __table_args__ = (PrimaryKeyConstraint("run_id", "position"),)
+
+
+class WaitRow(Base):
+    """One wait in the queue that is over, and what it was for; `number` is that of the attempt which followed, or would have."""
+
+    __tablename__ = "waits"
+    run_id: Mapped[int] = mapped_column(Key, ForeignKey("runs.id"))
+    number: Mapped[int]
+    since: Mapped[datetime]
+    until: Mapped[datetime]
+    summary: Mapped[dict[str, Any]]
+
+    __table_args__ = (PrimaryKeyConstraint("run_id", "number"),)
+
+
 class NodeRow(Base):
     """What was last seen of a node."""
 
@@ -233,6 +287,38 @@ class TagRow(Base):
     value: Mapped[str]
 
     __table_args__ = (PrimaryKeyConstraint("run_id", "key"), Index("tags_by_value", "key", "value", "run_id"))
+
+
+class BenchRow(Base):
+    """What a link was measured to carry: one collective by one backend at one size, in one attempt of a run."""
+
+    __tablename__ = "benches"
+    run_id: Mapped[int] = mapped_column(Key)
+    attempt: Mapped[int]
+    backend: Mapped[str]
+    collective: Mapped[str]
+    bytes: Mapped[int]
+    at: Mapped[datetime]
+    link: Mapped[str]
+    """The nodes, sorted, with + between them."""
+    model: Mapped[str]
+    level: Mapped[str]
+    kind: Mapped[str]
+    ranks: Mapped[int]
+    time_us: Mapped[float]
+    algbw: Mapped[float]
+    busbw: Mapped[float]
+    predicted: Mapped[float | None]
+    modelled: Mapped[float | None]
+    details: Mapped[dict[str, Any]]
+    """per_node, gpus (by node), iterations, in_place, bottleneck, versions, transport."""
+
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "attempt", "backend", "collective", "bytes"),
+        ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+        Index("benches_by_link", "link", "at"),
+        Index("benches_by_time", "at"),
+    )
 
 
 class ControlRow(Base):

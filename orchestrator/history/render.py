@@ -7,6 +7,9 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.bench.compare import Comparison
+from orchestrator.bench.results import Bench
+from orchestrator.health.reading import reading
 from orchestrator.history import ledger
 from orchestrator.placement.values import Placement
 from orchestrator.progress.values import Progress
@@ -21,11 +24,13 @@ def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
         "spec": run.spec.model_dump(mode="json"),
         "code": None if code is None else {"sha256": code.sha256, "git": code.git, "dirty": code.dirty},
         "workdir": run.workdir,
-        "attempts": [_attempt(one, ranks=True) for one in run.attempts],
+        "attempts": [_attempt(run, one, ranks=True) for one in run.attempts],
+        "after": [asdict(need) for need in run.after],
         "throughput": throughput(run),
         "gpu_seconds": gpu_seconds(run, now),
         **_worth(run, now),
         "events": [_event(one) for one in run.events],
+        "waits": [{"attempt": wait.number, "until": time_json(wait.until), **wait.summary} for wait in run.waits],
     }
 
 
@@ -33,7 +38,7 @@ def list_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
     """The same without spec, events, and what there is one of for each rank."""
     return {
         **_head(run),
-        "attempts": [_attempt(one, ranks=False) for one in run.attempts],
+        "attempts": [_attempt(run, one, ranks=False) for one in run.attempts],
         "throughput": throughput(run),
         "gpu_seconds": gpu_seconds(run, now),
     }
@@ -47,6 +52,43 @@ def gpu_seconds(run: Run, now: datetime | None = None) -> dict[str, float]:
     used = ledger.gpu_time(run, now)
     parts = {part.name: round(getattr(used, part.name) / 125) / 8 for part in fields(used)}
     return {"allocated": sum(parts.values()), **parts}
+
+
+def bench_json(bench: Bench, beside: Comparison) -> dict[str, Any]:
+    """One result of `orch bench` beside the model, its link's past, and its like."""
+    row, link = bench.row, bench.link
+    return {
+        "run": bench.run,
+        "attempt": bench.attempt,
+        "at": time_json(bench.at),
+        "backend": row.backend,
+        "collective": row.collective,
+        "bytes": row.bytes,
+        "in_place": row.in_place,
+        "iterations": row.iterations,
+        "time_us": row.time_us,
+        "algbw": row.algbw,
+        "busbw": row.busbw,
+        "predicted": bench.predicted,
+        "modelled": bench.modelled,
+        "of_predicted": None if not bench.predicted else round(row.busbw / bench.predicted, 4),
+        "ranks": link.ranks,
+        "nodes": list(link.nodes),
+        "gpus": bench.gpus,
+        "model": link.model,
+        "level": link.level,
+        "kind": link.kind,
+        "bottleneck": bench.bottleneck,
+        "versions": bench.versions,
+        "transport": bench.transport or None,
+        "earlier_median": beside.earlier_median,
+        "earlier": beside.earlier,
+        "change": None if beside.change is None else round(beside.change, 4),
+        "like_median": beside.like_median,
+        "of_like": None if not beside.like_median else round(row.busbw / beside.like_median, 4),
+        "likes": beside.likes,
+        "suspect": beside.suspect,
+    }
 
 
 def throughput(run: Run) -> dict[str, Any] | None:
@@ -119,21 +161,31 @@ def _head(run: Run) -> dict[str, Any]:
         "started_at": time_json(run.started_at),
         "finished_at": time_json(run.finished_at),
         "priority": run.spec.priority,
+        "array": None if run.element is None else asdict(run.element),
     }
 
 
-def _attempt(attempt: Attempt, ranks: bool) -> dict[str, Any]:
+def transport(run: Run, attempt: Attempt) -> dict[str, Any] | None:
+    """What is known of the attempt's transport; None before it is. Where no log can tell it, that is known from the start."""
+    placement = attempt.placement
+    known = reading(placement.device, run.spec.backend, placement.world_size, run.spec.env).to_json()
+    return attempt.transport if known is None else known
+
+
+def _attempt(run: Run, attempt: Attempt, ranks: bool) -> dict[str, Any]:
     drawn = {
         "number": attempt.number,
         "outcome": None if attempt.outcome is None else attempt.outcome.value,
         "failure": None if attempt.failure is None else asdict(attempt.failure),
         "placement": _placement(attempt.placement, ranks),
-        "transport": None,
+        "transport": transport(run, attempt),
+        "stop": None if attempt.stop is None else asdict(attempt.stop),
         "started_at": time_json(attempt.started_at),
         "ranks_started_at": time_json(attempt.ranks_started_at),
         "ended_at": time_json(attempt.ended_at),
     }
     if ranks:
+        drawn["environment"] = attempt.environment
         drawn["progress"] = _progress(attempt.progress)
         drawn["exit_codes"] = {str(rank): code for rank, code in sorted(attempt.exit_codes.items())}
     return drawn

@@ -77,7 +77,7 @@ class Uneven:
         if "nvlink" in self._topology.levels:
             # How the nodes fall into cliques is not known yet: any of them might count as one.
             return math.inf
-        return predict(links, self._total, Span(nodes)).busbw
+        return predict(links, self._total, Span(nodes), between=1.0).busbw
 
     def _bound(self, nodes: int) -> float:
         """No less than any place on so many nodes gives.
@@ -95,7 +95,7 @@ class Uneven:
             max(links.nvls for links in large),
             max(links.net for links in small),
             max(links.sm for links in large),
-            max(links.ceiling for links in large),
+            max(links.factor for links in large),
         )
         return self._predict(best, nodes)
 
@@ -186,6 +186,6 @@ def thresholds(links: Iterable[Links]) -> list[Links]:
     distinct = set(links)
     if len(distinct) < 2:
         return list(distinct)
-    columns = [sorted({getattr(link, name) for link in distinct}) for name in ("intra", "nvls", "net", "sm", "ceiling")]
+    columns = [sorted({getattr(link, name) for link in distinct}) for name in ("intra", "nvls", "net", "sm", "factor")]
     every = (Links(*values) for values in itertools.product(*columns))
     return [least for least in every if any(link.at_least(least) for link in distinct)]
