@@ -119,7 +119,7 @@ class Roster:
             self.inventory.topology,
             busy,
             {name: note for name, note in notes.items() if note is not None},
-            {name: node.info.get("unfit", {}) for name, node in self.nodes.items()},
+            {name: unfit for name, node in self.nodes.items() if (unfit := node.info.get("unfit"))},
         )
 
     def lease_end(self, node: str) -> datetime:
