@@ -63,12 +63,12 @@ def read(settings: Config, down: Unreachable, question: Callable[[Store], T]) ->
 
 def found(store: Store, ref: str) -> Run:
     """One run from the database. Raises Fail(3)."""
-    from orchestrator.history.render import show_json
+    from orchestrator.history.render import scaling_json, show_json
 
     run = store.get(ref)
     if run is None:
         raise Fail(f"no such run: {ref!r}", NOT_FOUND)
-    return show_json(run)
+    return show_json(run) | {"scaling": scaling_json(store.scaling(run.name))}
 
 
 def _listed(store: Store, query: dict[str, Any]) -> list[Run]:

@@ -23,7 +23,6 @@ import psutil
 from orchestrator.control import snapshot
 from orchestrator.control.backend import (
     AgentGone,
-    GpuLook,
     LogChunk,
     PartStatus,
     Report,
@@ -32,6 +31,7 @@ from orchestrator.control.backend import (
     StartPart,
 )
 from orchestrator.control.gpu_usage import GpuWatch
+from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
@@ -61,9 +61,6 @@ LOOK_AGAIN_S = 30.0
 """How often the machine is looked at: a GPU that is lost, or a NIC that goes down, is told within that time."""
 PROGRESS_S = 1.0
 """How often the ranks' progress files are read."""
-MOST_LOOKS = 1024
-GPUS_S = 5.0
-"""How often the GPUs of runs are looked at."""
 REPORT_BYTES = 4 << 20
 GPU_FREE_S = 15.0
 """How long ended ranks' GPU memory may take to be given back before the node is reported all the same."""
@@ -93,9 +90,7 @@ class NodeAgent:
         self._found: dict[str, Any] | None = None
         self._looked = 0.0
         self._visible = visible_gpus(environ)
-        self._gpu_watch = GpuWatch(environ)
-        self._gpu_looks: list[GpuLook] = []
-        self._watching: asyncio.Task[None] | None = None
+        self._gpus = GpuWatcher(GpuWatch(environ), self._visible, lambda: self._parts.values())
         self._base = base_env(environ)
         self._interface = interface_of(address)
         self._cpus_of_numa = cpus_by_numa()
@@ -271,7 +266,7 @@ class NodeAgent:
                 file.shipped = file.taken = shipped
             self._parts[key] = part
             self._watch_nccl(part, note.get("nccl_log"), map(int, attempt["ranks"]))
-            self._watch_gpus()
+            self._gpus.watch()
         for rank, state in attempt["ranks"].items():
             self._rank_ended(part, int(rank), state["exit"])
         if attempt["ended"]:
@@ -343,7 +338,7 @@ class NodeAgent:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
         self._watch_nccl(known, part.nccl_log, known.ranks)
-        self._watch_gpus()
+        self._gpus.watch()
         for rank, state in answer["ranks"].items():
             if state.get("exit") is not None:
                 self._rank_ended(known, int(rank), state["exit"])
@@ -446,30 +441,9 @@ class NodeAgent:
         self._sequence += 1
         parts = self._parts.values()
         looks = tuple(found for part in parts for found in self._progress_of(part))
-        gpus, self._gpu_looks = tuple(self._gpu_looks), []
-        self._unacked = Report(self._sequence, tuple(p.status() for p in parts), tuple(chunks), info, gpus, looks)
+        statuses = tuple(p.status() for p in parts)
+        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks)
         return self._unacked
-
-    def _watch_gpus(self) -> None:
-        """Sees to it that the GPUs of runs are looked at."""
-        if self._watching is None and any(part.gpus for part in self._parts.values()):
-            self._watching = asyncio.get_running_loop().create_task(self._look_at_gpus())
-
-    async def _look_at_gpus(self) -> None:
-        """Until no run has a GPU: apart from the reports, as a driver that hangs must not keep the heartbeat."""
-        try:
-            while live := [part for part in self._parts.values() if part.gpus and not part.swept]:
-                names = {gpu: gpu_name(self._visible, gpu) for part in live for gpu in part.gpus}
-                uses = await asyncio.to_thread(self._gpu_watch.look, list(names.values()))
-                for part in live:
-                    for gpu in part.gpus:
-                        if (use := uses.get(names[gpu])) is not None:
-                            self._gpu_looks.append(GpuLook(part.run, part.attempt, gpu, use))
-                # A controller that is away for long need not hear of all of it.
-                del self._gpu_looks[:-MOST_LOOKS]
-                await asyncio.sleep(GPUS_S)
-        finally:
-            self._watching = None
 
     def _progress_of(self, part: Part) -> tuple[RankProgress, ...]:
         """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""

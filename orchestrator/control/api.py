@@ -325,7 +325,9 @@ class Api:
         ref = request.match_info["ref"]
         if (array := await self._controller.find_array(ref)) is not None:
             return web.json_response(await self._array(array) | {"spec": array.spec.model_dump(mode="json")})
-        return web.json_response(render.show_json(await self._controller.find(ref)))
+        run = await self._controller.find(ref)
+        sizes = await self._controller.scaling(run.name)
+        return web.json_response(render.show_json(run) | {"scaling": render.scaling_json(sizes)})
 
     async def _array(self, array: Array) -> dict[str, Any]:
         first = await self._controller.find(str(array.id))

@@ -29,6 +29,7 @@ from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.hardware.model import Cluster
+from orchestrator.history.ledger import Scale
 from orchestrator.history.queries import RunFilter
 from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
@@ -326,6 +327,9 @@ class Controller:
     def array_of(self, run: Run) -> Array | None:
         """The array that a run is of, while any run of it has not ended."""
         return None if run.element is None else self.runtime.book.arrays.get(run.element.array)
+
+    async def scaling(self, name: str) -> list[Scale]:
+        return await self.runtime.db(self._store.scaling, name)
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
         return [self.with_reason(run) for run in await self.runtime.read(self._store.runs, wanted)]

@@ -10,8 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
 
+from orchestrator.control.progress_kind import (
+    Kind,
+    count_of,
+    first_at,
+    mean_step,
+    newest_at,
+    own_time,
+    samples_of,
+    saved_count,
+    step_time,
+    was_read,
+)
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.progress.histogram import difference, merged, quantile
 from orchestrator.progress.values import GangSample, Progress, RankSample, Source, patience_ms
@@ -22,8 +33,6 @@ STEPLESS_BATCHES = 10
 """So many batches without any step are those of a script that has no optimizer steps to see."""
 RATES = {"samples": "samples_per_s", "tokens": "tokens_per_s"}
 """What a `throughput:` pattern's name means beside its own value."""
-
-Kind = Literal["steps", "reports", "batches", "log"]
 
 
 @dataclass
@@ -77,6 +86,11 @@ class GangProgress:
     def began(self) -> bool:
         """Whether any progress was seen."""
         return self._first_ms is not None
+
+    @property
+    def looks(self) -> dict[int, RankProgress]:
+        """The newest look at each rank that has shown anything."""
+        return {number: rank.look for number, rank in self._ranks.items()}
 
     def observe(self, looks: Iterable[RankProgress], now: datetime) -> None:
         """Takes looks in; an older one than was seen of its rank changes nothing."""
@@ -133,10 +147,10 @@ class GangProgress:
         ranks = self._ranks.values()
         if self._first_ms is None:
             self._first_ms = (
-                min(rank.wall(_first(rank.look, kind)) for rank in ranks if _first(rank.look, kind)) // 10**6
+                min(rank.wall(first_at(rank.look, kind)) for rank in ranks if first_at(rank.look, kind)) // 10**6
             )
             self._counted_to = self._first_ms
-            self._resumed = any(_was_read(rank.look, kind) for rank in ranks)
+            self._resumed = any(was_read(rank.look, kind) for rank in ranks)
         assert self._counted_to is not None
         to = max(rank.wall(rank.look.progressed_at) for rank in ranks if rank.look.progressed_at) // 10**6
         gap = to - self._counted_to
@@ -167,7 +181,7 @@ class GangProgress:
         if self._kind == "steps":
             return look.early_save_time
         # Saves before the first step belong to the start.
-        return 0 if look.save_began_at >= _first(look, self._kind) else look.save_time
+        return 0 if look.save_began_at >= first_at(look, self._kind) else look.save_time
 
     def _busy_part(self, span: int, steps: int) -> int:
         """How much of a time without saves, at whose end the gang had got on, was no standstill."""
@@ -185,18 +199,20 @@ class GangProgress:
         return self._busy / (count - 1) if count > 1 and self._busy else None
 
     def _count(self) -> int:
-        return max((_count(rank.look, self._kind) for rank in self._ranks.values()), default=0)
+        return max((count_of(rank.look, self._kind) for rank in self._ranks.values()), default=0)
 
     def _take_checkpoint(self) -> None:
         """A checkpoint counts once nobody saves any more: each rank may write a part of it."""
         looks = [rank.look for rank in self._ranks.values()]
         if any(look.saving for look in looks):
             return
-        newest = max((look for look in looks if look.saved), key=lambda look: _saved(look, self._kind), default=None)
-        if newest is None or (newest.saved <= self._saves and _saved(newest, self._kind) <= self._saved_count):
+        newest = max(
+            (look for look in looks if look.saved), key=lambda look: saved_count(look, self._kind), default=None
+        )
+        if newest is None or (newest.saved <= self._saves and saved_count(newest, self._kind) <= self._saved_count):
             return
         self._saves = max(look.saved for look in looks)
-        self._saved_count = _saved(newest, self._kind)
+        self._saved_count = saved_count(newest, self._kind)
         self._saved_ms = self._ranks[newest.rank].wall(newest.saved_at) // 10**6
         self._saved_busy = self._busy_at(self._saved_count)
         self._path = [(self._saved_count, self._saved_busy)] + [p for p in self._path if p[0] > self._saved_count]
@@ -234,15 +250,17 @@ class GangProgress:
         kind = self._kind
         pairs = [(base[number], look) for number, look in looks.items() if number in base]
         times = merged([difference(before.step_times, look.step_times) for before, look in pairs])
-        samples = [_samples(look, kind) - _samples(before, kind) for before, look in pairs if _samples(look, kind)]
-        own = [time for pair in pairs if (time := _own_time(*pair, kind)) is not None]
+        samples = [
+            samples_of(look, kind) - samples_of(before, kind) for before, look in pairs if samples_of(look, kind)
+        ]
+        own = [time for pair in pairs if (time := own_time(*pair, kind)) is not None]
         return GangSample(
             _time(began),
             GANG_S,
             now_ms - began,
-            max((_count(look, kind) - _count(before, kind) for before, look in pairs), default=0),
+            max((count_of(look, kind) - count_of(before, kind) for before, look in pairs), default=0),
             sum(samples) if samples else None,
-            max((t for pair in pairs if (t := _step_time(*pair, kind)) is not None), default=None),
+            max((t for pair in pairs if (t := step_time(*pair, kind)) is not None), default=None),
             quantile(times, 0.5),
             quantile(times, 0.99),
             min(own, default=None),
@@ -278,11 +296,8 @@ class GangProgress:
         kind = self._kind
         looks = {number: rank.look for number, rank in self._ranks.items()}
         steps = max(self._count(), self._path[-1][0])
-        speed = self._speed(looks, steps)
-        own = {number: rank.own_time for number, rank in self._ranks.items()}
-        if any(time is None for time in own.values()):
-            own = {number: _mean_step(look, kind) for number, look in looks.items()}
-        own = {number: time for number, time in own.items() if time is not None}
+        speed = self._speed(looks)
+        own = self._rank_times()
         waits = [
             look.data_wait / (look.batch_at - look.first_batch_at)
             for look in looks.values()
@@ -292,7 +307,7 @@ class GangProgress:
         return Progress(
             source=self._source(looks),
             steps=steps,
-            samples=_total(_samples(look, kind) for look in looks.values()),
+            samples=_total(samples_of(look, kind) for look in looks.values()),
             samples_per_s=speed[0],
             step_time=speed[1],
             step_time_p50=quantile(times, 0.5),
@@ -315,6 +330,14 @@ class GangProgress:
             metrics=self._metrics(),
         )
 
+    def _rank_times(self) -> dict[int, float]:
+        """What a step takes each rank: its own work where that is known of all, or else from step to step."""
+        own = {number: time for number, rank in self._ranks.items() if (time := rank.own_time) is not None}
+        if own.keys() == self._ranks.keys():
+            return own
+        means = {number: mean_step(rank.look, self._kind) for number, rank in self._ranks.items()}
+        return {number: time for number, time in means.items() if time is not None}
+
     def _last_saves(self) -> int:
         """How long the gang waited for saves after its last progress, one that was broken off included."""
         most = 0
@@ -324,7 +347,7 @@ class GangProgress:
             most = max(most, look.save_time - self._seen_save_time(look) + broken_off)
         return most // 10**6
 
-    def _speed(self, looks: dict[int, RankProgress], steps: int) -> tuple[float | None, float | None]:
+    def _speed(self, looks: dict[int, RankProgress]) -> tuple[float | None, float | None]:
         """Samples a second and seconds a step: from the end of the first step to that of the last, without saves."""
         told = {name: total / looks for name, (total, looks) in self._logged.items()}
         rate, step_time = told.get("samples"), told.get("step_time")
@@ -333,16 +356,21 @@ class GangProgress:
             newest = max(looks.values(), key=lambda look: look.logged_at)
             if newest.logged_at > at:
                 rate = (newest.logged["samples_total"] - first.get("samples_total", 0)) * 1e9 / (newest.logged_at - at)
-        if self._kind in (None, "log") or not looks:
+        if self._kind in (None, "log"):
             return rate, step_time
-        lead = max(looks.values(), key=lambda look: _count(look, self._kind))
-        span = (_at(lead, self._kind) - _first(lead, self._kind)) / 1e9 - (self._save + self._idle) / 1e3
-        if steps < 2 or span <= 0:
-            return rate, step_time
-        samples = _total(_samples(look, self._kind) for look in looks.values())
-        if rate is None and samples is not None:
-            rate = samples * (steps - 1) / steps / span
-        return rate, step_time if step_time is not None else span / (steps - 1)
+        # Each rank by its own clock: their first steps need not end together.
+        times, rates = [], []
+        for look in looks.values():
+            steps = count_of(look, self._kind)
+            span = (newest_at(look, self._kind) - first_at(look, self._kind)) / 1e9 - (self._save + self._idle) / 1e3
+            if steps > 1 and span > 0:
+                times.append(span / (steps - 1))
+                rates.append(samples_of(look, self._kind) / steps / times[-1])
+        if rate is None and sum(rates) > 0:
+            rate = sum(rates)
+        if step_time is None and times:
+            step_time = sum(times) / len(times)
+        return rate, step_time
 
     def _source(self, looks: dict[int, RankProgress]) -> Source:
         if any(look.reported_samples for look in looks.values()) or self._kind == "reports":
@@ -355,67 +383,16 @@ class GangProgress:
         return self._previous.steps - (self._previous.saved_steps if self._resumed else 0)
 
 
-# What a kind of progress is, of one look or between two --------------------------------------------------------------
-
-
-def _count(look: RankProgress, kind: Kind | None) -> int:
-    if kind == "log":
-        return int(look.logged.get("step", 0))
-    return 0 if kind is None else int(getattr(look, kind))
-
-
-def _at(look: RankProgress, kind: Kind | None) -> int:
-    return {"steps": look.step_at, "reports": look.report_at, "batches": look.batch_at}.get(kind or "", look.logged_at)
-
-
-def _first(look: RankProgress, kind: Kind | None) -> int:
-    firsts = {"steps": look.first_step_at, "reports": look.first_report_at, "batches": look.first_batch_at}
-    return firsts.get(kind or "", look.logged_at)
-
-
-def _saved(look: RankProgress, kind: Kind | None) -> int:
-    saved = {"steps": look.saved_steps, "reports": look.saved_reports, "batches": look.saved_batches}
-    return saved.get(kind or "", 0)
-
-
-def _samples(look: RankProgress, kind: Kind | None) -> int:
-    if look.reported_samples:
-        return look.reported_samples
-    return look.samples if kind == "steps" else look.batch_samples if kind == "batches" else 0
-
-
-def _was_read(look: RankProgress, kind: Kind) -> bool:
-    """Whether a checkpoint was read before the first step; of several reads only the time of the newest is known."""
-    return look.loads > 1 or (look.loads == 1 and look.load_at <= _first(look, kind))
-
-
-def _step_time(before: RankProgress, look: RankProgress, kind: Kind | None) -> float | None:
-    steps = _count(look, kind) - _count(before, kind)
-    return (_at(look, kind) - _at(before, kind)) / steps / 1e9 if steps > 0 and _at(before, kind) else None
-
-
-def _own_time(before: RankProgress, look: RankProgress, kind: Kind | None) -> float | None:
-    steps = look.steps - before.steps
-    if look.own_time and steps > 0:
-        return (look.own_time + (look.data_wait - before.data_wait) / steps) / 1e9
-    return _step_time(before, look, kind)
-
-
-def _mean_step(look: RankProgress, kind: Kind | None) -> float | None:
-    count = _count(look, kind)
-    return (_at(look, kind) - _first(look, kind)) / (count - 1) / 1e9 if count > 1 else None
-
-
 def _rank_sample(began: int, now_ms: int, before: RankProgress, look: RankProgress, kind: Kind | None) -> RankSample:
     return RankSample(
         look.rank,
         _time(began),
         RANK_S,
         now_ms - began,
-        max(0, _count(look, kind) - _count(before, kind)),
-        _samples(look, kind) - _samples(before, kind) if _samples(look, kind) else None,
-        _step_time(before, look, kind),
-        _own_time(before, look, kind) if look.own_time else None,
+        max(0, count_of(look, kind) - count_of(before, kind)),
+        samples_of(look, kind) - samples_of(before, kind) if samples_of(look, kind) else None,
+        step_time(before, look, kind),
+        own_time(before, look, kind) if look.own_time else None,
         (look.data_wait - before.data_wait) // 10**6,
     )
 

@@ -12,7 +12,7 @@ from orchestrator.control.gang_progress import RANK_S, GangProgress
 from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.runtime import Runtime
-from orchestrator.history.errors import StaleEpoch, StoreError
+from orchestrator.history.errors import StaleEpoch
 from orchestrator.history.measurements import Measured
 from orchestrator.progress.values import GpuSample
 from orchestrator.scheduling.run import Run
@@ -21,6 +21,8 @@ log = logging.getLogger("orch.measuring")
 
 WRITE_S = 10.0
 """How often what was measured goes into the database; a controller that dies loses no more than this."""
+FEW, COUNT_EVERY = 10, 6
+"""Where many runs are live, the GPU time of each is counted at every so manieth writing."""
 
 
 class GpuWindows:
@@ -82,6 +84,7 @@ class Measuring:
         self._runtime = runtime
         self._gangs: dict[tuple[int, int], GangProgress] = {}
         self._gpus: dict[tuple[int, int], GpuWindows] = {}
+        self._turn = 0
 
     def start(self) -> None:
         self._runtime.spawn(self._count_missed())
@@ -111,40 +114,51 @@ class Measuring:
             by_gang.setdefault((look.run, look.attempt), []).append(look)
         for key, found in by_gang.items():
             if (gang := self._gangs.get(key)) is not None:
-                gang.observe(found, self._runtime.now())
+                try:
+                    gang.observe(found, self._runtime.now())
+                except Exception:
+                    # What a script shows of itself must not keep its node's reports from being taken in.
+                    self._give_up(key)
 
     def of(self, run: int, attempt: int) -> GangProgress | None:
         """The live attempt's progress."""
         return self._gangs.get((run, attempt))
 
     async def end(self, run: int, attempt: int) -> None:
-        """The attempt is over: what is not written yet is written before its end is recorded."""
-        gang = self._gangs.pop((run, attempt), None)
-        if gang is None:
+        """The attempt is over: what is not written yet is written before its end is recorded, which nothing here prevents."""
+        key = run, attempt
+        gang, gpus = self._gangs.pop(key, None), self._gpus.pop(key, None)
+        if gang is None or gpus is None:
             return
-        gang.end(self._runtime.now())
-        self._gpus[run, attempt].close_all()
         try:
-            # Of one of which nothing was seen there is nothing to write; its GPU time is counted once its end is recorded.
-            await self._write({(run, attempt): gang}, live=False)
+            gang.end(self._runtime.now())
+            gpus.close_all()
+            last = self._measured(key, gang, gpus, count=False)
+            # Its GPU time is counted once its end is recorded.
+            if last.told:
+                await self._runtime.write(self._runtime.store.measure, [last], self._runtime.now())
         except StaleEpoch:
             raise
-        except StoreError as error:
-            log.error("what was measured of run %s last is lost: %s", run, error)
-        finally:
-            self._gpus.pop((run, attempt), None)
+        except Exception:
+            log.exception("what was measured of run %s last is lost", run)
 
     async def _write_all(self) -> None:
-        await self._write(self._gangs)
-
-    async def _write(self, gangs: dict[tuple[int, int], GangProgress], *, live: bool = True) -> None:
-        now = self._runtime.now()
-        taken = []
-        for (run, attempt), gang in gangs.items():
-            rows = gang.take_rows()
-            gpus = self._gpus[run, attempt].take_rows()
-            one = Measured(run, attempt, gang.summary(), tuple(rows[0]), tuple(rows[1]), tuple(gpus))
-            if live or one.told:
-                taken.append(one)
+        self._turn += 1
+        taken, few = [], len(self._gangs) < FEW
+        for key, gang in list(self._gangs.items()):
+            # Many runs take turns: counting one is several statements.
+            count = few or (self._turn + key[0]) % COUNT_EVERY == 0
+            try:
+                taken.append(self._measured(key, gang, self._gpus[key], count=count))
+            except Exception:
+                self._give_up(key)
         if taken:
-            await self._runtime.write(self._runtime.store.measure, taken, now)
+            await self._runtime.write(self._runtime.store.measure, taken, self._runtime.now())
+
+    def _give_up(self, key: tuple[int, int]) -> None:
+        log.exception("run %s is measured no more", key[0])
+        del self._gangs[key], self._gpus[key]
+
+    def _measured(self, key: tuple[int, int], gang: GangProgress, gpus: GpuWindows, *, count: bool) -> Measured:
+        rows, rank_rows = gang.take_rows()
+        return Measured(*key, gang.summary(), tuple(rows), tuple(rank_rows), tuple(gpus.take_rows()), count)

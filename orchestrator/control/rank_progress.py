@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.progress import file
@@ -79,6 +80,8 @@ class RankProgress:
         return max(self.step_at, self.batch_at, self.report_at, self.logged_at)
 
 
+MOST = 2**53
+"""More is no honest count or time: what a script has scribbled into its file must not come any further."""
 _SLOTS = struct.Struct(f"{file.SLOTS}q")
 _COUNTS = struct.Struct(f"{file.BUCKETS}q")
 
@@ -88,22 +91,19 @@ def look(
 ) -> RankProgress | None:
     """What the rank at this file has written, and what its log told; None where there is nothing of either."""
     at = time.monotonic_ns()
-    told = {"logged": dict(logged or {}), "logged_at": logged_at}
+    told = dict(logged or {})
     data = _read(path)
     if data is None:
-        return RankProgress(run, attempt, rank, at, **told) if logged else None  # type: ignore[arg-type]
+        return RankProgress(run, attempt, rank, at, logged=told, logged_at=logged_at) if told else None
     slots = _SLOTS.unpack_from(data)
     counts = _COUNTS.unpack_from(data, file.HISTOGRAM)
     metrics = {name: struct.unpack_from("d", data, place)[0] for place, name in named(data)}
-    return RankProgress(
-        run,
-        attempt,
-        rank,
-        at,
-        *slots[file.S_BEGAN :],
-        step_times={bucket: count for bucket, count in enumerate(counts) if count > 0},
-        metrics={name: value for name, value in metrics.items() if value == value},
-        **told,  # type: ignore[arg-type]
+    return replace(
+        RankProgress(run, attempt, rank, at, *slots[file.S_BEGAN :]),
+        step_times={bucket: count for bucket, count in enumerate(counts) if 0 < count < MOST},
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        logged=told,
+        logged_at=logged_at,
     )
 
 
@@ -115,6 +115,8 @@ def _read(path: Path) -> bytes | None:
             data = os.read(descriptor, file.SIZE)
         finally:
             os.close(descriptor)
-        if len(data) == file.SIZE and _SLOTS.unpack_from(data)[:2] == (file.MAGIC, file.VERSION):
-            return data
+        if len(data) == file.SIZE:
+            magic, version, *slots = _SLOTS.unpack_from(data)
+            if (magic, version) == (file.MAGIC, file.VERSION) and 0 <= min(slots) <= max(slots) < MOST:
+                return data
     return None

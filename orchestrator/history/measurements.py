@@ -41,6 +41,8 @@ class Measured:
     gang: tuple[GangSample, ...] = ()
     ranks: tuple[RankSample, ...] = ()
     gpus: tuple[GpuSample, ...] = ()
+    count: bool = True
+    """Whether the run's GPU time is counted anew."""
 
     @property
     def told(self) -> bool:
@@ -48,6 +50,8 @@ class Measured:
         return self.progress is not None or bool(self.gang or self.ranks or self.gpus)
 
 
+LATEST = 200
+"""So many attempts of a name say how it scales."""
 _PARTS = [part.name for part in fields(GpuTime)]
 
 # Asked at the end of each attempt, and made once: to make a statement takes SQLAlchemy longer than SQLite takes to run it.
@@ -172,11 +176,12 @@ def _price(prices: Mapping[str, float], device: str, model: str | None) -> float
 
 def fold(connection: Connection, key: Key, now: datetime, ended: datetime | None) -> None:
     """Makes longer rows of the attempt's older ones (series.DETAIL)."""
-    for row, folded, back in (
+    kinds: tuple[tuple[Any, Any, Any], ...] = (
         (GangSampleRow, fold_gang, gang_of),
         (RankSampleRow, fold_ranks, rank_of),
         (GpuSampleRow, fold_gpus, gpu_of),
-    ):
+    )
+    for row, folded, back in kinds:
         began = connection.execute(select(func.min(row.at)).where(row.run_id == key[0], row.attempt == key[1])).scalar()
         if began is None:
             continue
@@ -185,7 +190,7 @@ def fold(connection: Connection, key: Key, now: datetime, ended: datetime | None
             old = [back(one) for one in connection.execute(select(row).where(*narrow).order_by(row.at))]
             if old:
                 connection.execute(delete(row).where(*narrow))
-                samples = folded(old, seconds)  # type: ignore[operator]
+                samples = folded(old, seconds)
                 of = {"run_id": key[0], "attempt": key[1]}
                 connection.execute(insert(row), [of | _columns(sample) for sample in samples])
 
@@ -240,12 +245,14 @@ def gpu_series(connection: Connection, key: Key) -> list[GpuSample]:
 
 
 def sizes_and_rates(connection: Connection, name: str) -> list[tuple[int, float]]:
-    """Of the runs of that name: how many workers an attempt had, and how many samples a second it did."""
+    """Of the latest runs of that name: how many workers an attempt had, and how many samples a second it did."""
     question = (
         select(AttemptRow.placement, ProgressRow.samples_per_s)
         .join(ProgressRow, (ProgressRow.run_id == AttemptRow.run_id) & (ProgressRow.attempt == AttemptRow.number))
         .join(RunRow, RunRow.id == AttemptRow.run_id)
         .where(RunRow.name == name, ProgressRow.samples_per_s.is_not(None))
+        .order_by(AttemptRow.run_id.desc())
+        .limit(LATEST)
     )
     return [
         (sum(len(node["gpus"]) for node in placement["nodes"]), rate)

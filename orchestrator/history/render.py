@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -112,11 +113,20 @@ def throughput(run: Run) -> dict[str, Any] | None:
     }
 
 
+def scaling_json(sizes: Sequence[ledger.Scale]) -> list[dict[str, Any]]:
+    """How the runs of a name scale, by size."""
+    return [
+        asdict(one) | {"samples_per_s": _significant(one.samples_per_s), "efficiency": _significant(one.efficiency)}
+        for one in sizes
+    ]
+
+
 def _progress(progress: Progress | None) -> dict[str, Any] | None:
     if progress is None:
         return None
+    times = ("first_step_at", "last_step_at", "saved_at")
     told = {name: _significant(v) if isinstance(v, float) else v for name, v in asdict(progress).items()}
-    return told | {name: time_json(told[name]) for name in ("first_step_at", "last_step_at", "saved_at")}
+    return told | {name: time_json(getattr(progress, name)) for name in times}
 
 
 def _significant(value: float | None) -> float | None:

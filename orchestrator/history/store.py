@@ -24,6 +24,7 @@ from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
+from orchestrator.history.ledger import Scale, scaling
 from orchestrator.history.measurements import Measured
 from orchestrator.history.models import (
     AllocationRow,
@@ -345,7 +346,9 @@ class Store:
                     run = _with(run, one.attempt, progress=one.progress)
                 measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
                 measurements.fold(connection, key, now, ended=None)
-                self._changes.runs[one.run] = measurements.recount(connection, run, now, self.prices)
+                self._changes.runs[one.run] = (
+                    measurements.recount(connection, run, now, self.prices) if one.count else run
+                )
 
     def count(self, run: Run, now: datetime) -> None:
         """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
@@ -538,6 +541,11 @@ class Store:
         """The runs that `wanted` describes, with attempts, without events."""
         with self._database.read() as connection:
             return queries.filtered(connection, wanted or RunFilter())
+
+    def scaling(self, name: str) -> list[Scale]:
+        """How well the runs of that name use more workers, by size, the smallest first."""
+        with self._database.read() as connection:
+            return scaling(measurements.sizes_and_rates(connection, name))
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes that were ever seen, by name."""

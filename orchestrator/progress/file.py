@@ -10,7 +10,7 @@ Read by name by rank.py in any interpreter from Python 3.9 on: standard library 
 
 from __future__ import annotations
 
-import mmap
+import ctypes
 import os
 
 SIZE = 8192
@@ -89,16 +89,29 @@ def bucket_start(bucket: int) -> int:
     return (16 + (bucket & 15)) << (octave - 4)
 
 
-def open_file(path: str) -> mmap.mmap:
-    """The file at `path`, mapped; made, with its header, where it is not there yet. Raises OSError, ValueError."""
+def _map(descriptor: int) -> memoryview:
+    """Python's own mmap keeps a descriptor open, which the script would see and whose number it would miss."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    read_and_write, shared = 3, 1
+    address = libc.mmap(None, SIZE, read_and_write, shared, descriptor, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return memoryview((ctypes.c_char * SIZE).from_address(address)).cast("B")
+
+
+def open_file(path: str) -> memoryview:
+    """The bytes of the file at `path`, mapped for good; made where it is not there yet. Raises OSError, ValueError."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         # A hole would become SIGBUS when the disk is full.
         os.posix_fallocate(descriptor, 0, SIZE)
-        mapped = mmap.mmap(descriptor, SIZE)
+        mapped = _map(descriptor)
     finally:
         os.close(descriptor)
-    slots = memoryview(mapped).cast("q")
+    slots = mapped.cast("q")
     if slots[S_MAGIC] == 0:
         slots[S_VERSION] = VERSION
         slots[S_MAGIC] = MAGIC

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import weakref
+from importlib.util import spec_from_file_location
 from typing import Any, Callable
 
 LOOK_AT_DDP_NS, LOOK_SOON_NS = 1_000_000_000, 50_000_000
@@ -26,8 +27,7 @@ class Observer:
 
     def __init__(self, file: Any, path: str) -> None:
         self.file = file
-        mapped = file.open_file(path)
-        self.slots = memoryview(mapped).cast("q")
+        self.slots = file.open_file(path).cast("q")
         self.counts = self.slots[file.HISTOGRAM // 8 :]
         self.clock = time.monotonic_ns
         self.slots[file.S_PID] = os.getpid()
@@ -311,22 +311,33 @@ def size_of(data: Any, most: int | None) -> int:
 
 
 class Finder:
-    """Stands first on sys.meta_path, finds nothing itself, and has each module of `patches` patched once it is loaded."""
+    """Stands first on sys.meta_path, and has each module of `patches` patched once it is loaded.
 
-    def __init__(self, patches: dict[str, Patch]) -> None:
-        self.patches = patches
+    What it finds itself is `orchestrator`, for its `report`, where the interpreter has none.
+    """
+
+    def __init__(self, patches: dict[str, Patch], package: str) -> None:
+        self.patches, self.package = patches, package
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name not in self.patches:
+        if name not in self.patches and name != "orchestrator":
             return None
-        patch = self.patches.pop(name)
+        patch = self.patches.pop(name, None)
+        spec = self.found_by_others(name, path, target)
+        if name == "orchestrator" and spec is None:
+            spec = spec_from_file_location(
+                name, os.path.join(self.package, "__init__.py"), submodule_search_locations=[self.package]
+            )
+        if spec is not None and patch is not None:
+            self.after_loading(spec, patch)
+        return spec
+
+    def found_by_others(self, name: str, path: Any, target: Any) -> Any:
         for finder in list(sys.meta_path):
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                self.after_loading(spec, patch)
-                return spec
+            if finder is not self and hasattr(finder, "find_spec"):
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    return spec
         return None
 
     def after_loading(self, spec: Any, patch: Patch) -> None:
@@ -369,5 +380,6 @@ def observe(file: Any, path: str) -> None:
             waiting[name] = patch
         else:
             apply(patch, module)
-    sys.meta_path.insert(0, Finder(waiting))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.meta_path.insert(0, Finder(waiting, package))
     os.register_at_fork(after_in_child=observer.leave_child)

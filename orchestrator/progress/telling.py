@@ -7,14 +7,13 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from mmap import mmap
 
 from orchestrator.progress import file
 
 Teller = Callable[["int | None", "float | None", Mapping[str, float]], None]
 
 
-def named(data: mmap | bytes) -> Iterator[tuple[int, str]]:
+def named(data: memoryview | bytes) -> Iterator[tuple[int, str]]:
     """The metrics of a progress file: where each one's value is, and its name."""
     for index in range(file.METRIC_COUNT):
         at = file.METRICS + index * file.METRIC_SIZE
@@ -35,7 +34,7 @@ def teller() -> Teller:
         mapped = file.open_file(path)
     except (OSError, ValueError):
         return nobody_listens
-    slots = memoryview(mapped).cast("q")
+    slots = mapped.cast("q")
     # A process of the same rank may have begun before this one.
     places = {name: at for at, name in named(mapped)}
 

@@ -28,6 +28,7 @@ from orchestrator.control.launcher_client import (
     LauncherRefusedError,
 )
 from orchestrator.control.rank_env import base_env
+from orchestrator.control.rank_progress import look
 
 FINGERPRINT = Path(__file__).parents[1] / "fixtures" / "fingerprint.py"
 TORCH = "torch,torch.distributed,torch._dynamo"
@@ -786,6 +787,22 @@ def test_an_observed_script_without_torch_has_none_and_one_whose_file_cannot_be_
         assert node.event("exit", attempt=f"1.{number}")["code"] == 0
         node.event("ended", attempt=f"1.{number}")
         assert node.log(f"1.{number}").split() == ["False", f"train_1_{number}_0.py", "__main__"]
+
+
+def test_an_interpreter_without_orch_has_its_report_all_the_same_and_no_other_package_is_hidden(node: Node) -> None:
+    bare = node.folder / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    text = "import orchestrator; print(getattr(orchestrator, 'MINE', 'not mine')); orchestrator.report(loss=0.5)"
+    progress = node.folder / "progress"
+    node.start("1.1", text, python=str(bare / "bin" / "python"), env={"ORCH_PROGRESS": str(progress)})
+    assert node.event("exit", attempt="1.1")["code"] == 0, node.log("1.1")
+    seen = look(progress, 1, 1, 0)
+    assert seen is not None
+    assert seen.metrics == {"loss": 0.5}
+    (node.folder / "orchestrator.py").write_text("MINE = 'mine'\ndef report(**values): pass")
+    node.start("1.2", text, python=str(bare / "bin" / "python"), env={"ORCH_PROGRESS": str(progress)})
+    assert node.event("exit", attempt="1.2")["code"] == 0, node.log("1.2")
+    assert [node.log(attempt) for attempt in ("1.1", "1.2")] == ["not mine\n", "mine\n"]
 
 
 @pytest.mark.torch

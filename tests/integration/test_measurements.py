@@ -134,9 +134,12 @@ def test_a_series_ages_while_the_run_lives_and_is_kept_whole_when_it_was_short(
 def test_scaling_of_a_name_is_over_all_its_runs(store: Store) -> None:
     run = placed(store)
     store.measure([Measured(run.id, 1, progress(20, 60))], at(62))
-    with store._database.read() as connection:
-        assert measurements.sizes_and_rates(connection, run.name) == [(4, 80.0)]
-        assert measurements.sizes_and_rates(connection, "another") == []
+    store.finish(run.id, Event.SUCCEEDED, Outcome.SUCCEEDED, at(70))
+    larger, _ = store.submit(a_new_run(workers=8), at(80))
+    store.place(larger.id, a_placement(a=(0, 1, 2, 3), b=(0, 1, 2, 3)), at(90))
+    store.measure([Measured(larger.id, 1, replace(progress(95, 99), samples_per_s=120.0))], at(99))
+    assert [(one.workers, one.efficiency) for one in store.scaling(run.name)] == [(4, 1.0), (8, 0.75)]
+    assert store.scaling("another") == []
 
 
 def test_the_database_itself_refuses_gpu_time_that_does_not_sum(store: Store, url: str, raw: Any) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import pytest
@@ -127,7 +128,7 @@ dist.init_process_group("gloo")
 class Slow(torch.nn.Linear):
     "The second rank takes longer, and the first one waits for it."
     def forward(self, x):
-        time.sleep(0.002 + 0.006 * dist.get_rank())
+        time.sleep(0.002 + 0.015 * dist.get_rank())
         return super().forward(x)
 
 model = torch.nn.parallel.DistributedDataParallel(Slow(16, 1))
@@ -151,7 +152,7 @@ def agrees(measured: Measured) -> None:
     assert progress.steps == max(measured.own("steps"))
     assert progress.samples == sum(measured.own("samples"))
     assert progress.samples_per_s == pytest.approx(sum(measured.own("rate")), rel=0.02)
-    assert progress.step_time == pytest.approx(max(measured.own("step_time")), rel=0.02)
+    assert progress.step_time == pytest.approx(mean(measured.own("step_time")), rel=0.02)
     assert progress.source == "auto"
 
 
@@ -162,7 +163,7 @@ def test_plain_ddp_with_an_uneven_last_batch(node: Node) -> None:
     assert measured.progress.steps == 162
     # Both ranks' steps take as long; DDP knows whose own work it is.
     assert measured.progress.slowest_rank == 1
-    assert measured.progress.rank_time_max - measured.progress.rank_time_min > 0.003
+    assert measured.progress.rank_time_max > measured.progress.rank_time_min + 0.005
 
 
 FSDP = """
