@@ -115,6 +115,7 @@ def on_a_cluster(gpus: int) -> None:
         run(*ORCH, "topo")
         run(*ORCH, "topo", "--node", json.loads(run(*ORCH, "nodes", "--json").stdout)[0]["node"])
         run(*ORCH, "plan", "reduce.yaml")
+        versions()
         print("\n## A gang on all GPUs")
         check("the gang's run succeeded", run(*ORCH, "submit", "reduce.yaml", "--follow").returncode == 0)
         shown = json.loads(
@@ -142,6 +143,30 @@ def on_a_cluster(gpus: int) -> None:
         check("no process is left on a GPU", not left.stdout.strip())
     finally:
         run(*ORCH, "down", "--force")
+
+
+def versions() -> None:
+    """doctor against nvidia-smi and torch itself; a driver that is not there is refused with numbers."""
+    import torch
+
+    print("\n## Doctor against nvidia-smi and torch")
+    run(*ORCH, "doctor")
+    facts = json.loads(quiet(*ORCH, "doctor", "--json"))["nodes"][0]
+    cudnn = torch.backends.cudnn.version()
+    told = {
+        "driver": smi("driver_version")[0][0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}",
+        "nccl_loaded": ".".join(map(str, torch.cuda.nccl.version())),
+        "gpus": [name for (name,) in smi("name")],
+    }
+    for key, expected in told.items():
+        check(f"{key}: {expected}", facts[key] == expected)
+    Path("newer.yaml").write_text('run: cudnn.py\nrequires: {driver: ">=999", torch: ">=2"}\n')
+    refused = run(*ORCH, "submit", "newer.yaml")
+    says = f"driver {told['driver']} is older than 999" in refused.stderr
+    check("a run that requires a newer driver is refused with the numbers", refused.returncode == 5 and says)
 
 
 def quiet(*command: str) -> str:

@@ -38,13 +38,13 @@ def up() -> None:
     settings = context.config()
     start_local(settings)
     try:
-        answer = _once_nodes_answer(context.controller(settings))
+        answer = once_nodes_answer(context.controller(settings))
     except Unreachable as error:
         raise Fail(f"the cluster was started, but {error.message}", UNREACHABLE) from None
     out.say(f"up: {_sum(answer)}")
 
 
-def _once_nodes_answer(api: Controller) -> dict[str, Any]:
+def once_nodes_answer(api: Controller) -> dict[str, Any]:
     """The status as soon as a node's agent has answered, at the latest after AGENT seconds."""
     deadline = time.monotonic() + AGENT
     while True:

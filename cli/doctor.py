@@ -1,4 +1,4 @@
-"""`orch doctor`: what would go wrong with NCCL, and what transport a recorded log shows."""
+"""`orch doctor`: what versions the nodes have, what would go wrong with NCCL, and what transport a recorded log shows."""
 
 from __future__ import annotations
 
@@ -20,24 +20,41 @@ FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
 
 @click.command()
+@click.option("--node", help="This node alone, with all that is known of it.")
+@click.option(
+    "--python",
+    metavar="PATH",
+    help="The interpreter that is asked; by default orch's own, as of a job without `python:`.",
+)
 @click.option("--nccl-log", "logs", multiple=True, type=FILE, help="A log that NCCL wrote; more may follow.")
 @click.argument("more", nargs=-1, type=FILE, metavar="[FILE]...")
 @out.output_option
-def doctor(logs: tuple[str, ...], more: tuple[str, ...], output: str) -> None:
+def doctor(node: str | None, python: str | None, logs: tuple[str, ...], more: tuple[str, ...], output: str) -> None:
     """What would go wrong with NCCL, or has gone wrong.
 
-    Reads logs that NCCL wrote with NCCL_DEBUG=INFO and says over what its links go. Several files are the ranks of
-    one job; - is standard input.
+    Compares the nodes: driver, torch, CUDA, cuDNN, NCCL, adapters, limits; marks with ! in what they differ; says what
+    will break and how to mend it, the worst first. Ends with 1 where something is an error. Without a cluster it looks
+    at this machine.
+
+    With --nccl-log it reads logs that NCCL wrote with NCCL_DEBUG=INFO and says over what its links go. Several files
+    are the ranks of one job; - is standard input.
 
     \b
+    orch doctor
+    orch doctor --node gpu-01 --python /venv/bin/python
     orch doctor --nccl-log nccl.*.log
     orch doctor --nccl-log train.log --json
     """
     files = (*logs, *more)
     if not logs:
-        raise Fail(
-            "looking at the cluster's nodes is not available yet: name logs of NCCL with --nccl-log FILE...", USAGE
-        )
+        if more:
+            raise click.UsageError(f"logs of NCCL are named with --nccl-log {' '.join(more[:3])}")
+        from cli.matrix import examine, is_interpreter
+
+        examine(node, is_interpreter(python), output)
+        return
+    if node is not None or python is not None:
+        raise click.UsageError("--nccl-log reads files: --node and --python have no part in that")
     if output in ("csv", "name"):
         raise click.UsageError(f"a log is no list: -o {output} has no form for it; table, json and jsonl have")
     from orchestrator.health.nccl_log import read, to_json

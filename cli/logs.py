@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 @click.option("-f", "--follow", is_flag=True, help="Goes on until the run has ended.")
 @click.option("--rank", type=click.IntRange(0), help="Only this rank, without a prefix.")
 @click.option("--attempt", type=click.IntRange(1), help="This attempt (default: the latest).")
+@click.option("--nccl", is_flag=True, help="What NCCL said of its links instead, as `orch doctor --nccl-log` reads it.")
 @click.option("--since", type=Ago(), help="Only what was printed within 5m, 2h ... or since a time.")
 @out.output_option
-def logs(run: str, follow: bool, rank: int | None, attempt: int | None, since: float | None, output: str) -> None:
+def logs(
+    run: str, follow: bool, rank: int | None, attempt: int | None, nccl: bool, since: float | None, output: str
+) -> None:
     """What the ranks of a run printed.
 
     Of a failed run the first failing rank comes first. Every line begins with its rank where there are several.
@@ -35,19 +38,22 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, since: f
     orch logs 42 -f
     orch logs resnet50 --rank 3 --since 5m
     orch logs 42 --attempt 1 -o jsonl
+    orch logs 42 --nccl | orch doctor --nccl-log -
     """
     if output in ("csv", "name"):
         raise click.UsageError(f"logs are text: -o {output} says nothing of them (json and jsonl do)")
     if follow and output == "json":
         raise click.UsageError("an array has no end while the run goes on: follow with -o jsonl")
+    if nccl and (follow or since is not None):
+        raise click.UsageError("what NCCL said has no times and is whole soon: leave out --follow and --since")
     settings = context.config()
     try:
         found = context.get_run(context.controller(settings), run)
-        query = {"rank": rank, "attempt": attempt, "since": since, "follow": int(follow)}
+        query = {"rank": rank, "attempt": attempt, "since": since, "follow": int(follow), "nccl": int(nccl) or None}
         lines = _from_controller(settings, found["id"], query)
     except Unreachable as down:
         found = history.read(settings, down, lambda store: history.found(store, run))
-        lines = _from_files(settings, found, rank, attempt, since)
+        lines = _from_files(settings, found, rank, attempt, since, nccl)
         if follow:
             out.say("they cannot be followed without the controller")
     _check(found, rank, attempt)
@@ -76,17 +82,22 @@ def _print(lines: Iterator[dict[str, Any]], run: dict[str, Any], rank: int | Non
 def _from_controller(settings: Config, run: int, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from cli.watch import watch
 
+    told: set[str] = set()
     for item in watch(settings.home, run, "logs", query):
         if item is None:
             sys.stdout.flush()
         elif "lost" in item:
             out.say(item["lost"])
+        elif "notice" in item:
+            if item["notice"] not in told:
+                told.add(item["notice"])
+                out.say(item["notice"])
         elif "line" in item:
             yield item
 
 
 def _from_files(
-    settings: Config, run: dict[str, Any], rank: int | None, attempt: int | None, since: float | None
+    settings: Config, run: dict[str, Any], rank: int | None, attempt: int | None, since: float | None, nccl: bool
 ) -> Iterator[dict[str, Any]]:
     """The controller's own files, read without it: the same lines in the same order."""
     import time
@@ -97,6 +108,10 @@ def _from_files(
     for past in run.get("attempts") or []:
         number = past["number"]
         if number != (attempt or len(run["attempts"])):
+            continue
+        if nccl:
+            for line in folder.nccl(run["id"], number, rank):
+                yield {"rank": line.rank, "attempt": number, "offset": line.offset, "line": line.text}
             continue
         first = (past.get("failure") or {}).get("rank")
         for of in sorted(folder.ranks(run["id"], number), key=lambda other: (other != first, other)):

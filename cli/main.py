@@ -18,12 +18,17 @@ COMMANDS = {
     "plan": ("plan", "Where JOB would go, changing nothing."),
     "ps": ("runs", "What runs, and what waits for what."),
     "show": ("runs", "One run whole."),
-    "runs": ("runs", "The history of runs, the latest first."),
+    "why": ("why", "Why a run waits, or ended as it did."),
+    "runs": ("query", "The history of runs, the latest first; or sums over groups of them."),
+    "compare": ("compare", "Runs side by side, and what explains how their speeds differ."),
+    "export": ("export", "The history for other tools: CSV, JSON lines or Parquet."),
     "logs": ("logs", "What the ranks of a run printed."),
     "cancel": ("change", "Ends runs, or takes them out of the queue."),
+    "set": ("change", "Changes what a run asks for."),
     "retry": ("change", "Queues an ended run again."),
     "nodes": ("cluster", "The nodes: their state and what is on them."),
     "topo": ("topo", "The tree of the cluster, and what is free of it."),
+    "bench": ("bench", "Measures what links carry, beside what they promise."),
     "doctor": ("doctor", "What would go wrong with NCCL, or has gone wrong."),
     "simulate": ("simulate", "What a trace of jobs would have done on a cluster."),
     "up": ("cluster", "Starts the cluster and its controller."),
@@ -49,7 +54,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        module = importlib.import_module(f"cli.{COMMANDS[cmd_name][0]}")
+        # A name that Python has a use for itself is followed by a _.
+        command: click.Command = getattr(module, cmd_name if hasattr(module, cmd_name) else f"{cmd_name}_")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -8,13 +8,11 @@ from typing import Any
 
 import click
 
-from cli import context, history
+from cli import context, history, measured
 from cli import output as out
 from cli.output import Column
-from cli.times import Ago, between, local, now, span
-
-STATES = ("queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled")
-SORTS = ("id", "name", "user", "team", "state", "priority", "submitted", "started", "finished")
+from cli.times import between, local, now, span
+from cli.versions import version_lines
 
 
 def _where(run: dict[str, Any]) -> str:
@@ -35,6 +33,20 @@ def _why(run: dict[str, Any]) -> str:
     return failure_of(run) or run.get("reason") or ""
 
 
+def _named(run: dict[str, Any]) -> str:
+    """`sweep[3]` of an array's run, `sweep[]` of an array."""
+    array = run.get("array")
+    if not array:
+        return str(run["name"])
+    return f"{run['name']}[{array.get('index', '')}]"
+
+
+def _placed(run: dict[str, Any]) -> str:
+    """Where a run that holds a place is; of an array, how many of its runs are how far."""
+    states = (run.get("array") or {}).get("states")
+    return ", ".join(f"{count} {state}" for state, count in states.items()) if states else _place(run)
+
+
 def _since(run: dict[str, Any]) -> float | None:
     """Seconds that it has waited since it was submitted, or run since it was started."""
     start = run["submitted_at"] if run["state"] == "queued" else run.get("started_at")
@@ -42,12 +54,15 @@ def _since(run: dict[str, Any]) -> float | None:
 
 
 _ID = Column("id", lambda run: run["id"], right=True)
-_NAME = Column("name", lambda run: run["name"])
+_NAME = Column("name", _named)
 _USER = Column("user", lambda run: run["user"])
 _STATE = Column(
     "state", lambda run: run["state"], lambda run: out.word(run["state"]), lambda run: out.state_color(run["state"])
 )
 _REASON = Column("reason", _why)
+
+ON_A_SCREEN = 200
+ENDED = ("succeeded", "failed", "cancelled")
 
 PS = (
     _ID,
@@ -56,7 +71,7 @@ PS = (
     _STATE,
     Column("position", lambda run: run.get("position"), right=True),
     Column("for_s", _since, lambda run: span(_since(run)), right=True),
-    Column("where", _place),
+    Column("where", _placed),
     _REASON,
 )
 RUNS = (
@@ -73,6 +88,7 @@ RUNS = (
         right=True,
     ),
     Column("attempts", lambda run: len(run.get("attempts") or []), right=True),
+    measured.SAMPLES_PER_S,
     Column("where", _where),
     _REASON,
 )
@@ -80,76 +96,41 @@ RUNS = (
 
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="The runs that ended within the last day too.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), help="At most so many rows (on a terminal: 200; a pipe gets all)."
+)
 @out.output_option
-def ps(everything: bool, output: str) -> None:
+def ps(everything: bool, limit: int | None, output: str) -> None:
     """What runs, and what waits for what.
+
+    An array is one row, with how many of its runs are in which state; with --json each run is by itself.
 
     \b
     orch ps
     orch ps -o name | xargs orch cancel
     """
-    rows = history.many({"live": 1})
+    most = limit or (ON_A_SCREEN if output == "table" and out.on_terminal() else None)
+    one_row = None if output in ("json", "jsonl") else 1
+    # One more than is shown tells that there are more.
+    rows = history.many({"live": 1, "arrays": one_row, "limit": most and most + 1})
+    more, rows = len(rows) > (most or len(rows)), rows[:most]
     if everything:
         day_ago = (now() - timedelta(days=1)).isoformat()
         shown = {row["id"] for row in rows}
-        rows += [row for row in history.many({"since": day_ago, "limit": 1000}) if row["id"] not in shown]
+        ended = [row for row in history.many({"since": day_ago, "limit": 1000}) if row["state"] in ENDED]
+        rows += [row for row in ended if row["id"] not in shown]
     out.print_rows(rows, PS, output, "id", "nothing runs and nothing waits")
-
-
-@click.command()
-@click.option("--name", help="Of this name.")
-@click.option("--user", help="Submitted by this user.")
-@click.option("--team", help="Of this team.")
-@click.option("--state", type=click.Choice(STATES), help="In this state.")
-@click.option("--since", type=Ago(), help="Submitted within 12h, 7d ... or since a date.")
-@click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; all of them where there are several.")
-@click.option(
-    "--sort",
-    type=click.Choice([*SORTS, *(f"-{name}" for name in SORTS)]),
-    default="-submitted",
-    show_default=True,
-    metavar="FIELD",
-    help=f"By {', '.join(SORTS)}; with - the largest first.",
-)
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
-@out.output_option
-def runs(
-    name: str | None,
-    user: str | None,
-    team: str | None,
-    state: str | None,
-    since: float | None,
-    tags: tuple[str, ...],
-    sort: str,
-    limit: int,
-    output: str,
-) -> None:
-    """The history of runs, the latest first.
-
-    \b
-    orch runs --state failed --since 7d
-    orch runs --tag sweep=a --sort -finished --json
-    """
-    for tag in tags:
-        if "=" not in tag:
-            raise click.UsageError(f"--tag {tag}: write it as KEY=VALUE")
-    query = {
-        "name": name,
-        "user": user,
-        "team": team,
-        "state": state,
-        "since": None if since is None else (now() - timedelta(seconds=since)).isoformat(),
-        "tag": list(tags) or None,
-        "sort": sort,
-        "limit": limit,
-    }
-    out.print_rows(history.many(query), RUNS, output, "id", "no run is like that")
+    if more and output == "table":
+        out.say(f"only the first {most} rows are shown: `orch ps --limit N` shows more, `orch ps --json` all")
 
 
 @click.command()
 @context.run_argument()
+@click.option(
+    "--lock", is_flag=True, help="Print the `requires:` block that pins the versions of its last good attempt."
+)
 @out.output_option
-def show(run: str, output: str) -> None:
+def show(run: str, lock: bool, output: str) -> None:
     """One run whole.
 
     What was asked, its attempts and where they were, why it failed, what happened when. RUN is an id, or a name
@@ -158,9 +139,16 @@ def show(run: str, output: str) -> None:
     \b
     orch show 42
     orch show resnet50 --json | jq .attempts
+    orch show resnet50 --lock >> job.yaml
     """
-    found = history.one(run)
-    if output == "json":
+    found = history.one(run, like=not lock)
+    if lock:
+        from cli.versions import print_lock
+
+        print_lock(found, output)
+    elif "size" in (found.get("array") or {}) and output in ("table", "csv", "name"):
+        _show_array(found, output)
+    elif output == "json":
         out.print_json(found)
     elif output == "jsonl":
         click.echo(json.dumps(found))
@@ -170,6 +158,34 @@ def show(run: str, output: str) -> None:
         _show(found)
 
 
+def _show_array(array: dict[str, Any], output: str) -> None:
+    if output != "table":
+        out.print_rows([array], RUNS, output, "id", "")
+        return
+    of = array["array"]
+    out.lines_of(
+        [
+            ("array", f"{array['id']} ({array['name']})" if out.on_terminal() else array["id"]),
+            ("state", out.word(array["state"]) if out.on_terminal() else array["state"]),
+            ("runs", f"{of['first']} to {of['last']}: {_placed(array)}"),
+            ("limit", of["limit"]),
+            *((f"values.{key}", values) for key, values in of["values"].items()),
+            ("user", array["user"]),
+            ("team", array.get("team")),
+            ("submitted", _time(array["submitted_at"])),
+            ("after", ", ".join(map(_need, array.get("after") or ()))),
+            ("run", array["spec"]["run"]),
+        ]
+    )
+    out.say(f"its runs: orch runs --array {array['name']}; one of them: orch show '{array['name']}[0]'")
+
+
+def _need(need: dict[str, Any]) -> str:
+    """One of the runs that must have succeeded before: `41 (pretrain)`."""
+    ids = str(need["first"]) if need["first"] == need["last"] else f"{need['first']} to {need['last']}"
+    return f"{ids} ({need['word']})"
+
+
 def _show(run: dict[str, Any]) -> None:
     """Readable on a terminal; `field TAB value` lines into a pipe."""
     code = run.get("code") or {}
@@ -177,8 +193,8 @@ def _show(run: dict[str, Any]) -> None:
     position = run.get("position")
     out.lines_of(
         [
-            ("run", f"{run['id']} ({run['name']})" if out.on_terminal() else run["id"]),
-            ("name", None if out.on_terminal() else run["name"]),
+            ("run", f"{run['id']} ({_named(run)})" if out.on_terminal() else run["id"]),
+            ("name", None if out.on_terminal() else _named(run)),
             ("state", out.word(run["state"]) if out.on_terminal() else run["state"]),
             ("position", position),
             ("reason", run.get("reason")),
@@ -188,9 +204,16 @@ def _show(run: dict[str, Any]) -> None:
             ("started", _time(run.get("started_at"))),
             ("finished", _time(run.get("finished_at"))),
             ("took", _span(between(run.get("started_at"), run.get("finished_at")))),
+            *measured.fields(run),
             ("priority", run.get("priority") or None),
             ("code", code.get("sha256", "")[:12] + (f", git {commit}" if commit else "")),
-            *((key, _spec_value(value)) for key, value in (run.get("spec") or {}).items() if key != "name"),
+            ("after", ", ".join(map(_need, run.get("after") or ()))),
+            *(
+                (key, _spec_value(value))
+                for key, value in (run.get("spec") or {}).items()
+                if key not in ("name", "after")
+            ),
+            ("slower", compared["text"] if (compared := run.get("compared") or {}).get("slower") else None),
         ]
     )
     for attempt in run.get("attempts") or []:
@@ -211,6 +234,10 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         fields += [(f"{prefix}failure.{key}", value) for key, value in (failure or {}).items()]
         fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
         fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
+        fields += [(f"{prefix}versions", text) for text in version_lines(attempt)]
+        fields += [
+            (f"{prefix}transport{key}", value) for key, value in _transport_fields(attempt.get("transport") or {})
+        ]
         out.lines_of(fields)
         return
     took = span(between(attempt.get("started_at"), attempt.get("ended_at")))
@@ -222,6 +249,8 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         from cli.watch import failure_text
 
         click.echo(out.paint("  " + out.clean(f"{failure['kind']}: {failure_text(failure)}"), "red"))
+    for text in version_lines(attempt):
+        click.echo(out.clean(f"  {text}"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
     if nodes:
         click.echo(f"  {placement.get('level', 'cluster')}")
@@ -236,6 +265,40 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
             ended = "" if end is None else f"  exit {end}" if end >= 0 else f"  killed by signal {-end}"
             leaf = "└─" if gpu == gpus[-1] else "├─"
             click.echo(f"  {trunk}{leaf} {kind} {gpu}: rank {rank}{ended}")
+    for line in transport_lines(attempt.get("transport")):
+        worse = line.startswith("transport worse")
+        click.echo(out.paint("  " + out.clean(line), "yellow") if worse else "  " + out.clean(line))
+
+
+def _transport_fields(transport: dict[str, Any]) -> list[tuple[str, Any]]:
+    shortfalls = transport.get("shortfalls") or []
+    causes = shortfalls[0]["causes"] if shortfalls else []
+    return [
+        ("", transport.get("verdict")),
+        (".links", ",".join(f"{kind}={count}" for kind, count in (transport.get("links") or {}).items())),
+        (".reason", transport.get("reason")),
+        (".cause", causes[0]["text"] if causes else None),
+    ]
+
+
+def transport_lines(transport: dict[str, Any] | None) -> list[str]:
+    """What NCCL's log showed: the verdict with the links, then each shortfall with its causes."""
+    if not transport:
+        return []
+    links = ", ".join(f"{count} {kind}" for kind, count in transport["links"].items())
+    facts = [f"NCCL {transport['nccl']}"] if transport.get("nccl") else []
+    facts += [f"{transport['channels']} channels"] if transport.get("channels") else []
+    facts += list(transport.get("algorithms") or ())
+    if transport.get("nvls") and "NVLS" not in facts:
+        facts.append("NVLS")
+    said = links or transport["reason"]
+    lines = [f"transport {transport['verdict']}: {said}" + (f" ({', '.join(facts)})" if facts else "")]
+    for one in transport.get("shortfalls") or ():
+        lines.append(f"  {one['text']}")
+        for cause in one["causes"]:
+            lines.append(f"    {'because' if cause['shown'] else 'perhaps'} {cause['text']}")
+            lines.append(f"      {cause['mend']}")
+    return lines
 
 
 def _time(text: str | None) -> str | None:

@@ -13,6 +13,7 @@ import click
 
 from cli import context
 from cli import output as out
+from cli.array import submitted as array_submitted
 from cli.errors import TIMED_OUT, USAGE, Fail, Unreachable
 from cli.job import Job, checked
 from cli.output import Column
@@ -55,6 +56,7 @@ def submit(
     \b
     orch submit job.yaml --follow
     orch submit job.yaml --set workers=2x8 --set env.LR=0.1
+    orch submit sweep.yaml -o name | tail -1
     id=$(orch submit job.yaml) && orch logs -f "$id"
 
     Exit code with --follow or --wait: 0 succeeded, 1 failed or cancelled, 124 timed out, 130 interrupted (the run goes
@@ -76,7 +78,7 @@ def submit(
         "key": key or f"once-{os.urandom(12).hex()}",
         "dry_run": dry_run,
     }
-    api = _connect(settings, dry_run)
+    api = connect(settings, dry_run)
     if api is None:
         out.say(f"{job} is well-formed; no cluster is up, so whether it fits one was not looked at")
         _print({"id": None, "name": spec.name, "state": "valid"}, output)
@@ -89,6 +91,8 @@ def submit(
     if dry_run:
         _say_plan(spec.name, run, snapshot)
         _print({"id": None, "name": spec.name, "state": "valid"}, output, run)
+    elif "array" in run:
+        array_submitted(settings, run, follow or wait, timeout, output)
     elif follow or wait:
         _to_the_end(settings, run, spec.ranks, follow, timeout, output)
     else:
@@ -121,7 +125,7 @@ def _snapshot(spec: Job, job: Path, limit: int) -> Snapshot:
     return snapshot
 
 
-def _connect(settings: Config, dry_run: bool) -> Controller | None:
+def connect(settings: Config, dry_run: bool) -> Controller | None:
     """The controller, after starting the local cluster where none is configured; None in a dry run without one."""
     try:
         api = context.controller(settings)

@@ -19,6 +19,10 @@ LABEL = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")
 LABEL_RULE = "must be 1 to 63 of letters, digits and . _ / -, and begin with a letter or digit"
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
+METRIC = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,23}$")
+MAX_METRICS = 16
+MAX_PATTERN = 512
+
 MAX_WORKERS = 100_000
 MAX_GRACE = 3600.0
 MAX_TIME_LIMIT = 366 * 86400.0
@@ -51,6 +55,12 @@ def label(text: str) -> str:
     if not LABEL.fullmatch(text):
         raise ValueError(f"{shown(text)} {LABEL_RULE}")
     return text
+
+
+def node_name(text: str) -> str:
+    if not text or len(text) > 253:
+        raise ValueError(f"{shown(text)} is no name of a node: 1 to 253 characters")
+    return one_line(text)
 
 
 def split_command(run: str) -> list[str]:
@@ -144,6 +154,33 @@ def tag_value(value: str) -> str:
     return one_line(value)
 
 
+def metric(name: str) -> str:
+    if not METRIC.fullmatch(name):
+        raise ValueError(f"{shown(name)} must be 1 to 24 of letters, digits and '_', not beginning with a digit")
+    return name
+
+
+def pattern(text: str) -> str:
+    """A regular expression that is searched for in a line, in time that only its length bounds (RE2)."""
+    # Loaded where a job has patterns: few have.
+    import re2
+
+    if len(text) > MAX_PATTERN:
+        raise ValueError(f"has {len(text)} characters; a pattern may have {MAX_PATTERN}")
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        compiled = re2.compile(one_line(text), options)
+    except re2.error as error:
+        said = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+        raise ValueError(f"{shown(text)} is no regular expression of RE2: {said}") from None
+    if compiled.groups != 1:
+        raise ValueError(
+            f"{shown(text)} must have one group around the number, such as ([0-9.]+), not {compiled.groups}"
+        )
+    return text
+
+
 def seconds(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a duration, such as 30s")
@@ -168,6 +205,12 @@ def whole(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", value):
         return int(value)
     raise ValueError(f"must be a whole number, not {shown(value)}")
+
+
+def at_least_one(value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise ValueError(f"must be 1 or more, not {value}")
+    return value
 
 
 def priority(value: int) -> int:

@@ -14,7 +14,7 @@ from orchestrator.checks import split_command
 from orchestrator.document import Complaint, Contents, DocumentError, KeyPath, Mark, Scalar, shown
 from orchestrator.spec import JobSpec, Problem, problems, unknown_key
 
-MAPPINGS = frozenset({"env", "tags"})
+MAPPINGS = frozenset({"env", "tags", "requires", "throughput"})
 """The keys in which `--set` can set one entry: `--set env.LR=0.1`."""
 
 
@@ -120,7 +120,8 @@ def _set(found: Contents, override: str) -> None:
         found.complain((top,), message, hint, at=mark)
         return
     if dot and (top not in MAPPINGS or not entry):
-        settable = " and ".join(sorted(MAPPINGS))
+        *most, last = sorted(MAPPINGS)
+        settable = f"{', '.join(most)} and {last}"
         found.complain(path, f"only {settable} have entries that can be set one by one", at=mark)
         return
     _forget(found, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
@@ -60,6 +61,11 @@ class Policy:
     assumed_duration: float = 3600.0
     """How long a run takes of which nothing is known: to choose between a tighter place later and a looser one now, for nothing
     else."""
+
+    @cached_property
+    def guarantees(self) -> bool:
+        """Whether anybody is guaranteed anything."""
+        return any(t.quota.guaranteed or any(q.guaranteed for q in t.users.values()) for t in self.teams.values())
 
     def team_of(self, team: str | None) -> str:
         """The name under which a run of `team` is counted."""

@@ -48,15 +48,22 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 # backend: auto           # nccl, gloo, or auto: what init_process_group should use, in ORCH_BACKEND
 # near: leaf              # nvlink, node, leaf, pod or a label; leaf! is never looser, leaf~30m waits that long for it
 # gpu: [H100, H200]       # acceptable types; default: any, but one type to a gang
+# only: [gpu-01, gpu-02]  # the only nodes that the run may get
 # workdir: .              # its snapshot runs; what .gitignore and .orchignore name stays out
 # python: /venv/bin/python   # the interpreter of the ranks; default: orch's own
 # env: {{OMP_NUM_THREADS: "4"}}
 # secrets: [WANDB_API_KEY]   # names only; the values are taken from your environment and stored nowhere
 # cudnn: {{benchmark: true}}   # benchmark and deterministic, set before the script's first line
+# requires: {{torch: ">=2.8", driver: ">=570"}}   # versions that a node must have
 # checkpoint: ckpt        # a folder that is the same on every attempt, in ORCH_CHECKPOINT_DIR
 # time_limit: 12h         # how long an attempt may run
+# after: [41, pretrain]   # runs that must have succeeded before
+# array: {{lr: [0.1, 0.01], seed: 0..9}}   # a run for each combination; {{lr}} and {{seed}} in run and env
+# array_limit: 4          # so many of them at once
 # priority: 0             # higher goes first
 # team: vision
 # grace: 30s              # between SIGTERM and SIGKILL
+# on_degraded: fail       # warn or fail, where NCCL takes worse links than the placement promised
+# throughput: {{samples: "samples/s: ([0-9.]+)"}}   # read from rank 0's log, where orch sees nothing by itself
 # tags: {{sweep: a}}        # words of your own to find runs by
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -20,10 +21,13 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from orchestrator import array as arrays
 from orchestrator import checks
 from orchestrator.checks import LABEL, MAX_WORKERS, NAME, SET_BY_ORCH, VARIABLE
 from orchestrator.document import nearest, printable, shown
+from orchestrator.health import requires as required
 from orchestrator.units import DURATION_PATTERN, format_duration, parse_duration
 
 
@@ -146,6 +150,19 @@ Tags = Annotated[
         }
     ),
 ]
+Pattern = Annotated[str, AfterValidator(checks.pattern)]
+Patterns = Annotated[
+    dict[Annotated[str, AfterValidator(checks.metric)], Pattern],
+    Field(max_length=checks.MAX_METRICS),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": checks.METRIC.pattern},
+            "additionalProperties": {"type": "string", "minLength": 1},
+            "maxProperties": checks.MAX_METRICS,
+        }
+    ),
+]
 Name = Annotated[
     str, AfterValidator(checks.check_name), WithJsonSchema({"type": ["string", "integer"], "pattern": NAME.pattern})
 ]
@@ -171,12 +188,53 @@ TimeLimit = Annotated[
     AfterValidator(checks.time_limit),
     WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
 ]
+After = Annotated[
+    tuple[Annotated[int | str, BeforeValidator(arrays.dependency)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | int) else value),
+    Field(max_length=checks.MAX_TAGS),
+    WithJsonSchema({"type": ["array", "integer", "string"], "items": {"type": ["integer", "string"]}}),
+]
+ArrayOf = Annotated[
+    dict[Annotated[str, AfterValidator(arrays.key)], Annotated[tuple[str, ...], BeforeValidator(arrays.values)]] | None,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "array", "items": SCALAR, "minItems": 1},
+                    {"type": "string", "pattern": r"^-?[0-9]+\.\.-?[0-9]+$"},
+                ]
+            },
+            "minProperties": 1,
+            "maxProperties": arrays.MAX_KEYS,
+        }
+    ),
+]
+ArrayLimit = Annotated[
+    Annotated[int, BeforeValidator(checks.whole)] | None,
+    AfterValidator(checks.at_least_one),
+    WithJsonSchema({"type": "integer", "minimum": 1}),
+]
 CudnnSwitches = Annotated[
     Cudnn | None,
     WithJsonSchema(
         {
             "type": "object",
             "properties": {"benchmark": {"type": "boolean"}, "deterministic": {"type": "boolean"}},
+            "additionalProperties": False,
+        }
+    ),
+]
+Requires = Annotated[
+    dict[
+        Annotated[str, AfterValidator(required.component)],
+        Annotated[str, BeforeValidator(checks.env_text), AfterValidator(required.text)],
+    ],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": dict.fromkeys(required.COMPONENTS, SCALAR),
             "additionalProperties": False,
         }
     ),
@@ -196,6 +254,14 @@ Shape = Annotated[
     WithJsonSchema(
         {"type": ["string", "integer"], "pattern": "^[0-9]+(x[0-9]+)?$", "minimum": 1, "maximum": MAX_WORKERS}
     ),
+]
+
+
+NodeNames = Annotated[
+    tuple[Annotated[str, AfterValidator(checks.node_name)], ...],
+    BeforeValidator(_one_or_several),
+    Field(max_length=4096),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "maxItems": 4096}),
 ]
 
 
@@ -240,6 +306,11 @@ class JobSpec(Value):
         "Default: any, but one type to a gang.",
         examples=["H100", ["H100", "H200"]],
     )
+    only: NodeNames = Field(
+        default=(),
+        description="The only nodes that the run may get, by name. Default: any. A name that the cluster does not have is refused.",
+        examples=[["gpu-01", "gpu-02"]],
+    )
     workdir: Annotated[str, AfterValidator(checks.folder)] = Field(
         default=".",
         description="The folder whose snapshot runs, taken at submission; relative to the job file. "
@@ -269,6 +340,12 @@ class JobSpec(Value):
         "CUBLAS_WORKSPACE_CONFIG.",
         examples=[{"benchmark": True, "deterministic": False}],
     )
+    requires: Requires = Field(
+        default={},
+        description="Versions that a node must have to be given to the run, checked before it is placed: of torch, of "
+        "the CUDA, cuDNN and NCCL that it brings, of the driver. 12.8 takes 12.8 and its patches; >=2.8,<3 both bounds.",
+        examples=[{"torch": ">=2.8", "cuda": "12.8", "cudnn": ">=9", "nccl": ">=2.27", "driver": ">=570"}],
+    )
     checkpoint: Checkpoint = Field(
         default=None,
         description="A folder for checkpoints, given to the script as ORCH_CHECKPOINT_DIR, the same on every attempt: "
@@ -282,6 +359,23 @@ class JobSpec(Value):
         examples=["12h"],
     )
     """Seconds."""
+    after: After = Field(
+        default=(),
+        description="Runs, by id or name, that must have succeeded before: a name means the latest run of that name, or its "
+        "latest array, as a whole. If one of them fails or is cancelled, this run is cancelled.",
+        examples=[[41, "pretrain"]],
+    )
+    array: ArrayOf = Field(
+        default=None,
+        description="One run for each combination of values, lists or ranges that include both ends. {lr} and {seed} in "
+        "run and env are replaced; {{lr}} is plain text.",
+        examples=[{"lr": [0.1, 0.01], "seed": "0..9"}],
+    )
+    array_limit: ArrayLimit = Field(
+        default=None,
+        description="How many runs of the array may hold a place at once. Default: as many as fit.",
+        examples=[4],
+    )
     priority: Priority = Field(
         default=0, description="A run of higher priority is placed first; -1000 to 1000.", examples=[10]
     )
@@ -292,6 +386,19 @@ class JobSpec(Value):
         examples=["30s"],
     )
     """Seconds between SIGTERM and SIGKILL."""
+    on_degraded: Literal["warn", "fail"] = Field(
+        default="warn",
+        description="What to do where NCCL takes links that are worse than the placement promised: warn tells of it at "
+        "once and goes on, fail ends the attempt.",
+        examples=["fail"],
+    )
+    throughput: Patterns = Field(
+        default={},
+        description="How to read a script's throughput from rank 0's log, where orch cannot measure it: a regular "
+        "expression (of RE2) with one group for each name. samples and tokens are rates per second of the whole job, "
+        "samples_total a count so far, step the number of the step, step_time seconds; any other name is kept as it is.",
+        examples=[{"samples": "samples/s: ([0-9.]+)", "loss": "loss=([0-9.e-]+)"}],
+    )
     tags: Tags = Field(
         default={},
         description="Words of your own to find runs by: `orch runs --tag sweep=a`.",
@@ -302,6 +409,36 @@ class JobSpec(Value):
     def argv(self) -> list[str]:
         """The script and its arguments, split like a shell would, never given to one."""
         return shlex.split(self.run)
+
+    def element(self, index: int) -> JobSpec:
+        """The job of one run of the array. ValueError where there is no array, IndexError beyond its end."""
+        return next(self.elements(range(index, index + 1)))
+
+    def elements(self, indices: Iterable[int]) -> Iterator[JobSpec]:
+        """The jobs of those runs of the array. Raises as `element`."""
+        if self.array is None:
+            raise ValueError(f"{self.name} is no array")
+        size, words = arrays.size(self.array), self.argv
+        for index in indices:
+            if not 0 <= index < size:
+                raise IndexError(index)
+            chosen = arrays.at(self.array, index)
+            env = {name: arrays.filled(value, chosen) for name, value in self.env.items()}
+            run = arrays.filled_command(words, chosen)
+            # What the template was checked for holds of its elements: a value is one line, and part of one word.
+            yield self.model_copy(update={"run": run, "env": env, "array": None, "array_limit": None})
+
+    @model_validator(mode="after")
+    def _array_fits(self) -> Self:
+        if self.array is None:
+            if self.array_limit is not None:
+                raise _about("array_limit", "limits the runs of an array, and there is no array", self.array_limit)
+            return self
+        try:
+            arrays.check(self.array, self.run, self.env, self.checkpoint)
+        except ValueError as error:
+            raise _about("array", str(error), self.array) from None
+        return self
 
     @field_validator("backend")
     @classmethod
@@ -320,42 +457,18 @@ class JobSpec(Value):
         return secrets
 
 
+def _about(key: str, message: str, given: Any) -> PydanticCustomError:
+    """A refusal of one key that only the whole job could tell."""
+    return PydanticCustomError("about_a_key", "{message}", {"key": key, "message": message, "given": given})
+
+
 LATER: dict[str, dict[str, Any]] = {
-    "requires": {
-        "description": "Versions that every node must have, checked first.",
-        "type": "object",
-        "properties": {what: {"type": "string"} for what in ("torch", "cuda", "cudnn", "nccl", "driver")},
-        "additionalProperties": False,
-        "examples": [{"torch": ">=2.8", "cuda": "12.8", "cudnn": ">=9", "nccl": ">=2.27", "driver": ">=570"}],
-    },
     "retry": {
         "description": "How often it is tried again, by cause; preemption and drain never count.",
         "type": "object",
         "properties": {cause: {"type": "integer", "minimum": 0} for cause in ("infra", "user")},
         "additionalProperties": False,
         "examples": [{"infra": 20, "user": 0}],
-    },
-    "after": {
-        "description": "Runs, by id or name, that must have succeeded before.",
-        "type": "array",
-        "items": {"type": ["integer", "string"]},
-        "examples": [[41, "pretrain"]],
-    },
-    "array": {
-        "description": "One run for each combination; {lr} and {seed} are replaced in run and env.",
-        "type": "object",
-        "examples": [{"lr": [0.1, 0.01], "seed": "0..9"}],
-    },
-    "on_degraded": {
-        "description": "What to do when NCCL's transport is worse than the placement promised.",
-        "enum": ["warn", "fail"],
-        "examples": ["warn"],
-    },
-    "throughput": {
-        "description": "How to read a script's throughput from its log, where orch cannot measure it.",
-        "type": "object",
-        "additionalProperties": {"type": "string"},
-        "examples": [{"samples": "samples/s: ([0-9.]+)"}],
     },
 }
 """Keys whose behaviour comes with a later version, as fragments of JSON Schema: refused by name until then.
@@ -365,8 +478,12 @@ SYNONYMS = {
     **dict.fromkeys(("command", "cmd", "script", "entrypoint", "args"), "run"),
     **dict.fromkeys(("nodes", "gpus", "replicas", "nproc", "nproc_per_node", "world_size", "num_workers"), "workers"),
     **dict.fromkeys(("environment", "envs", "env_vars"), "env"),
+    **dict.fromkeys(("depends_on", "dependencies", "needs"), "after"),
+    **dict.fromkeys(("sweep", "matrix", "grid"), "array"),
+    **dict.fromkeys(("max_parallel", "parallelism", "concurrency"), "array_limit"),
     **dict.fromkeys(("timeout", "walltime", "max_runtime"), "time_limit"),
     **dict.fromkeys(("interpreter", "venv"), "python"),
+    **dict.fromkeys(("nodelist", "nodes_only", "hosts"), "only"),
     **dict.fromkeys(("labels", "metadata"), "tags"),
 }
 """What other tools call our keys."""
@@ -414,6 +531,8 @@ def _problem(detail: Any) -> Problem:
         case "extra_forbidden":
             message, hint = unknown_key(str(path[-1])) if len(path) == 1 else ("unknown key", "")
             return Problem(path, message, hint, about_key=True)
+        case "about_a_key":
+            return Problem((*path, context["key"]), context["message"])
         case "missing":
             return Problem(path, "is missing: the script and its arguments, such as `run: train.py`")
         case "value_error":

@@ -12,11 +12,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -30,13 +30,28 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
-from orchestrator.control.gpus import memory_is_free, visible_gpus
+from orchestrator.control.gpu_usage import GpuWatch
+from orchestrator.control.gpu_watcher import GpuWatcher
+from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
+from orchestrator.control.log_patterns import LogPatterns
+from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.part import Part
-from orchestrator.control.rank_env import base_env, cpus_by_numa, gpu_name, interface_of, rank_env
+from orchestrator.control.rank_env import (
+    base_env,
+    cpus_by_numa,
+    gpu_name,
+    interface_of,
+    interpreter_env,
+    rank_env,
+)
+from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.survey import Survey, Surveyed
+from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
 from orchestrator.placement.ranks import cpu_affinity
+from orchestrator.progress.file import VARIABLE as PROGRESS_VARIABLE
 
 log = logging.getLogger("orch.agent")
 
@@ -44,6 +59,8 @@ LOOK_S = 0.1
 """How often logs are looked at while ranks live."""
 LOOK_AGAIN_S = 30.0
 """How often the machine is looked at: a GPU that is lost, or a NIC that goes down, is told within that time."""
+PROGRESS_S = 1.0
+"""How often the ranks' progress files are read."""
 REPORT_BYTES = 4 << 20
 GPU_FREE_S = 15.0
 """How long ended ranks' GPU memory may take to be given back before the node is reported all the same."""
@@ -69,9 +86,11 @@ class NodeAgent:
         self._fetch = fetch
         self._info = info
         self._info_sent = False
+        self._machine: dict[str, Any] | None = None
         self._found: dict[str, Any] | None = None
         self._looked = 0.0
         self._visible = visible_gpus(environ)
+        self._gpus = GpuWatcher(GpuWatch(environ), self._visible, lambda: self._parts.values())
         self._base = base_env(environ)
         self._interface = interface_of(address)
         self._cpus_of_numa = cpus_by_numa()
@@ -87,6 +106,7 @@ class NodeAgent:
         self._syncs = 0
         self._unacked: Report | None = None
         self._answered: float | None = None
+        self._survey = Survey(lambda python: interpreter_env(self._base, python), self._changed.set)
         self._launcher = LauncherClient(folder / "launcher", self._base)
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -122,6 +142,11 @@ class NodeAgent:
         if sync != self._syncs:
             raise StaleController("another sync has come since")
 
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        """What keeps this node from starting ranks on these GPUs now, in sentences."""
+        await self._take_orders_from(epoch)
+        return await asyncio.to_thread(obstacles, {index: gpu_name(self._visible, index) for index in gpus})
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         await self._take_orders_from(epoch)
         return self._reserve(f"{run}.{attempt}")
@@ -156,16 +181,29 @@ class NodeAgent:
         """The controller has recorded the end of this part: nobody needs to hear of it again."""
         await self._take_orders_from(epoch)
         key = f"{run}.{attempt}"
-        self._parts.pop(key, None)
+        if (part := self._parts.pop(key, None)) is not None and part.watching is not None:
+            part.watching.cancel()
         self._starting.pop(key, None)
         self._free_port(key)
         with suppress(LauncherRefusedError, LauncherGoneError):
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
 
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync."""
+        await self._take_orders_from(epoch)
+        self._survey.want(python)
+        if look:
+            self._looked = 0.0
+        await self._look()
+        assert self._found is not None
+        self._changed.set()
+        return Surveyed(time.time(), self._found.get("host"), self._survey.known.get(python))
+
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
         await self._take_orders_from(epoch)
+        self._survey.close()
         # The controller goes on asking until it ends, and must not bring a launcher back by that.
         self._closed = True
         with suppress(LauncherGoneError):
@@ -202,6 +240,8 @@ class NodeAgent:
                 part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
                 part.swept = part.gpu_free = True
             self._listening = asyncio.get_running_loop().create_task(self._listen())
+            if sys.executable in known.get("zygotes", {}):
+                self._survey.want(None)
             await self._launcher.call("warm", python=sys.executable, env=self._base)
             self._changed.set()
 
@@ -219,11 +259,14 @@ class NodeAgent:
             note = folder.read_note() or {}
             run, number = map(int, key.split("."))
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
-            part.master_port = note.get("master_port", 0)
+            part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
+            part.patterns = LogPatterns(note.get("throughput", {}))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
             self._parts[key] = part
+            self._watch_nccl(part, note.get("nccl_log"), map(int, attempt["ranks"]))
+            self._gpus.watch()
         for rank, state in attempt["ranks"].items():
             self._rank_ended(part, int(rank), state["exit"])
         if attempt["ended"]:
@@ -232,8 +275,11 @@ class NodeAgent:
     def _on_event(self, event: dict[str, Any]) -> None:
         part = self._parts.get(event.get("attempt", ""))
         if part is None:
-            if event.get("event") == "warm" and not event["ok"]:
-                log.warning("ranks of %s start cold: %s", event["python"], event["error"])
+            if event.get("event") == "warm":
+                # Only now: two imports of torch at once would make the first ranks wait.
+                self._survey.want(None)
+                if not event["ok"]:
+                    log.warning("ranks of %s start cold: %s", event["python"], event["error"])
             return
         match event["event"]:
             case "exit":
@@ -248,10 +294,21 @@ class NodeAgent:
         part.ranks[rank] = code
         if code not in (None, 0) and part.first_failed is None:
             part.first_failed = rank
+        if code is not None and part.nccl is not None:
+            part.nccl.tell_warnings()
+
+    def _watch_nccl(self, part: Part, source: Literal["file", "output"] | None, ranks: Iterable[int]) -> None:
+        """Has NCCL's log read until the part's links are known; their news goes into the next report."""
+        if source is not None:
+            part.watch_nccl(source, ranks)
+            assert part.nccl is not None
+            part.watching = asyncio.create_task(part.nccl.follow(lambda: part.swept, self._changed.set))
 
     def _swept(self, part: Part) -> None:
         if not part.swept:
             part.swept = True
+            if part.nccl is not None:
+                part.nccl.ship()
             task = asyncio.get_running_loop().create_task(self._await_gpu_memory(part))
             task.add_done_callback(lambda _: self._changed.set())
 
@@ -269,8 +326,9 @@ class NodeAgent:
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
-        known.master_port = part.master_port or self._reserve(part.key)
-        folder.write_note({"log_limit": part.log_limit, "gpus": gpus, "master_port": known.master_port})
+        known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
+        known.patterns = LogPatterns(part.throughput)
+        folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         answer = await self._launcher.call(
             "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
         )
@@ -279,6 +337,8 @@ class NodeAgent:
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
+        self._watch_nccl(known, part.nccl_log, known.ranks)
+        self._gpus.watch()
         for rank, state in answer["ranks"].items():
             if state.get("exit") is not None:
                 self._rank_ended(known, int(rank), state["exit"])
@@ -286,12 +346,7 @@ class NodeAgent:
         return known
 
     def _ranks(self, part: StartPart, folder: AttemptFolder, master_port: int) -> list[dict[str, Any]]:
-        base = self._base
-        if part.python is not None:
-            # Our own PYTHONPATH holds packages for our own interpreter.
-            base = {k: v for k, v in base.items() if k != "PYTHONPATH"}
-        python = part.python or sys.executable
-        base = base | {"PATH": f"{Path(python).parent}:{base.get('PATH', os.defpath)}"}
+        python, base = interpreter_env(self._base, part.python)
         part = replace(part, master_port=master_port)
         cpus: tuple[tuple[int, ...], ...] = ()
         if part.device == "cuda" and self._node is not None and self._pins():
@@ -305,7 +360,16 @@ class NodeAgent:
                 "argv": list(part.argv),
                 "cwd": str(folder.code),
                 "log": str(folder.log(rank.rank).path),
-                "env": rank_env(base, part, rank, visible=self._visible, cores=self._cores, mark=mark),
+                "env": rank_env(
+                    base,
+                    part,
+                    rank,
+                    visible=self._visible,
+                    cores=self._cores,
+                    mark=mark,
+                    nccl_log=folder.nccl if part.nccl_log == "file" else None,
+                )
+                | {PROGRESS_VARIABLE: str(folder.progress(rank.rank))},
                 "cpus": list(cpus[rank.local_rank]) if cpus else None,
                 "cudnn": part.cudnn,
             }
@@ -322,6 +386,8 @@ class NodeAgent:
             for part in self._parts.values():
                 for file in part.folder.logs.values():
                     file.taken, file.tail_taken = file.shipped, False
+                if part.nccl is not None:
+                    part.nccl.from_the_start()
 
     async def _renew(self, lease_s: float) -> None:
         """The lease runs from our last answer: the controller was alive when it heard that, and knows when it asked next."""
@@ -342,6 +408,8 @@ class NodeAgent:
 
     def _logs_pending(self) -> bool:
         """Whether the next report would hold something of a log; the end of an overlong one is read when its writer ended."""
+        if any(part.nccl is not None and part.nccl.pending() for part in self._parts.values()):
+            return True
         return any(
             file.pending(part.log_limit) or (part.swept and file.over(part.log_limit) and not file.tail_taken)
             for part in self._parts.values()
@@ -358,23 +426,52 @@ class NodeAgent:
                 while room > 0 and (taken := file.take(part.log_limit)) is not None:
                     room -= len(taken[1])
                     chunks.append(LogChunk(part.run, part.attempt, rank, *taken, time.time()))
+                    if rank == 0:
+                        part.patterns.feed(taken[1])
                 if file.over(part.log_limit) and not file.tail_taken:
                     file.trim(part.log_limit)
                     if part.swept:
                         chunks.append(LogChunk(part.run, part.attempt, rank, *file.take_tail(), time.time(), tail=True))
+            if part.nccl is not None and room > 0:
+                for name, offset, data in part.nccl.take(room):
+                    room -= len(data)
+                    chunks.append(LogChunk(part.run, part.attempt, rank_of(name), offset, data, time.time(), file=name))
         info = None if self._info_sent else self._found
         self._info_sent = True
         self._sequence += 1
-        self._unacked = Report(self._sequence, tuple(p.status() for p in self._parts.values()), tuple(chunks), info)
+        parts = self._parts.values()
+        looks = tuple(found for part in parts for found in self._progress_of(part))
+        statuses = tuple(p.status() for p in parts)
+        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks)
         return self._unacked
+
+    def _progress_of(self, part: Part) -> tuple[RankProgress, ...]:
+        """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""
+        if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
+            part.looked = time.monotonic()
+            told = part.patterns.values, part.patterns.at
+            found = (
+                look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
+                for rank in part.ranks
+            )
+            part.progress = tuple(one for one in found if one is not None)
+        return part.progress
 
     async def _look(self) -> None:
         """Looks at the machine every now and then; what has changed goes into the next report."""
-        if self._found is not None and time.monotonic() - self._looked < LOOK_AGAIN_S:
-            return
-        found = await asyncio.to_thread(self._info)
-        self._looked, self._node = time.monotonic(), found.get("node")
-        found |= {"interface": self._interface, "pins_cpus": self._pins()}
+        if self._machine is None or time.monotonic() - self._looked >= LOOK_AGAIN_S:
+            machine = await asyncio.to_thread(self._info)
+            await asyncio.to_thread(nvml)  # so that the first check before a start need not wait for it
+            if (host := machine.get("host")) is not None:
+                machine["host"] = replace(on_network(host, self._interface), node=self._name)
+            self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")
+            self._survey.look_again()
+            for part in self._parts.values():
+                if part.nccl is not None and part.nccl.value is not None and not part.swept:
+                    part.nccl.tell_warnings()
+                    part.nccl.ship()
+        more = {"interface": self._interface, "pins_cpus": self._pins(), "interpreters": self._survey.known}
+        found = self._machine | more
         if found != self._found:
             self._found, self._info_sent = found, False
 
@@ -390,6 +487,10 @@ class NodeAgent:
 
     def _acknowledged(self) -> None:
         assert self._unacked is not None
+        for status in self._unacked.parts:
+            told = self._parts.get(f"{status.run}.{status.attempt}")
+            if told is not None and told.nccl is not None:
+                told.nccl.acknowledged(status.nccl is not None)
         shipped = {(chunk.run, chunk.attempt) for chunk in self._unacked.logs}
         for run, attempt in shipped:
             part = self._parts.get(f"{run}.{attempt}")
@@ -397,14 +498,7 @@ class NodeAgent:
                 continue
             for file in part.folder.logs.values():
                 file.shipped = file.taken
-            part.folder.write_note(
-                {
-                    "log_limit": part.log_limit,
-                    "gpus": part.gpus,
-                    "master_port": part.master_port,
-                    "shipped": {rank: file.shipped for rank, file in part.folder.logs.items()},
-                }
-            )
+            part.folder.write_note(part.note())
         self._unacked = None
 
     # -- the rendezvous port -------------------------------------------------------------------------------------

@@ -15,19 +15,24 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.checks import interpreter
+from orchestrator.control.arrays import array_json, queue_rows
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
-from orchestrator.control.controller import Controller, Refused
-from orchestrator.control.follow import Positions, follow, log_lines
+from orchestrator.control.controller import Controller
+from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
+from orchestrator.control.metrics import CONTENT_TYPE, exposition
+from orchestrator.control.refused import Refused
 from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
+from orchestrator.history.asking import asked
+from orchestrator.history.benches import BenchFilter
 from orchestrator.history.errors import StoreError
-from orchestrator.history.queries import RunFilter
 from orchestrator.jobfile import parse_job
 from orchestrator.placement.draw import draw_free
-from orchestrator.scheduling.lifecycle import IllegalTransition, State
-from orchestrator.scheduling.run import Code, NewRun
+from orchestrator.scheduling.lifecycle import IllegalTransition
+from orchestrator.scheduling.run import Array, Code, NewRun
 from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.api")
@@ -67,6 +72,10 @@ class RetryBody(_Body):
     secrets: dict[str, str] = {}
 
 
+class SetBody(_Body):
+    changes: dict[str, Annotated[str, Field(max_length=256)]]
+
+
 class DownBody(_Body):
     force: bool = False
 
@@ -81,27 +90,36 @@ class Api:
         token: str,
         status: Callable[[], dict[str, Any]],
         down: Callable[[], Awaitable[None]],
+        metrics_token: str | None = None,
     ) -> None:
+        """`token` opens everything, `metrics_token` /metrics alone."""
         self._controller, self._code, self._token, self._status, self._down = controller, code, token, status, down
+        self._metrics_token = metrics_token
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=BODY)
         app.add_routes(
             [
                 web.get("/healthz", self._healthz),
+                web.get("/metrics", self._metrics),
                 web.get("/api/v1/status", self._get_status),
                 web.head("/api/v1/code/{sha}", self._has_code),
                 web.put("/api/v1/code/{sha}", self._put_code),
                 web.post("/api/v1/check", self._check),
                 web.post("/api/v1/runs", self._submit),
                 web.get("/api/v1/runs", self._runs),
+                web.get("/api/v1/compare", self._compare),
                 web.get("/api/v1/runs/{ref}", self._show),
                 web.post("/api/v1/runs/{ref}/cancel", self._cancel),
                 web.post("/api/v1/runs/{ref}/retry", self._retry),
+                web.post("/api/v1/runs/{ref}/set", self._set),
+                web.get("/api/v1/runs/{ref}/why", self._why),
                 web.get("/api/v1/runs/{ref}/logs", self._logs),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
+                web.get("/api/v1/benches", self._benches),
                 web.get("/api/v1/nodes", self._nodes),
                 web.get("/api/v1/topo", self._topo),
+                web.get("/api/v1/doctor", self._doctor),
                 web.post("/api/v1/down", self._go_down),
             ]
         )
@@ -141,13 +159,23 @@ class Api:
             return _error(6, "the controller met an error of its own; its log says more", 500)
 
     def _may(self, request: web.Request) -> bool:
-        given = request.headers.get("Authorization", "")
-        return hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode())
+        given = request.headers.get("Authorization", "").encode()
+        tokens = [self._token]
+        if request.path == "/metrics" and self._metrics_token is not None:
+            tokens.append(self._metrics_token)
+        return any(hmac.compare_digest(given, f"Bearer {token}".encode()) for token in tokens)
 
     # -- the cluster ---------------------------------------------------------------------------------------------
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.json_response({"ok": True})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        controller = self._controller
+        busy, live, waiting = await controller.busy(), await controller.live(), await controller.waiting()
+        nodes = controller.roster.nodes.values()
+        text = exposition(nodes, busy, live, waiting, controller.runtime.counts, controller.runtime.now())
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:
         nodes = [node for node in self._controller.roster.nodes.values() if node.up]
@@ -204,6 +232,17 @@ class Api:
             answer["drawing"] = draw_node(cluster, known)
         return web.json_response(answer)
 
+    async def _doctor(self, request: web.Request) -> web.Response:
+        """The version matrix over the nodes, and what will go wrong."""
+        python, node = request.query.get("python"), request.query.get("node")
+        try:
+            answer = await self._controller.surveys.doctor(node, None if python is None else interpreter(python))
+        except ValueError as error:
+            raise Refused(2, f"python: {error}") from None
+        except KeyError:
+            raise Refused(3, f"no such node: {node!r}") from None
+        return web.json_response(answer)
+
     async def _go_down(self, request: web.Request) -> web.Response:
         body = DownBody.model_validate(await _json(request))
         live = await self._controller.live()
@@ -220,7 +259,7 @@ class Api:
     # -- code ----------------------------------------------------------------------------------------------------
 
     async def _has_code(self, request: web.Request) -> web.Response:
-        return web.Response(status=200 if self._code.has(request.match_info["sha"]) else 404)
+        return web.Response(status=200 if self._code.wanted(request.match_info["sha"]) else 404)
 
     async def _put_code(self, request: web.Request) -> web.Response:
         chunks = request.content.iter_chunked(1 << 20)
@@ -241,7 +280,7 @@ class Api:
     async def _submit(self, request: web.Request) -> web.Response:
         body = SubmitBody.model_validate(await _json(request))
         if body.dry_run:
-            return web.json_response(await self._controller.dry_run(body.spec))
+            return web.json_response(await self._controller.dry_run(body.spec, body.user))
         if body.code is not None and not self._code.has(body.code.sha256):
             raise Refused(2, f"the snapshot {body.code.sha256[:12]} was not sent")
         code = Code(body.code.sha256, body.code.git, body.code.dirty) if body.code else None
@@ -249,36 +288,114 @@ class Api:
         run, created = await self._controller.submit(new, body.secrets)
         notices = self._controller.notices(body.spec)
         answer = {"id": run.id, "name": run.name, "state": run.state, "notices": notices}
+        if run.element is not None:
+            array = await self._controller.find_array(f"{run.id}[]")
+            assert array is not None
+            answer |= {"array": {"id": array.ref, "first": array.runs[0], "last": array.runs[-1]}}
         return web.json_response(answer, status=201 if created else 200)
 
     async def _runs(self, request: web.Request) -> web.Response:
         if request.query.get("live") == "1":
-            return web.json_response(await self._live())
-        runs = await self._controller.runs(_filter(request))
-        return web.json_response([render.list_json(run) for run in runs])
+            return web.json_response(await self._live(request))
+        given = {name: request.query.getall(name) for name in request.query}
+        best = _number(request.query.get("best"), "best")
+        by = given.pop("by", [""])[-1] if best is not None else ""
+        try:
+            question = asked(given)
+        except ValueError as error:
+            raise Refused(2, str(error)) from None
+        if question.array is not None:
+            array = await self._controller.find_array(question.array)
+            if array is None:
+                raise Refused(3, f"no such array: {question.array!r}")
+            if best is not None:
+                found = await self._controller.best(array, by, best)
+                return web.json_response([render.list_json(run) | {"metrics": metrics} for run, metrics in found])
+            question = question.of_array(array.runs)
+        if question.by or question.columns:
+            try:
+                return web.json_response(await self._controller.asked(question))
+            except ValueError as error:
+                raise Refused(2, str(error)) from None
+        return web.json_response([render.list_json(run) for run in await self._controller.runs(question.wanted)])
 
-    async def _live(self) -> list[dict[str, Any]]:
-        """What runs, then what waits in its order, as `orch ps` shows it."""
-        live, waiting = await self._controller.live(), await self._controller.waiting()
-        rows = [render.list_json(run) | {"position": None} for run in live]
-        return rows + [render.list_json(run) | {"position": i} for i, run in enumerate(waiting, 1)]
+    async def _live(self, request: web.Request) -> list[dict[str, Any]]:
+        """What runs, then what waits in its order; with `arrays=1` an array is one row."""
+        controller, limit = self._controller, _number(request.query.get("limit"), "limit")
+        live, waiting = await controller.live(), controller.queue.waiting()
+        if request.query.get("arrays") == "1":
+            arrays = controller.runtime.book.arrays
+            counts = {array.id: await controller.counts(array) for array in arrays.values()}
+            return queue_rows(live, waiting, arrays, counts, controller.with_reason, limit)
+        rows = [render.list_json(run) | {"position": None} for run in live[:limit]]
+        left = None if limit is None else limit - len(rows)
+        shown = enumerate(map(controller.with_reason, waiting[:left]), 1)
+        return rows + [render.list_json(run) | {"position": i} for i, run in shown]
 
     async def _show(self, request: web.Request) -> web.Response:
-        return web.json_response(render.show_json(await self._controller.find(request.match_info["ref"])))
+        ref = request.match_info["ref"]
+        if (array := await self._controller.find_array(ref)) is not None:
+            return web.json_response(await self._array(array) | {"spec": array.spec.model_dump(mode="json")})
+        run = await self._controller.find(ref)
+        sizes = await self._controller.scaling(run.name)
+        answer = render.show_json(run) | {"scaling": render.scaling_json(sizes)}
+        if request.query.get("like") == "1":
+            answer["compared"] = await self._controller.against_its_like(run)
+        return web.json_response(answer)
+
+    async def _compare(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._controller.compare(request.query.getall("run", [])))
+
+    async def _array(self, array: Array) -> dict[str, Any]:
+        first = await self._controller.find(str(array.id))
+        after = [asdict(need) for need in first.after]
+        return array_json(array, await self._controller.counts(array), first) | {"after": after}
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        run, already = await self._controller.cancel(request.match_info["ref"], by=request.query.get("by"))
+        ref, by = request.match_info["ref"], request.query.get("by")
+        if (array := await self._controller.find_array(ref)) is not None:
+            ended = await self._controller.cancel_array(array, by)
+            answer = await self._array(array) | {"runs": ended}
+            return web.json_response(answer | ({} if ended else {"already": True}))
+        run, already = await self._controller.cancel(ref, by=by)
         answer = {"id": run.id, "name": run.name, "state": run.state}
         return web.json_response(answer | ({"already": True} if already else {}))
 
     async def _retry(self, request: web.Request) -> web.Response:
         body = RetryBody.model_validate(await _json(request))
-        run = await self._controller.retry(request.match_info["ref"], body.secrets, by=request.query.get("by"))
+        ref, by = request.match_info["ref"], request.query.get("by")
+        if (array := await self._controller.find_array(ref)) is not None:
+            again = await self._controller.retry_array(array, body.secrets, by)
+            return web.json_response(await self._array(array) | {"runs": again})
+        run = await self._controller.retry(ref, body.secrets, by=by)
         return web.json_response({"id": run.id, "name": run.name, "state": run.state})
+
+    async def _set(self, request: web.Request) -> web.Response:
+        body = SetBody.model_validate(await _json(request))
+        ref = request.match_info["ref"]
+        runs = await self._controller.change(ref, body.changes, by=request.query.get("by"))
+        if (array := await self._controller.find_array(ref)) is not None:
+            return web.json_response(await self._array(array) | {"runs": len(runs)})
+        return web.json_response({"id": runs[0].id, "name": runs[0].name, "state": runs[0].state})
+
+    async def _why(self, request: web.Request) -> web.Response:
+        ref = request.match_info["ref"]
+        if (array := await self._controller.find_array(ref)) is not None:
+            raise Refused(2, f"{array.name} is an array of {array.size:,} runs: name one, such as {array.name}[0]")
+        return web.json_response(await self._controller.why(ref))
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
         query = request.query
+        if query.get("nccl") == "1":
+            said = nccl_lines(
+                self._controller,
+                run,
+                rank=_number(query.get("rank"), "rank"),
+                attempt=_number(query.get("attempt"), "attempt"),
+                positions=Positions.parse(query.get("from", "")),
+            )
+            return await _stream(request, said)
         lines = log_lines(
             self._controller,
             run,
@@ -289,6 +406,18 @@ class Api:
             keep_on=query.get("follow") == "1",
         )
         return await _stream(request, lines)
+
+    async def _benches(self, request: web.Request) -> web.Response:
+        """Results of `orch bench`, oldest first."""
+        query = request.query
+        wanted = BenchFilter(
+            runs=tuple(number for text in query.getall("run", []) if (number := _number(text, "run")) is not None),
+            since=_moment(query.get("since")),
+            nodes=frozenset(query.getall("node", [])),
+            collectives=tuple(query.getall("collective", [])),
+            backends=tuple(query.getall("backend", [])),
+        )
+        return web.json_response(await self._controller.benches.shown(wanted))
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
@@ -324,28 +453,11 @@ def _seconds(text: str | None) -> float | None:
     raise Refused(2, f"since: {text!r} is not a number of seconds")
 
 
-def _filter(request: web.Request) -> RunFilter:
-    query = request.query
-    since = None
-    if text := query.get("since"):
-        try:
-            since = datetime.fromisoformat(text)
-        except ValueError:
-            raise Refused(2, f"since: {text!r} is not a time") from None
-    state = query.get("state")
-    if state is not None and state not in list(State):
-        raise Refused(2, f"state: {state!r} is none of {', '.join(State)}")
-    tags = dict(tag.partition("=")[::2] for tag in query.getall("tag", []))
-    return RunFilter(
-        name=query.get("name"),
-        user=query.get("user"),
-        team=query.get("team"),
-        state=None if state is None else State(state),
-        since=since,
-        tags=tags,
-        sort=query.get("sort", "-submitted"),
-        limit=_number(query.get("limit"), "limit") or 50,
-    )
+def _moment(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        raise Refused(2, f"since: {text!r} is not a time") from None
 
 
 async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | None]) -> web.StreamResponse:

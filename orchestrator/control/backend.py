@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from orchestrator.control.gpu_usage import GpuUse
+from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.survey import Surveyed
+from orchestrator.health.nccl_log import NcclLog
 from orchestrator.placement.values import Device
 
 
@@ -57,6 +61,10 @@ class StartPart:
     log_limit: int
     cudnn: dict[str, bool | None] | None = None
     """benchmark and deterministic, to be set before the script's first line."""
+    nccl_log: Literal["file", "output"] | None = None
+    """Where NCCL tells of its links: in a file for each process, which the agent chooses, or in what the ranks print."""
+    throughput: dict[str, str] = field(default_factory=dict)
+    """Patterns by name that rank 0's log is read with."""
 
     @property
     def key(self) -> str:
@@ -75,6 +83,8 @@ class LogChunk:
     at: float
     """Unix seconds by the node's clock when the bytes were read."""
     tail: bool = False
+    file: str | None = None
+    """Another file than the rank's own log: `nccl-3.4711.log`, what NCCL said in process 4711 of rank 3."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,19 @@ class PartStatus:
     first_failed: int | None = None
     """The first rank of this node that ended badly."""
     started_warm: int = 0
+    nccl: NcclLog | None = None
+    """What NCCL told of the links of this node's ranks, once the first collective has connected or no more will come. Said
+    until a report with it was acknowledged."""
+
+
+@dataclass(frozen=True)
+class GpuLook:
+    """What a GPU was doing at one moment, while a run had it."""
+
+    run: int
+    attempt: int
+    gpu: int
+    use: GpuUse
 
 
 @dataclass(frozen=True)
@@ -102,7 +125,11 @@ class Report:
     parts: tuple[PartStatus, ...]
     logs: tuple[LogChunk, ...] = ()
     info: dict[str, Any] | None = None
-    """Hardware and versions; sent when they are new to the controller."""
+    """Hardware and versions, `host` (NodeFacts) and `interpreters` among them; sent when they are new to the controller."""
+    gpus: tuple[GpuLook, ...] = ()
+    """Looks at GPUs since the report before."""
+    progress: tuple[RankProgress, ...] = ()
+    """The newest look at each rank: counters from its beginning on, so that nothing is lost with a report."""
 
 
 class StaleController(Exception):
@@ -121,10 +148,19 @@ class Agent(Protocol):
     """The calls that the controller makes to a node's agent. Any may raise AgentGone or StaleController."""
 
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report: ...
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        """What keeps the node from starting ranks on these GPUs at this moment, in sentences; milliseconds."""
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int: ...
     async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
     async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync.
+
+        `look`: looks at the machine now, which takes a moment; else what the last look saw will do.
+        """
+
     async def close(self, epoch: int) -> None: ...
 
 

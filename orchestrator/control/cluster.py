@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ import psutil
 
 from orchestrator.config import Config, load_config
 from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder
+from orchestrator.control.monitoring import dashboards_folder
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
+from orchestrator.policy_text import policy_as_texts
 
 Say = Callable[[str], None]
 
@@ -64,6 +67,7 @@ def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str,
         # No worker is wanted but for the controller and the agent: Ray would start one per CPU ahead of need.
         env["RAY_prestart_worker_first_driver"] = "0"
         env["RAY_enable_worker_prestart"] = "0"
+        env["RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"] = str(dashboards_folder(home.monitoring))
         # Ray's own ports for metrics are the same on every cluster of a machine unless they are chosen.
         env["DASHBOARD_METRIC_PORT"] = str(_free_port())
         env["AUTOSCALER_METRIC_PORT"] = str(_free_port())
@@ -112,27 +116,32 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
         except FormatError as error:
             raise ClusterError(str(error), 2) from None
         local = config.address is None
-        if local:
-            address, dashboard = _local_head(home, config, environ, say)
-        else:
-            address, dashboard = str(config.address), None
+        given = _Head(str(config.address), None, config.dashboard_proxy)
+        head = _local_head(home, config, environ, say) if local else given
         home.write_cluster(
             ClusterNote(
                 namespace=home.namespace,
-                address=address,
+                address=head.address,
                 database=config.database,
                 storage=str(config.storage),
                 lease_s=config.lease,
                 log_limit=config.log_limit,
+                keep_runs=config.history_keep_runs,
+                keep_series=config.history_keep_series,
+                keep_logs=config.history_keep_logs,
                 code_limit=config.code_limit,
                 fabric=[str(path) for path in config.fabric],
                 hardware=str(config.hardware) if config.hardware else None,
-                dashboard_url=dashboard,
+                dashboard_url=head.dashboard_url,
+                dashboard_proxy=head.dashboard_proxy,
+                preflight=config.preflight,
+                policy=policy_as_texts(config.policy),
+                prices=dict(config.prices),
                 local=local,
             )
         )
         say("starting the controller")
-        return _controller(home, address, ray_env(home, environ, local=local))
+        return _controller(home, head.address, ray_env(home, environ, local=local))
 
 
 @contextmanager
@@ -143,9 +152,18 @@ def _ray(home: Home, address: str, env: Mapping[str, str]) -> Iterator[Any]:
     os.environ.update(env)
     import ray
     from ray.exceptions import RayError
+    from ray.job_config import JobConfig
 
+    # The dashboard lists every driver: this one is gone in a second, and named by what it did.
+    named = JobConfig(metadata={"job_name": "orch up or down"})
     try:
-        ray.init(address=address, namespace=home.namespace, log_to_driver=False, configure_logging=False)
+        ray.init(
+            address=address,
+            namespace=home.namespace,
+            log_to_driver=False,
+            configure_logging=False,
+            job_config=named,
+        )
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray cluster at {address} lets us in: {str(error).splitlines()[0]}") from None
     try:
@@ -173,21 +191,32 @@ def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
     return url
 
 
-def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> tuple[str, str | None]:
+@dataclass(frozen=True)
+class _Head:
+    """A Ray head, and how orch's runs get onto its dashboard."""
+
+    address: str
+    dashboard_url: str | None
+    dashboard_proxy: int | None
+
+
+def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> _Head:
     """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
     previous = home.read_cluster()
     if previous is not None and previous.local and _naming(temp_dir(home)):
         if _listens(previous.address):
-            return previous.address, previous.dashboard_url
+            return _Head(previous.address, previous.dashboard_url, previous.dashboard_proxy)
         say("ending what is left of a Ray whose head has died")
         _end_local(home)
     say("starting a private Ray on this machine")
     folder = temp_dir(home)
     _private_parents(folder)
     (folder / "ray_current_cluster").unlink(missing_ok=True)
+    dashboard, proxy = _free_port(), _free_port()
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0",
-        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={_free_port()}",
+        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--proxy-server-url=http://127.0.0.1:{proxy}",
         f"--temp-dir={folder}", f"--num-cpus={config.local_slots}", "--disable-usage-stats", "--include-dashboard=true",
         f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
         "--object-store-memory=200000000",
@@ -206,8 +235,7 @@ def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say
     if started.returncode or not current.exists():
         tail = " ".join(started.stdout.strip().splitlines()[-3:])
         raise ClusterError(f"Ray did not start: {tail}")
-    port = next(part for part in command if part.startswith("--dashboard-port=")).partition("=")[2]
-    return current.read_text().strip(), f"http://127.0.0.1:{port}"
+    return _Head(current.read_text().strip(), f"http://127.0.0.1:{dashboard}", proxy)
 
 
 def _private_parents(folder: Path) -> None:

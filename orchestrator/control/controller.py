@@ -1,45 +1,56 @@
 """The controller: observe, decide, record, act.
 
 It holds nothing that the database does not, but for secrets: killed anywhere, the next one takes up the runs where they are. The
-nodes are roster.py's and the live attempts gangs.py's; the API (api.py) and the Ray actor (ray_backend.py) are around it.
+nodes are roster.py's, the live attempts gangs.py's, what waits queue.py's; the API (api.py) and the Ray actor (ray_backend.py) are
+around it.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
+from orchestrator.array import parse_ref
 from orchestrator.control.backend import Backend
+from orchestrator.control.benches import Benches
+from orchestrator.control.changes import Change, parse_changes
+from orchestrator.control.expiry import Expiry
+from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.preflight import Preflight
+from orchestrator.control.queue import Queue
+from orchestrator.control.reasons import preview_json, why
+from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.hardware.model import Cluster
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.asking import Asked
+from orchestrator.history.filters import RunFilter
+from orchestrator.history.ledger import Scale
 from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
 from orchestrator.placement.explain import alternatives, at_best, hint_levels
 from orchestrator.placement.search import place
-from orchestrator.placement.values import Rejection
+from orchestrator.placement.tree import Topology
+from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.ask import device_of, request_of
+from orchestrator.scheduling.decision import Reservation, Sure
 from orchestrator.scheduling.lifecycle import Event, State
-from orchestrator.scheduling.memory import Memory
-from orchestrator.scheduling.plan import plan
-from orchestrator.scheduling.run import NewRun, Run
-from orchestrator.scheduling.snapshot import Block, Snapshot
-from orchestrator.spec import JobSpec
+from orchestrator.scheduling.run import Array, NewRun, Run
+from orchestrator.scheduling.unfit import left_out
+from orchestrator.spec import JobSpec, problems
 
-
-class Refused(Exception):
-    """A request that cannot be met; `code` is the exit code that the contract gives it."""
-
-    def __init__(self, code: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
+MOST_ANSWERS = 1000
+AT_ONCE = 1000
+"""Runs of an array that are changed by one write."""
 
 
 class Controller:
@@ -59,51 +70,67 @@ class Controller:
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
-        self.roster = self.gangs.roster
+        self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.benches = Benches(self.runtime, self.logs, self.roster)
+        self.gangs.on_success = self.benches.take
+        self.queue = Queue(
+            self.runtime, self.gangs, Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
+        )
+        self._answers_of: Topology | None = None
+        self._answers: dict[Request, Placement | Rejection] = {}
+        """What the empty cluster of that tree has for a request: many jobs ask for the same."""
         self._store = store
-        self._reasons: dict[int, str] = {}
-        """Why each waiting run waits, as the last plan said."""
-        self._memory: Memory | None = None
-        self._starts_runs = True
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Takes over: fences out whoever ran before, takes up the live runs, finds the nodes."""
         runtime = self.runtime
-        runtime.epoch = await runtime.db(self._store.claim_epoch, f"controller {time.time():.0f}", runtime.now())
-        for run in await runtime.db(self._store.live):
+        await runtime.take_over(f"controller {time.time():.0f}")
+        await self.benches.start()
+        for run in runtime.book.live():
             self.gangs.adopt(run)
         await self.roster.start()
         await self.gangs.give_up_missing()
-        runtime.forever("scheduling", self._schedule_when_woken, 0.0)
-        runtime.wake.set()
+        self.gangs.measuring.start()
+        Expiry(runtime).start()
+        await self.queue.start()
 
     async def close(self) -> None:
         await self.runtime.close()
+        self.queue.close()
 
     def start_no_more(self) -> None:
         """From now on what waits stays where it is: the cluster goes down, and the next one takes it up."""
-        self._starts_runs = False
+        self.queue.starts_runs = False
 
     # -- what users ask for --------------------------------------------------------------------------------------
 
     async def submit(self, new: NewRun, secrets: Mapping[str, str]) -> tuple[Run, bool]:
-        """Records a run; it is on disk when this returns. Raises Refused(5) where the cluster could never hold it."""
+        """Records a run, or an array, of which it gives the first; it is on disk when this returns.
+
+        Raises Refused(5) where the cluster could never hold it, and a StoreError for `after:`.
+        """
         values = _values(new.spec, secrets)
         self._check_fits(new.spec)
-        run, created = await self.runtime.db(self._store.submit, new, self.runtime.now())
+        await self._check_requires(new.spec)
+        run, created = await self.runtime.submit(new)
         if created:
-            self.gangs.secrets[run.id] = values
-            self.runtime.wake.set()
+            self.runtime.counts.submissions += 1
+            array = self.array_of(run)
+            for made in array.runs if array is not None and values else [run.id]:
+                self.gangs.secrets[made] = values
+            self.queue.has_come()
         return run, created
 
-    async def dry_run(self, spec: JobSpec) -> dict[str, Any]:
-        """Where the job would go now, what a looser or tighter wish would give, or why it would wait. Raises Refused(5)."""
+    async def dry_run(self, spec: JobSpec, user: str) -> dict[str, Any]:
+        """Where the job would go, when, at whose cost; what a looser or tighter wish would give. Raises Refused(5)."""
         self._check_fits(spec)
+        unfit = await self._check_requires(spec)
         free = self.roster.free(await self.busy())
         topology = free.topology
-        request = request_of(spec, topology, patient=spec.near is not None and spec.near.patience is not None)
+        patient = spec.near is not None and spec.near.patience is not None
+        request = request_of(spec, topology, patient=patient, exclude=unfit)
         answer = place(request, topology, free)
         others = [
             {"level": other.level, "answer": str(other), "busbw_predicted": other.busbw}
@@ -112,16 +139,48 @@ class Controller:
             )
         ]
         now = {"device": request.device, "alternatives": others, "notices": self.notices(spec)}
+        now |= await self._preview(spec, user)
         if isinstance(answer, Rejection):
-            return {"fits_now": False, "reason": answer.reason, "placement": None} | now
+            reason = f"{answer.reason}; {left_out(unfit)}" if unfit else answer.reason
+            return {"fits_now": False, "reason": reason, "placement": None} | now
         drawing = draw_placement(topology, [(part.node, part.gpus, part.ranks) for part in answer.nodes])
         return {"fits_now": True, "reason": None, "placement": asdict(answer), "drawing": drawing} | now
 
+    async def _preview(self, spec: JobSpec, user: str) -> dict[str, Any]:
+        """When it would start, and whom it would delay. Of an array: its first run."""
+        now = self.runtime.now()
+        one = spec if spec.array is None else spec.element(0)
+        run = Run(0, one, user, None, "", State.QUEUED, None, submitted_at=now, queued_at=now)
+        said = await self.queue.preview(run)
+        return {"waits": None, "delays": [], "preempts": []} if said is None else preview_json(said)
+
     def _check_fits(self, spec: JobSpec) -> None:
         topology = self.roster.inventory.topology
-        answer = at_best(request_of(spec, topology), topology)
+        if unknown := sorted(set(spec.only) - topology.index.keys()):
+            have = ", ".join(list(topology.index)[:8]) + (", ..." if len(topology.index) > 8 else "")
+            raise Refused(3, f"only: no such node: {', '.join(unknown)}; the cluster has {have or 'none yet'}")
+        if topology is not self._answers_of or len(self._answers) >= MOST_ANSWERS:
+            self._answers_of, self._answers = topology, {}
+        request = request_of(spec, topology)
+        answer = self._answers.get(request)
+        if answer is None:
+            answer = self._answers[request] = at_best(request, topology)
         if isinstance(answer, Rejection):
             raise Refused(5, f"can never fit this cluster: {answer.reason}")
+
+    async def _check_requires(self, spec: JobSpec) -> dict[str, str]:
+        """The nodes that the job cannot have, or not yet, and why. Raises Refused(5) where what is left could never hold it."""
+        topology = self.roster.inventory.topology
+        device = device_of(spec, topology)
+        await self.surveys.settle_for(spec, device)
+        fail, unknown = self.surveys.judge(spec, device)
+        if fail and isinstance(place(request_of(spec, topology, exclude=fail), topology, topology.empty), Rejection):
+            fit = len(topology.nodes) - len(fail)
+            raise Refused(
+                5,
+                f"can never fit this cluster: {fit} of {len(topology.nodes)} nodes have what it requires; {left_out(fail)}",
+            )
+        return fail | unknown
 
     def notices(self, spec: JobSpec) -> list[str]:
         """What the submitter should know, though nothing is wrong with the job."""
@@ -141,91 +200,228 @@ class Controller:
         run = await self.find(ref)
         if run.ended:
             return run, True
-        run = await self.runtime.db(self._store.record, run.id, Event.CANCEL_ASKED, self.runtime.now(), by=by)
+        return await self._cancel(run, by), False
+
+    async def _cancel(self, run: Run, by: str | None) -> Run:
+        runtime, now = self.runtime, self.runtime.now()
+        waited = self.queue.waits.over(run, now) if run.state is State.QUEUED else None
+        run = await runtime.write(self._store.record, run.id, Event.CANCEL_ASKED, now, None, by, waited)
+        self._cancelled(run)
+        return run
+
+    def _cancelled(self, run: Run) -> None:
+        """It is on record that the run is to end."""
         if run.live:
             self.gangs.cancel(run)
+        else:
+            self.gangs.secrets.pop(run.id, None)
         self.runtime.tell(run.id)
         self.runtime.wake.set()
-        return run, False
+
+    async def cancel_array(self, array: Array, by: str | None = None) -> int:
+        """Asks for the end of every run of it that has not ended; how many there were."""
+        runtime, now = self.runtime, self.runtime.now()
+        cancelled = 0
+        for part in _parts(sorted(runtime.book.open_runs.get(array.id, ()))):
+            runs = [runtime.book.runs[run] for run in part if run in runtime.book.runs]
+            waited = {run.id: over for run in runs if (over := self.queue.waits.over(run, now)) is not None}
+            ids = [run.id for run in runs]
+            for run in await runtime.write(self._store.record_each, ids, Event.CANCEL_ASKED, now, None, by, waited):
+                self._cancelled(run)
+                cancelled += 1
+        return cancelled
 
     async def retry(self, ref: str, secrets: Mapping[str, str], by: str | None = None) -> Run:
         """Another attempt of a run that failed or was cancelled. Raises Refused."""
         run = await self.find(ref)
         if not run.ended or run.state is State.SUCCEEDED:
             raise Refused(7, f"run {run.id} is {run.state}: only one that failed or was cancelled is tried again")
-        values = _values(run.spec, secrets)
-        self._check_fits(run.spec)
-        self.gangs.secrets[run.id] = values
-        run = await self.runtime.db(self._store.record, run.id, Event.RETRY_ASKED, self.runtime.now(), by=by)
-        self.runtime.tell(run.id)
+        again = await self._retry([run], secrets, by)
+        if not again:
+            raise Refused(7, f"run {run.id} was tried again by somebody else just now")
+        return again[0]
+
+    async def retry_array(self, array: Array, secrets: Mapping[str, str], by: str | None = None) -> int:
+        """Another attempt of the runs of it that failed, or else of those that were cancelled; how many. Raises Refused."""
+        for state in (State.FAILED, State.CANCELLED):
+            wanted = RunFilter(ids=array.runs, state=state, sort="id")
+            if runs := await self.runtime.read(self._store.runs, wanted):
+                return len(await self._retry(runs, secrets, by))
+        raise Refused(7, f"no run of {array.name} has failed or was cancelled: there is nothing to try again")
+
+    async def _retry(self, runs: Sequence[Run], secrets: Mapping[str, str], by: str | None) -> list[Run]:
+        values = _values(runs[0].spec, secrets)
+        self._check_fits(runs[0].spec)
+        await self._check_requires(runs[0].spec)
+        for need in runs[0].after:
+            if (broken := await self.runtime.read(self._store.broken, need)) is not None:
+                raise Refused(7, f"run {runs[0].id} is to follow run {broken.id} ({broken.label}): retry that first")
+        for run in runs:
+            self.gangs.secrets[run.id] = values
+        now = self.runtime.now()
+        again: list[Run] = []
+        for part in _parts([run.id for run in runs]):
+            again += await self.runtime.write(self._store.record_each, part, Event.RETRY_ASKED, now, None, by)
+        for run in again:
+            self.runtime.tell(run.id)
         self.runtime.wake.set()
-        return run
+        return again
+
+    async def change(self, ref: str, texts: Mapping[str, str], by: str | None = None) -> list[Run]:
+        """`orch set`: changes priority, time limit or nearness of a run, or of the runs of an array. Raises Refused."""
+        array = await self.find_array(ref)
+        change = parse_changes(texts, array=array is not None)
+        if array is None:
+            runs = [await self.find(ref)]
+            _check_state(runs[0], change)
+        else:
+            mine = (self.runtime.book.runs[run] for run in self.runtime.book.open_runs.get(array.id, ()))
+            runs = [run for run in mine if run.state is State.QUEUED or (change.live and run.live)]
+            if not runs and change.keys:
+                raise Refused(7, f"no run of {array.name} waits any more")
+            if change.array_limit is not False:
+                await self.runtime.write(self._store.limit_array, array, change.array_limit)
+        if change.keys and runs:
+            runs = await self._change(runs, change, by)
+        self.runtime.wake.set()
+        return runs
+
+    async def _change(self, runs: Sequence[Run], change: Change, by: str | None) -> list[Run]:
+        try:
+            spec = JobSpec.model_validate(runs[0].spec.model_dump(mode="json") | dict(change.keys))
+        except ValidationError as error:
+            raise Refused(2, "; ".join(map(str, problems(error)))) from None
+        self._check_fits(spec)
+        now = self.runtime.now()
+        for run in runs:
+            _check_limit(run, spec, now, self.queue.last.reservations)
+        what = change.words(runs[0].spec, spec)
+        changed = await self.runtime.write(self._store.change, [run.id for run in runs], change.keys, now, what, by)
+        for run in changed:
+            if (gang := self.gangs.of(run)) is not None:
+                self.gangs.limits.set(gang, run.spec.time_limit)
+            self.runtime.tell(run.id)
+        return changed
+
+    async def why(self, ref: str) -> dict[str, Any]:
+        """Why a run waits, or waited and ended. Raises Refused(3)."""
+        return await why(self.queue, await self.find(ref), self.runtime.now())
+
+    # -- what is known -------------------------------------------------------------------------------------------
 
     async def find(self, ref: str) -> Run:
         """One run whole. Raises Refused(3)."""
-        run = await self.runtime.db(self._store.get, int(ref) if ref.isdigit() else ref)
+        run = await self.runtime.read(self._store.get, int(ref) if ref.isdigit() else ref)
         if run is None:
-            raise Refused(3, f"no such run: {ref!r}")
-        return self._with_reason(run)
+            gone = await self.runtime.read(self._store.expired, int(ref)) if ref.isdigit() and len(ref) < 19 else None
+            raise Refused(3, gone or f"no such run: {ref!r}")
+        return self.with_reason(run)
+
+    async def find_array(self, ref: str) -> Array | None:
+        """The array that is meant: by empty brackets, or by a name whose latest submission it is. None where a run is meant."""
+        parsed = parse_ref(ref)
+        if parsed is None or parsed.index is not None or (parsed.word.isdigit() and not parsed.whole):
+            return None
+        ids = await self.runtime.read(self._store.ids_of, parsed)
+        array = None if ids is None else await self.runtime.read(self._store.array_of, ids[0])
+        if array is None and parsed.whole:
+            raise Refused(3, f"no such array: {ref!r}")
+        return array
+
+    def array_of(self, run: Run) -> Array | None:
+        """The array that a run is of, while any run of it has not ended."""
+        return None if run.element is None else self.runtime.book.arrays.get(run.element.array)
+
+    async def asked(self, question: Asked) -> list[dict[str, Any]]:
+        """Groups, or flat rows. Raises ValueError."""
+        if question.by:
+            return await self.runtime.read(self._store.groups, question.wanted, question.by, question.sort)
+        return await self.runtime.read(self._store.rows, question.wanted, question.columns)
+
+    async def compare(self, refs: Sequence[str]) -> dict[str, Any]:
+        """Runs side by side. Raises Refused(3)."""
+        found = await self.runtime.read(self._store.compare, refs)
+        if not isinstance(found, dict):
+            raise Refused(3, f"no such run: {found!r}")
+        return found
+
+    async def against_its_like(self, run: Run) -> dict[str, Any] | None:
+        return await self.runtime.read(self._store.against_its_like, run)
+
+    async def scaling(self, name: str) -> list[Scale]:
+        return await self.runtime.read(self._store.scaling, name)
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
-        return [self._with_reason(run) for run in await self.runtime.db(self._store.runs, wanted)]
+        return [self.with_reason(run) for run in await self.runtime.read(self._store.runs, wanted)]
+
+    async def counts(self, array: Array) -> dict[State, int]:
+        """How many runs of the array are in each state."""
+        return await self.runtime.read(self._store.counts, array.runs)
+
+    async def best(self, array: Array, by: str, count: int) -> list[tuple[Run, dict[str, float]]]:
+        """The runs of the array with the smallest values of a metric, with `-` before its name the largest, and their metrics."""
+        metric, sign = by.removeprefix("-"), -1 if by.startswith("-") else 1
+        reported = await self.runtime.read(self._store.metrics, array.runs)
+        runs = {run.id: run for run in await self.runs(RunFilter(ids=array.runs))}
+        values = {
+            run: float(of[metric])
+            for run, of in reported.items()
+            if isinstance(of.get(metric), int | float) and math.isfinite(of[metric])
+        }
+        chosen = sorted(values, key=lambda run: (sign * values[run], run))[:count]
+        return [(runs[run], reported[run]) for run in chosen]
 
     async def live(self) -> list[Run]:
         """What holds a place."""
-        return await self.runtime.db(self._store.live)
+        return self.runtime.book.live()
 
     async def waiting(self) -> list[Run]:
         """What waits, in its order."""
-        return [self._with_reason(run) for run in await self.runtime.db(self._store.waiting)]
+        return [self.with_reason(run) for run in self.queue.waiting()]
 
     async def busy(self) -> dict[str, dict[int, int]]:
         """By node and GPU (or CPU slot), the run that holds it."""
-        return await self.runtime.db(self._store.busy)
+        return self.runtime.book.busy()
 
-    def _with_reason(self, run: Run) -> Run:
-        return replace(run, reason=self._reasons.get(run.id, run.reason)) if run.state is State.QUEUED else run
+    def with_reason(self, run: Run) -> Run:
+        """The run with the reason of the last plan, where it waits."""
+        if run.state is not State.QUEUED or (reason := self.queue.waits.reason(run.id)) is None:
+            return run
+        return replace(run, reason=reason.text)
 
-    # -- deciding ------------------------------------------------------------------------------------------------
 
-    async def _schedule_when_woken(self) -> None:
-        await self.runtime.wake.wait()
-        self.runtime.wake.clear()
-        runtime, store = self.runtime, self._store
-        await runtime.db(store.release_fenced, runtime.now())
-        busy = await runtime.db(store.busy)
-        waiting = [run for run in await runtime.db(store.waiting) if not await self._lost_its_secrets(run)]
-        fenced = {run for gpus in busy.values() for run in gpus.values()}
-        lease = Block("lease", "waits until the lease of its last attempt has run out")
-        snapshot = Snapshot(
-            tuple(waiting),
-            self.roster.free(busy),
-            tuple(await runtime.db(store.live)),
-            {run.id: lease for run in waiting if run.id in fenced},
-            policy=runtime.settings.policy,
-        )
-        decided = plan(snapshot, runtime.now(), self._memory)
-        self._memory = decided.memory
-        self._reasons = {wait.run.id: wait.reason.text for wait in decided.waits}
-        if decided.look_again_s is not None:
-            runtime.wake_in(decided.look_again_s + 0.01)
-        for start in decided.starts:
-            if not self._starts_runs:
-                break
-            self.gangs.begin(await runtime.db(store.place, start.run.id, start.placement, runtime.now()))
-        for run in waiting:
-            runtime.tell(run.id)
+def _check_state(run: Run, change: Change) -> None:
+    """Raises Refused(7) where it is too late for a change."""
+    if run.ended or run.state is State.STOPPING:
+        raise Refused(7, f"run {run.id} is {run.state}: nothing of it can be changed any more")
+    if run.live and not change.live:
+        late = sorted(change.keys.keys() - {"time_limit"})
+        raise Refused(7, f"run {run.id} is {run.state}: {' and '.join(late)} can be changed only while a run waits")
 
-    async def _lost_its_secrets(self, run: Run) -> bool:
-        if not run.spec.secrets or run.id in self.gangs.secrets:
-            return False
-        reason = (
-            f"its secrets ({', '.join(run.spec.secrets)}) are kept in the controller's memory alone and went when it was "
-            f"restarted; `orch retry {run.id}` from a shell that has them goes on"
-        )
-        await self.runtime.db(self._store.record, run.id, Event.FAILED, self.runtime.now(), reason=reason)
-        self.runtime.tell(run.id)
-        return True
+
+def _check_limit(run: Run, spec: JobSpec, now: datetime, reservations: Sequence[Reservation]) -> None:
+    """Raises Refused(7) where a live run has run longer already than it then may, or another was promised its place by then."""
+    if not run.live or run.attempt is None or spec.time_limit == run.spec.time_limit:
+        return
+    began = run.attempt.ranks_started_at
+    ran = 0.0 if began is None else (now - began).total_seconds()
+    if spec.time_limit is not None and ran >= spec.time_limit:
+        raise Refused(7, f"run {run.id} has run for {ran:.0f} s already: `orch cancel {run.id}` ends it")
+    if run.spec.time_limit is None or (spec.time_limit is not None and spec.time_limit < run.spec.time_limit):
+        return
+    for one in reservations:
+        if one.sure is Sure.PROMISED and run.id in one.waits_for:
+            raise Refused(
+                7,
+                f"run {one.run.id} ({one.run.label}) is promised a place by the time limit of run {run.id}, which can be made "
+                "shorter but not longer",
+            )
+
+
+def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Some at a time, so that the writes of others come in between."""
+    for at in range(0, len(ids), AT_ONCE):
+        yield ids[at : at + AT_ONCE]
 
 
 def _values(spec: JobSpec, given: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.control.controller import Controller
 from orchestrator.control.logs import Line
 from orchestrator.history import render
-from orchestrator.scheduling.lifecycle import State
+from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Run
 
 HEARTBEAT_S = 5.0
@@ -57,6 +57,18 @@ def _new_lines(
                     yield line
 
 
+class _Notes:
+    """What was noted of a run, each told once to a follower."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def new(self, run: Run) -> list[dict[str, Any]]:
+        fresh = [one for one in run.events if one.event is Event.NOTED and one.sequence > self._last]
+        self._last = max((one.sequence for one in run.events), default=self._last)
+        return [{"notice": one.reason} for one in fresh]
+
+
 async def log_lines(
     controller: Controller,
     run: Run,
@@ -76,9 +88,13 @@ async def log_lines(
             for number in controller.logs.ranks(run.id, past.number):
                 start = controller.logs.since(run.id, past.number, number, when)
                 positions.at.setdefault((past.number, number), start)
+    notes = _Notes()
     while True:
         changed = controller.runtime.watch(run.id)
         run = await controller.find(str(run.id))
+        if keep_on:
+            for note in notes.new(run):
+                yield note
         for line in _new_lines(controller, run, positions, rank, attempt):
             yield _object(line)
         if run.ended or not keep_on:
@@ -87,9 +103,22 @@ async def log_lines(
             yield None
 
 
+async def nccl_lines(
+    controller: Controller, run: Run, *, rank: int | None, attempt: int | None, positions: Positions
+) -> AsyncIterator[dict[str, Any] | None]:
+    """What NCCL said in one attempt, by default the latest, as far as it has come from the nodes."""
+    if attempt is None and run.attempts:
+        attempt = run.attempts[-1].number
+    if attempt is not None:
+        for line in controller.logs.nccl(run.id, attempt, rank):
+            if line.offset > positions.at.get((attempt, line.rank), 0):
+                yield _object(line)
+
+
 async def follow(controller: Controller, run_id: int, positions: Positions) -> AsyncIterator[dict[str, Any] | None]:
     """Everything about one run from now to its end."""
     said: dict[str, Any] = {}
+    notes = _Notes()
     while True:
         changed = controller.runtime.watch(run_id)
         run = await controller.find(str(run_id))
@@ -98,6 +127,8 @@ async def follow(controller: Controller, run_id: int, positions: Positions) -> A
             if said.get(key) != part:
                 said[key] = part
                 yield part
+        for note in notes.new(run):
+            yield note
         for line in _new_lines(controller, run, positions):
             yield _object(line)
         if run.ended:
@@ -109,9 +140,7 @@ async def follow(controller: Controller, run_id: int, positions: Positions) -> A
 
 async def _news(controller: Controller, run: Run) -> list[dict[str, Any]]:
     if run.state is State.QUEUED:
-        waiting = await controller.waiting()
-        position = next((i for i, other in enumerate(waiting, 1) if other.id == run.id), None)
-        return [{"state": run.state, "position": position, "reason": run.reason}]
+        return [{"state": run.state, "position": controller.queue.position(run.id), "reason": run.reason}]
     parts: list[dict[str, Any]] = [{"state": run.state, "position": None, "reason": run.reason}]
     if (gang := controller.gangs.of(run)) is not None:
         nodes = ", ".join(part.node for part in gang.placement.nodes[:4])

@@ -7,14 +7,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.control.backend import PartStatus
+from orchestrator.health.nccl_log import NcclLog
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure
+from orchestrator.scheduling.run import Failure, Stop
 from orchestrator.spec import JobSpec
 
-INFRA = frozenset({"node_lost", "lease_expired", "ranks_gone", "start_failed", "controller", "code_missing"})
+INFRA = frozenset(
+    {"node_lost", "lease_expired", "ranks_gone", "start_failed", "controller", "code_missing", "degraded"}
+)
 REQUEUE = frozenset({"hold_refused", "controller"})
 """Failures that say nothing of the run: it goes back to its place in the queue."""
+
+
+_OF_STOP = {
+    "preempted": (Event.REQUEUED, Outcome.PREEMPTED),
+    "drained": (Event.REQUEUED, Outcome.DRAINED),
+    "time_limit": (Event.FAILED, Outcome.USER_ERROR),
+}
 
 
 class PartState(StrEnum):
@@ -44,10 +54,18 @@ class Gang:
     placement: Placement
     parts: dict[str, PartView] = field(default_factory=dict)
     failure: Failure | None = None
-    cancelled: bool = False
+    stop: Stop | None = None
+    """Why it was told to end, where somebody or something asked for it; on record before any rank is told."""
+    told: bool = False
+    """A rank may have heard of `stop`: how the ranks end from now on says nothing of the run."""
     stop_sent: bool = False
     up: bool = False
     """Every rank has been seen started."""
+    nccl: dict[str, NcclLog] = field(default_factory=dict)
+    """By node: what NCCL told there of its links."""
+    judged: bool = False
+    """The transport's verdict has been given, or none is to be."""
+    degraded_by_job: bool = False
 
     def __post_init__(self) -> None:
         self.parts = self.parts or {part.node: PartView() for part in self.placement.nodes}
@@ -69,8 +87,18 @@ class Gang:
         return all(part.state in (PartState.ENDED, PartState.LOST) for part in self.parts.values())
 
     @property
+    def can_be_judged(self) -> bool:
+        """Every node has told of its links, or never will."""
+        gone = (PartState.ENDED, PartState.LOST)
+        return not self.judged and all(node in self.nccl or part.state in gone for node, part in self.parts.items())
+
+    @property
+    def cancelled(self) -> bool:
+        return self.stop is not None and self.stop.kind == "cancelled"
+
+    @property
     def must_stop(self) -> bool:
-        return (self.cancelled or self.failure is not None) and not self.stop_sent
+        return (self.stop is not None or self.failure is not None) and not self.stop_sent
 
     @property
     def fenced_nodes(self) -> list[str]:
@@ -83,11 +111,15 @@ class Gang:
             # It was given up, and is heard of after all: what it says now is certain.
             part.fenced = part.fenced and not status.ended
             return
+        if status.nccl is not None:
+            self.nccl[node] = status.nccl
         part.started = len(status.ranks)
         part.exits = {rank: code for rank, code in status.ranks.items() if code is not None}
         if part.state is PartState.STARTING and status.ranks:
             part.state = PartState.UP
-        if self.failure is None:
+        if self.stop is not None:
+            self.told = self.told or status.lease_expired
+        elif self.failure is None:
             self.failure = self._failure_of(node, status)
         if status.ended:
             part.state = PartState.ENDED
@@ -98,14 +130,17 @@ class Gang:
         if part.state in (PartState.ENDED, PartState.LOST):
             return
         part.state, part.fenced = PartState.LOST, fenced
-        self.failure = self.failure or failure
+        if self.stop is None:
+            self.failure = self.failure or failure
+        else:
+            self.told = True
 
     def _failure_of(self, node: str, status: PartStatus) -> Failure | None:
         if status.lease_expired:
             text = f"{node} was cut off from the controller until its lease ran out; its ranks were ended there"
             return Failure("lease_expired", text, node=node)
         rank = status.first_failed
-        if rank is None or self.cancelled:
+        if rank is None:
             return None
         code = status.ranks[rank]
         assert code is not None
@@ -118,8 +153,11 @@ class Gang:
         """What the end of the attempt is to the run."""
         if self.cancelled:
             return Event.STOPPED, Outcome.CANCELLED
+        if self.stop is not None and self.failure is None and self.told:
+            return _OF_STOP[self.stop.kind]
         if self.failure is None:
             return Event.SUCCEEDED, Outcome.SUCCEEDED
         if self.failure.kind in REQUEUE:
             return Event.REQUEUED, Outcome.INFRA_ERROR
-        return Event.FAILED, Outcome.INFRA_ERROR if self.failure.kind in INFRA else Outcome.USER_ERROR
+        infra = self.failure.kind in INFRA and not (self.failure.kind == "degraded" and self.degraded_by_job)
+        return Event.FAILED, Outcome.INFRA_ERROR if infra else Outcome.USER_ERROR

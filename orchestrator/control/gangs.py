@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,16 +20,21 @@ from orchestrator.control.backend import (
     StartPart,
 )
 from orchestrator.control.gang import Gang, PartState
+from orchestrator.control.limits import Limits
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.measuring import Measuring
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
+from orchestrator.control.surveys import Surveys
+from orchestrator.control.transport import judge
 from orchestrator.hardware.model import Cluster
+from orchestrator.health.reading import Reading, reading
 from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.placement.bandwidth import is_rdma
 from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
-from orchestrator.scheduling.run import Failure, Run
+from orchestrator.scheduling.run import Failure, Run, Stop
 from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
@@ -40,11 +46,18 @@ class Gangs:
     def __init__(self, runtime: Runtime, backend: Backend, logs: LogFolder, declared: Cluster) -> None:
         self._runtime, self._logs = runtime, logs
         self.roster = Roster(runtime, backend, self._take_in, self._lost, declared)
+        self.surveys = Surveys(runtime, self.roster)
         self.secrets: dict[int, dict[str, str]] = {}
         """By run: in memory alone."""
-        self._asked_to_end: set[int] = set()
-        """Live runs that somebody cancelled; it may be asked between an attempt's record and its beginning here."""
+        self.on_success: Callable[[Gang], Awaitable[None]] | None = None
+        """Asked before an attempt's success is recorded; again if the controller was killed in between."""
+        self._asked_to_end: dict[int, Stop] = {}
+        """Live runs that are to end; it may be asked between an attempt's record and its beginning here."""
+        self.limits = Limits(runtime, self)
+        self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
+        """Told when a live run is told to end, with how many seconds that may take."""
         self._gangs: dict[tuple[int, int], Gang] = {}
+        self.measuring = Measuring(runtime)
 
     def of(self, run: Run) -> Gang | None:
         """The run's live attempt."""
@@ -62,15 +75,19 @@ class Gangs:
         """Starts the attempt that was just recorded."""
         gang = self._add(run)
         self._runtime.spawn(self._launch(gang, run))
+        self._runtime.spawn(self.surveys.record(run))
 
     def adopt(self, run: Run) -> None:
         """Takes up a live run of the controller before this one: its parts are as good as their agents will say."""
         gang = self._add(run)
         assert run.attempt is not None
+        self._runtime.spawn(self.surveys.record(run))
         gang.up = run.attempt.ranks_started_at is not None
+        gang.judged |= run.attempt.transport is not None
         for part in gang.parts.values():
             part.state = PartState.UP
-        if not gang.up and not gang.cancelled:
+        self.limits.watch(gang, run.attempt.ranks_started_at)
+        if not gang.up and gang.stop is None:
             # Killed while starting it: nobody knows which parts were told. It goes back to its place in the queue.
             gang.failure = Failure("controller", "the controller was restarted while it started this attempt")
 
@@ -83,8 +100,13 @@ class Gangs:
     def _add(self, run: Run) -> Gang:
         assert run.attempt is not None
         gang = Gang(run.id, run.attempt.number, run.spec, run.attempt.placement)
-        gang.cancelled = run.state is State.STOPPING or run.id in self._asked_to_end
+        gang.judged = self._reading(gang).source is None
+        gang.stop = self._asked_to_end.get(run.id) or run.attempt.stop
+        if run.state is State.STOPPING:
+            # It may have been told before the controller that took this down was replaced.
+            gang.stop, gang.told = gang.stop or Stop("cancelled"), True
         self._gangs[gang.run, gang.attempt] = gang
+        self.measuring.begin(run)
         return gang
 
     async def _launch(self, gang: Gang, run: Run) -> None:
@@ -100,7 +122,8 @@ class Gangs:
             gang.failure = Failure("hold_refused", str(refusal))
         except (AgentGone, StartFailed) as error:
             gang.failure = Failure("start_failed", f"{first}: {error}", node=first)
-        if gang.failure is not None or gang.cancelled:
+        if gang.failure is not None or gang.stop is not None:
+            gang.told = gang.stop is not None
             for part in gang.parts.values():
                 part.state = PartState.ENDED
         else:
@@ -133,6 +156,7 @@ class Gangs:
             # Where every node can, the bandwidth that placed the gang counts on it: NCCL must not fall back in silence.
             rdma_promised=all(any(map(is_rdma, node.nics)) for node in facts),
             nvlink_between_nodes=gang.placement.level == "nvlink",
+            tell_links=self._reading(gang).source == "file",
             job=spec.env,
         )
         env = {"ORCH_BACKEND": _backend_of(spec, gang.placement.device)} | communication.variables
@@ -156,7 +180,13 @@ class Gangs:
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
+            nccl_log=self._reading(gang).source,
+            throughput=dict(spec.throughput),
         )
+
+    @staticmethod
+    def _reading(gang: Gang) -> Reading:
+        return reading(gang.placement.device, gang.spec.backend, gang.world_size, gang.spec.env)
 
     def _network_of(self, node: str) -> NodeFacts:
         known = self.roster.nodes[node]
@@ -178,6 +208,7 @@ class Gangs:
             except OSError as error:
                 log.error("the log of run %s is incomplete: %s", chunk.run, error)
             self._runtime.tell(chunk.run)
+        self.measuring.take_in(node, report)
         for status in report.parts:
             gang = self._gangs.get((status.run, status.attempt))
             if gang is None or node not in gang.parts:
@@ -208,7 +239,7 @@ class Gangs:
         # Said again with its next report if the agent is not reached now.
         with suppress(AgentGone):
             if status.ended:
-                await runtime.db(runtime.store.release, status.run, status.attempt, node, runtime.now())
+                await runtime.write(runtime.store.release, status.run, status.attempt, node, runtime.now())
                 await self._leave(node, status.run, status.attempt)
                 runtime.wake.set()
             else:
@@ -222,24 +253,63 @@ class Gangs:
             return
         if gang.started == gang.world_size and not gang.up:
             gang.up = True
+            now = self._runtime.now()
             # A cancel may be on its way to the database before it is here: then the run does not start any more.
             with suppress(IllegalTransition):
-                await self._runtime.db(self._runtime.store.record, gang.run, Event.STARTED, self._runtime.now())
+                await self._runtime.write(self._runtime.store.record, gang.run, Event.STARTED, now)
+            self.limits.watch(gang, now)
+        if gang.can_be_judged:
+            await self._judge(gang)
         self._follow_up(gang)
         if gang.over and self._gangs.pop((gang.run, gang.attempt), None) is not None:
             await self._finish(gang)
         self._runtime.tell(gang.run)
 
+    async def _judge(self, gang: Gang) -> None:
+        """Holds the links that NCCL made against what the placement promised; recorded once, told where they are worse."""
+        gang.judged = True
+        if not gang.nccl and not gang.started:
+            return  # no rank of it has ever lived
+        runtime, roster = self._runtime, self.roster
+        info = {node: roster.nodes[node].info for node in gang.parts if node in roster.nodes}
+        env = dict(gang.spec.env)
+        found = judge(gang.spec, gang.placement, roster.inventory.topology.cluster, gang.nccl, info, env)
+        try:
+            await runtime.write(
+                runtime.store.set_transport, gang.run, gang.attempt, found.value, runtime.now(), found.note
+            )
+        except StaleEpoch:
+            raise
+        except StoreError as error:
+            log.error("the transport of run %s could not be recorded: %s", gang.run, error)
+        if found.failure is not None and gang.failure is None and gang.stop is None and not gang.over:
+            gang.failure, gang.degraded_by_job = found.failure, found.by_job
+
     def cancel(self, run: Run) -> None:
         """Somebody asked for the end of a live run; it is recorded already."""
-        self._asked_to_end.add(run.id)
-        if (gang := self.of(run)) is not None:
-            gang.cancelled = True
+        self.end(run, Stop("cancelled"))
+
+    async def stop(self, run: Run, stop: Stop) -> None:
+        """Ends a live run's attempt for a reason of orch's own: recorded, then done. One that ends by itself meanwhile is left."""
+        with suppress(IllegalTransition):
+            run = await self._runtime.write(self._runtime.store.stop, run.id, stop, self._runtime.now())
+            self.end(run, stop)
+            self._runtime.tell(run.id)
+
+    def end(self, run: Run, stop: Stop) -> None:
+        """Ends a live run's attempt; why is recorded already. A cancel stands above any other reason."""
+        if (gang := self.of(run)) is not None and gang.over:
+            return
+        self._asked_to_end[run.id] = stop
+        if gang is not None:
+            gang.stop, gang.stop_sent = stop, False
             self._follow_up(gang)
+        self.on_stopping(run, run.spec.grace)
 
     def _follow_up(self, gang: Gang) -> None:
         if gang.must_stop and any(part.state is PartState.UP for part in gang.parts.values()):
             gang.stop_sent = True
+            gang.told = gang.told or gang.stop is not None
             for node, part in gang.parts.items():
                 if part.state in (PartState.UP, PartState.STARTING):
                     self._runtime.spawn(self._stop_part(gang, node))
@@ -252,20 +322,32 @@ class Gangs:
 
     async def _finish(self, gang: Gang) -> None:
         runtime = self._runtime
+        self.limits.forget(gang)
         event, outcome = gang.verdict()
+        if event is Event.SUCCEEDED and self.on_success is not None:
+            await self.on_success(gang)
         failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
+        reason = failure.message if failure else None
+        if gang.stop is not None and gang.stop.kind == "time_limit" and event is Event.FAILED and failure is None:
+            reason = gang.stop.reason
+            failure = Failure("time_limit", str(reason))
+        elif gang.stop is not None and event is Event.REQUEUED and failure is None:
+            reason = gang.stop.reason
+        await self.measuring.end(gang.run, gang.attempt)
         until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
         run = await self._record_end(
             gang.run,
             event,
             outcome,
             runtime.now(),
-            reason=failure.message if failure else None,
+            reason=reason,
             failure=failure,
             exit_codes=gang.exit_codes,
             fenced=until,
         )
-        self._asked_to_end.discard(run.id)
+        runtime.counts.attempts[outcome.value] += 1
+        runtime.spawn(self._count(run))
+        self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
         for end in until.values():
@@ -278,13 +360,23 @@ class Gangs:
         else:
             runtime.wake.set()
 
+    async def _count(self, run: Run) -> None:
+        """What its GPU time was used for; what a controller that dies leaves uncounted, the next one counts."""
+        await self._runtime.write(self._runtime.store.count, run, self._runtime.now())
+
     async def _record_end(self, *what: Any, **more: Any) -> Run:
         """Tried until it is written: an end that is not recorded would hold its GPUs for ever."""
         while True:
             try:
-                return await self._runtime.db(self._runtime.store.finish, *what, **more)
+                return await self._runtime.write(self._runtime.store.finish, *what, **more)
             except StaleEpoch:
                 raise
+            except IllegalTransition as refused:
+                # A cancel was recorded while the last rank ended by itself: the cancel stands.
+                if refused.state is not State.STOPPING or what[1] is Event.STOPPED:
+                    raise
+                what = (what[0], Event.STOPPED, Outcome.CANCELLED, *what[3:])
+                more |= {"reason": None, "failure": None}
             except StoreError as error:
                 log.error("the end of run %s could not be recorded yet: %s", what[0], error)
                 await asyncio.sleep(1)

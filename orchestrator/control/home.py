@@ -44,8 +44,17 @@ class ClusterNote:
     code_limit: int
     fabric: list[str] = field(default_factory=list)
     hardware: str | None = None
+    preflight: bool = True
+    policy: dict[str, str] = field(default_factory=dict)
+    """Teams and the scheduler's settings, as texts."""
+    prices: dict[str, float] = field(default_factory=dict)
     dashboard_url: str | None = None
+    dashboard_proxy: int | None = None
+    """The port on which Ray's dashboard asks for orch's runs."""
     local: bool = True
+    keep_runs: float | None = None
+    keep_series: float | None = None
+    keep_logs: float | None = None
 
 
 class Home:
@@ -67,6 +76,11 @@ class Home:
     def controller_file(self) -> Path:
         return self.root / "controller.json"
 
+    @property
+    def monitoring(self) -> Path:
+        """The files for Prometheus and Grafana."""
+        return self.root / "monitoring"
+
     def make(self) -> None:
         """The folder, for this user alone. Raises InsecureHome."""
         try:
@@ -82,6 +96,11 @@ class Home:
     def token(self) -> str:
         """The API's token, made at first. Raises InsecureHome where others may read it."""
         return self._secret(self.root / "token")
+
+    def metrics_token_file(self) -> Path:
+        """The token that Prometheus scrapes with: it opens /metrics and nothing else."""
+        self._secret(self.root / "metrics_token")
+        return self.root / "metrics_token"
 
     def ray_token_file(self) -> Path:
         """Ray's own token for clusters that orch starts (Ray itself would write one that everybody can read)."""

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.bench.calibrate import Calibration
 from orchestrator.control.gpus import visible_gpus
+from orchestrator.control.rank_env import base_env
+from orchestrator.hardware.environment import node_facts
 from orchestrator.hardware.merge import Disagreement, merge
 from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape
 from orchestrator.hardware.probe import GpuState, probe
@@ -37,8 +40,12 @@ class Inventory:
     """Nodes that are declared and have not joined."""
 
 
-def take_inventory(seen: Iterable[Seen], declared: Cluster) -> Inventory:
-    """Nodes that have joined, with what is declared of them; the fabric as declared.
+def take_inventory(
+    seen: Iterable[Seen],
+    declared: Cluster,
+    calibration: Calibration = Calibration(),  # noqa: B008 - frozen
+) -> Inventory:
+    """Nodes that have joined, with what is declared of them; the fabric as declared; links as far as they were measured.
 
     A machine is right about itself; what it cannot tell is taken from the declaration.
     """
@@ -62,7 +69,8 @@ def take_inventory(seen: Iterable[Seen], declared: Cluster) -> Inventory:
         for domain in declared.domains
     )
     cluster = Cluster(tuple(nodes), domains, declared.notes)
-    return Inventory(Topology(cluster, slots=slots), tuple(disagreements), tuple(sorted(known.keys() - joined)))
+    topology = Topology(cluster, slots=slots, measured=calibration.measured, own=calibration.own)
+    return Inventory(topology, tuple(disagreements), tuple(sorted(known.keys() - joined)))
 
 
 def _given(one: Seen) -> Node:
@@ -148,6 +156,37 @@ def free_view(
     return free
 
 
+class FreeView:
+    """The same kept up: only what was taken and given back since is looked at, unless the nodes themselves changed."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Topology, Mapping[str, str], Mapping[str, Mapping[int, str]]] | None = None
+        self._busy: Mapping[str, Mapping[int, int]] = {}
+        self._free: Free | None = None
+
+    def now(
+        self,
+        topology: Topology,
+        busy: Mapping[str, Mapping[int, int]],
+        notes: Mapping[str, str],
+        unfit: Mapping[str, Mapping[int, str]],
+    ) -> Free:
+        """As `free_view`; the caller may change what it gets, but not `busy`."""
+        if self._free is None or self._of != (topology, notes, unfit):
+            self._free = free_view(topology, busy, notes, unfit)
+            self._of = (topology, notes, unfit)
+        else:
+            for name in self._busy.keys() | busy.keys():
+                before, after = self._busy.get(name, {}).keys(), busy.get(name, {}).keys()
+                if before != after and name in topology.index:
+                    kind = topology.nodes[topology.index[name]].kind
+                    has = set(kind.gpus_of(kind.full))
+                    self._free.give(name, (before - after) & has)
+                    self._free.take(name, (after - before) & has)
+        self._busy = busy
+        return self._free.copy()
+
+
 def unfit_gpus(states: Iterable[GpuState], indices: Sequence[int]) -> dict[int, str]:
     """By orch's index, the GPUs that no run should get, and why: the driver's own verdict, and MIG.
 
@@ -172,6 +211,7 @@ def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
     positions = positions_of(visible_gpus(environ), node)
     uuids = tuple(node.uuids[position] for position in positions) if node.uuids else ()
     node = replace(node, shape=visible(node.shape, positions), uuids=uuids)
+    given = replace(found, node=node, gpus=tuple(found.gpus[position] for position in positions))
     versions = {
         "driver": found.versions.driver,
         "cuda_driver": found.versions.cuda_driver,
@@ -179,6 +219,7 @@ def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
     }
     return {
         "node": node,
+        "host": node_facts(given, base_env(environ)),
         "versions": {name: value for name, value in versions.items() if value is not None},
         "unfit": unfit_gpus(found.gpus, [found.node.gpus[position].index for position in positions]),
         "boot_id": found.boot_id,

@@ -10,9 +10,10 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from orchestrator.control.backend import LogChunk
+from orchestrator.control.nccl_watch import nccl_files
 
 READ = 1 << 20
 LONGEST_LINE = 64 << 10
@@ -41,6 +42,8 @@ class LogFolder:
     def write(self, chunk: LogChunk) -> None:
         """Puts a chunk where it belongs. Raises OSError, a full disk among them."""
         path = self.file(chunk.run, chunk.attempt, chunk.rank, "tail" if chunk.tail else "log")
+        if chunk.file is not None:
+            path = path.with_name(PurePath(chunk.file).name)
         if not path.parent.exists():
             path.parent.mkdir(mode=0o700, parents=True)
         handle = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
@@ -52,7 +55,7 @@ class LogFolder:
                 done += os.pwrite(handle, data[done:], done if chunk.tail else chunk.offset + done)
         finally:
             os.close(handle)
-        if not chunk.tail:
+        if not chunk.tail and chunk.file is None:
             with open(os.open(path.with_suffix(".idx"), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "a") as index:
                 index.write(f"[{chunk.offset},{chunk.at:.3f}]\n")
 
@@ -61,6 +64,16 @@ class LogFolder:
 
     def ranks(self, run: int, attempt: int) -> list[int]:
         return self._numbers(self._root / str(run) / str(attempt), "rank-", ".log")
+
+    def nccl(self, run: int, attempt: int, rank: int | None = None) -> Iterator[Line]:
+        """What NCCL said, rank by rank: the files of a rank's processes one after the other, as if they were one."""
+        at: dict[int, int] = {}
+        for of, path in nccl_files(self._root / str(run) / str(attempt)):
+            if rank is None or of == rank:
+                with path.open("rb") as file:
+                    for raw in file:
+                        at[of] = at.get(of, 0) + len(raw)
+                        yield Line(attempt, of, at[of], _text(raw.rstrip(b"\n")))
 
     @staticmethod
     def _numbers(folder: Path, before: str, after: str) -> list[int]:
@@ -119,7 +132,8 @@ class LogFolder:
                 yield Line(attempt, rank, size + i, _text(raw))
 
     def last_line(self, run: int, attempt: int, rank: int) -> str:
-        """The last line that says something."""
+        """The last line that says something, of the script's own where there is one."""
+        ours = ""
         for ending in ("tail", "log"):
             path = self.file(run, attempt, rank, ending)
             if not path.exists():
@@ -128,8 +142,10 @@ class LogFolder:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_LINE))
                 for raw in reversed(file.read().split(b"\n")):
                     if text := _text(raw).strip():
-                        return text
-        return ""
+                        if not text.startswith("[orch] "):
+                            return text
+                        ours = ours or text
+        return ours
 
 
 def _text(raw: bytes) -> str:

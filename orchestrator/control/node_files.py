@@ -84,8 +84,17 @@ class AttemptFolder:
     def code(self) -> Path:
         return self.path / "code"
 
+    @property
+    def nccl(self) -> Path:
+        """Where NCCL writes a file for each process of each rank."""
+        return self.path / "nccl"
+
     def log(self, rank: int) -> LogFile:
         return self.logs.setdefault(rank, LogFile(self.path / f"rank-{rank}.log"))
+
+    def progress(self, rank: int) -> Path:
+        """Where the rank writes how far it is (orchestrator/progress/file.py)."""
+        return self.path / f"progress-{rank}"
 
     def write_note(self, note: dict[str, Any]) -> None:
         temporary = self.path / "part.tmp"
@@ -125,6 +134,7 @@ class NodeFiles:
             shutil.rmtree(folder.path)
         folder.path.mkdir(mode=0o700)
         folder.code.mkdir(mode=0o700)
+        folder.nccl.mkdir(mode=0o700)
         if sha256 is not None:
             archive = self._snapshots / f"{sha256}.tar.gz"
             if not archive.exists():

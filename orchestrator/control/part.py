@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from orchestrator.control.backend import PartStatus
+from orchestrator.control.log_patterns import LogPatterns
+from orchestrator.control.nccl_watch import NcclWatch
 from orchestrator.control.node_files import AttemptFolder
+from orchestrator.control.rank_progress import RankProgress
 
 
 @dataclass
@@ -24,12 +30,40 @@ class Part:
     first_failed: int | None = None
     warm: int = 0
     master_port: int = 0
+    world_size: int = 0
+    nccl: NcclWatch | None = None
+    """None where NCCL's log is not read."""
+    watching: asyncio.Task[None] | None = None
+    looked: float = 0.0
+    """When its ranks' progress was read, by time.monotonic()."""
+    progress: tuple[RankProgress, ...] = ()
+    patterns: LogPatterns = field(default_factory=lambda: LogPatterns({}))
+    """Of the job's `throughput:`; rank 0's log is read with them."""
 
     @property
     def key(self) -> str:
         return f"{self.run}.{self.attempt}"
 
+    def note(self) -> dict[str, Any]:
+        """What an agent that takes the part over must know of it."""
+        return {
+            "log_limit": self.log_limit,
+            "gpus": self.gpus,
+            "master_port": self.master_port,
+            "world_size": self.world_size,
+            "throughput": self.patterns.texts,
+            "nccl_log": None if self.nccl is None else self.nccl.source,
+            "shipped": {rank: file.shipped for rank, file in self.folder.logs.items()},
+        }
+
+    def watch_nccl(self, source: Literal["file", "output"], ranks: Iterable[int]) -> None:
+        """NCCL's log of these ranks is read from now on."""
+        outputs = {rank: self.folder.log(rank).path for rank in ranks}
+        self.nccl = NcclWatch(self.folder.nccl, outputs, self.world_size, source)
+
     def logs_shipped(self) -> bool:
+        if self.nccl is not None and (self.nccl.value is None or self.nccl.pending()):
+            return False
         return not any(
             log.pending(self.log_limit) or (log.over(self.log_limit) and not log.tail_taken)
             for log in map(self.folder.log, self.ranks)
@@ -45,4 +79,5 @@ class Part:
             self.lease_expired,
             self.first_failed,
             self.warm,
+            None if self.nccl is None or self.nccl.sent else self.nccl.value,
         )

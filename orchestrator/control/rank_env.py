@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def base_env(environ: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in environ.items() if not k.startswith(_NOT_FOR_RANKS) and k not in _SET_BY_RAY}
 
 
+def interpreter_env(base: Mapping[str, str], python: str | None) -> tuple[str, dict[str, str]]:
+    """The path of an interpreter (None: orch's own), and the node's environment as its ranks get it."""
+    path = python or sys.executable
+    # Our own PYTHONPATH holds packages for our own interpreter.
+    env = {k: v for k, v in base.items() if python is None or k != "PYTHONPATH"}
+    return path, env | {"PATH": f"{Path(path).parent}:{base.get('PATH', os.defpath)}"}
+
+
 def rank_env(
     base: Mapping[str, str],
     part: StartPart,
@@ -39,11 +48,13 @@ def rank_env(
     visible: tuple[str, ...],
     cores: int,
     mark: str,
+    nccl_log: Path | None = None,
 ) -> dict[str, str]:
     """Everything one rank finds in its environment.
 
-    `visible` are CUDA's own names of the node's GPUs, by orch's index. What the controller chose and the job set (part.env)
-    wins over the node's environment, and the ranks' coordinates win over all.
+    `visible` are CUDA's own names of the node's GPUs, by orch's index; `nccl_log` is the folder of NCCL's logs, where they are
+    read. What the controller chose and the job set (part.env) wins over the node's environment, and the ranks' coordinates
+    win over all.
     """
     local_world = len(part.ranks)
     env = dict(base)
@@ -51,6 +62,8 @@ def rank_env(
     env["OMP_NUM_THREADS"] = str(max(1, cores // max(1, local_world)))
     env.update(part.env)
     env.update(part.secrets)
+    if nccl_log is not None:
+        env["NCCL_DEBUG_FILE"] = str(nccl_log / f"nccl-{rank.rank}.%p.log")
     gpus = ",".join(gpu_name(visible, r.gpu) for r in part.ranks) if part.device == "cuda" else ""
     env.update(
         RANK=str(rank.rank),

@@ -1,6 +1,6 @@
 """The cluster through Ray: nodes, holds as placement groups, one detached agent actor a node, and the controller's own actor.
 
-The only module, with cluster.py, that imports Ray.
+The only module, with cluster.py and ray_dashboard.py, that imports Ray.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
 from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
+from orchestrator.control.monitoring import write_monitoring
+from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.runtime import Settings
+from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
+from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
+from orchestrator.policy_text import policy_of
 
 log = logging.getLogger("orch")
 
@@ -83,6 +88,9 @@ class AgentActor:
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
         return await self._agent.sync(epoch, ack, lease_s, wait_s)
 
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        return await self._agent.check(epoch, gpus)
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         return await self._agent.reserve_port(epoch, run, attempt)
 
@@ -94,6 +102,9 @@ class AgentActor:
 
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._agent.forget(epoch, run, attempt)
+
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        return await self._agent.survey(epoch, python, look)
 
     async def close(self, epoch: int) -> None:
         await self._agent.close(epoch)
@@ -117,6 +128,10 @@ class RemoteAgent:
         report: Report = await self._call("sync", epoch, ack, lease_s, wait_s, timeout_s=wait_s + 20)
         return report
 
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        problems: tuple[str, ...] = await self._call("check", epoch, gpus)
+        return problems
+
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         port: int = await self._call("reserve_port", epoch, run, attempt)
         return port
@@ -130,6 +145,10 @@ class RemoteAgent:
 
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
+
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        found: Surveyed = await self._call("survey", epoch, python, look, timeout_s=20)
+        return found
 
     async def close(self, epoch: int) -> None:
         await self._call("close", epoch, timeout_s=10)
@@ -267,20 +286,31 @@ class ControllerActor:
             raise FileNotFoundError(f"{self._home.cluster_file} is missing: `orch up` writes it")
         self._note = note
         store = Store.open(note.database)
+        store.prices = note.prices
         backend = RayBackend(self._namespace)
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
-            home=self._home.root, storage=Path(note.storage), lease_s=note.lease_s, log_limit=note.log_limit
+            home=self._home.root,
+            storage=Path(note.storage),
+            lease_s=note.lease_s,
+            log_limit=note.log_limit,
+            preflight=note.preflight,
+            keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
+            policy=policy_of(note.policy),
         )
         declared = read_declared(note)
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
-        api = Api(self._controller, self._code, self._home.token(), self._status, self._down)
+        metrics_token = self._home.metrics_token_file().read_text().strip()
+        api = Api(self._controller, self._code, self._home.token(), self._status, self._down, metrics_token)
         runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=1)
         await runner.setup()
         port = await self._listen(runner)
         self._url = f"http://127.0.0.1:{port}"
+        write_monitoring(self._home.monitoring, self._url, self._home.metrics_token_file(), ray_exporters())
+        if note.dashboard_proxy is not None:
+            self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         self._home.write_controller(self._url, orchestrator.__version__)
         return self._url
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from orchestrator.bench.calibrate import calibrate
+from orchestrator.bench.results import Bench
 from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
-from orchestrator.control.inventory import Inventory, Seen, free_view, take_inventory
+from orchestrator.control.inventory import FreeView, Inventory, Seen, take_inventory
 from orchestrator.control.runtime import Runtime
 from orchestrator.hardware.as_json import node_to_json
 from orchestrator.hardware.model import Cluster
@@ -35,6 +37,8 @@ class Node:
     """Monotonic time of the newest sync that was sent: no lease on the node ends later than this plus its length."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    asked: set[str | None] = field(default_factory=set)
+    """The interpreters that this agent was told to ask for their versions."""
     hold: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def note_now(self, taken: Mapping[int, int]) -> str | None:
@@ -68,8 +72,14 @@ class Roster:
         self._runtime, self._backend = runtime, backend
         self._on_report, self._on_lost = on_report, on_lost
         self.nodes: dict[str, Node] = {}
+        self.news = asyncio.Event()
+        """Set at the next news of a node; taken before one looks, so that nothing falls between the look and the wait."""
         self._declared = declared
-        self._inventory: tuple[tuple[Seen, ...], Inventory] = ((), take_inventory((), declared))
+        self._benches: tuple[Bench, ...] = ()
+        self._changed = True
+        self._view = FreeView()
+        """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
+        self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
 
     async def start(self) -> None:
         await self._look()
@@ -84,17 +94,33 @@ class Roster:
 
     @property
     def inventory(self) -> Inventory:
-        """The hardware of the nodes that are, or were, in the cluster: made anew when one of them changes."""
-        seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
-        if seen != self._inventory[0]:
-            self._inventory = seen, take_inventory(seen, self._declared)
+        """The hardware of the nodes that are, or were, in the cluster: made anew when one of them, or a measurement, changes."""
+        if self._changed:
+            self._changed = False
+            seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
+            known = (seen, self.drivers, self._benches)
+            if known != self._inventory[0]:
+                self._inventory = known, take_inventory(seen, self._declared, calibrate(self._benches, self.drivers))
         return self._inventory[1]
+
+    def learn(self, benches: tuple[Bench, ...]) -> None:
+        """What was measured of links, for the bandwidth model."""
+        self._benches, self._changed = benches, True
+
+    @property
+    def drivers(self) -> dict[str, str]:
+        """By node, the driver of its GPUs."""
+        versions = {name: node.info.get("versions", {}) for name, node in self.nodes.items()}
+        return {name: found["driver"] for name, found in versions.items() if "driver" in found}
 
     def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
         notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
-        return free_view(
-            self.inventory.topology, busy, {name: note for name, note in notes.items() if note is not None}
+        return self._view.now(
+            self.inventory.topology,
+            busy,
+            {name: note for name, note in notes.items() if note is not None},
+            {name: unfit for name, node in self.nodes.items() if (unfit := node.info.get("unfit"))},
         )
 
     def lease_end(self, node: str) -> datetime:
@@ -134,6 +160,7 @@ class Roster:
                 self._meet(facts)
             else:
                 if node.facts != facts:
+                    self._changed = True
                     runtime.wake.set()
                 node.facts, node.missing_since = facts, None
         for name, node in self.nodes.items():
@@ -147,6 +174,7 @@ class Roster:
         previous = self.nodes.get(facts.name)
         node = Node(facts, sync_sent=previous.sync_sent if previous else 0.0)
         self.nodes[facts.name] = node
+        self._changed = True
         node.task = self._runtime.spawn(self._follow(node))
 
     async def _lose(self, node: Node, how: str) -> None:
@@ -207,12 +235,23 @@ class Roster:
         node.sync_sent = max(node.sync_sent, runtime.monotonic())
         return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
 
+    def tell(self) -> None:
+        """Something about a node is new: wakes whoever waits for that."""
+        self._changed = True
+        self.news.set()
+        self.news = asyncio.Event()
+
     async def _take_in(self, node: Node, report: Report, fresh: bool) -> None:
+        if fresh:
+            node.asked.clear()
         if report.info is not None:
             node.info = report.info
+            self._changed = True
             await self._record(node, "up")
             self._runtime.wake.set()
         if not node.up:
             node.up, node.note = True, None
             self._runtime.wake.set()
+        if fresh or report.info is not None:
+            self.tell()
         await self._on_report(node.facts.name, report, fresh)

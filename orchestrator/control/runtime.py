@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.history.errors import StaleEpoch
+from orchestrator.control.counts import Counts
+from orchestrator.history.book import Book, Changes
+from orchestrator.history.errors import GroupUndone, StaleEpoch
+from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
 from orchestrator.policy import Policy
+from orchestrator.scheduling.run import NewRun, Run
 
 log = logging.getLogger("orch.controller")
 T = TypeVar("T")
@@ -29,11 +33,34 @@ class Settings:
     storage: Path
     lease_s: float = 30.0
     log_limit: int = 64 << 20
+    preflight: bool = True
+    """Whether a gang's nodes are looked at before it is started."""
     sync_wait_s: float = 2.0
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    keep: Keep = Keep()  # noqa: RUF009 - frozen
+    """How long the history keeps what is over."""
+    survey_wait_s: float = 5.0
+    """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
+    rest: float = 0.5
+    """After a turn of the scheduler, how many times as long as it took until the next: what happens meanwhile is one turn."""
+    rest_of_new: float = 10.0
+    """The same where only submissions have come: they share the processor with the scheduler."""
+    longest_rest_s: float = 1.0
     policy: Policy = field(default_factory=Policy)
+
+
+MOST_AT_ONCE = 256
+"""Writes that share one transaction: what the first of them waits for the others stays within some tens of milliseconds."""
+
+
+@dataclass(frozen=True)
+class _Write:
+    """A write that waits for its transaction."""
+
+    work: Callable[[], Any] | NewRun
+    done: asyncio.Future[Any]
 
 
 class Runtime:
@@ -53,12 +80,19 @@ class Runtime:
         self.superseded = superseded
         """Called when a newer controller has been heard of: this one must end."""
         self.epoch = 0
+        self.counts = Counts()
         self.wake = asyncio.Event()
         """Set when the scheduler has something new to decide."""
         self._changed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._tasks: set[asyncio.Task[Any]] = set()
         # One thread, one connection, one writer: what is slow in the database does not stop the leases.
         self._database = ThreadPoolExecutor(1, "database")
+        self._reader = ThreadPoolExecutor(1, "reader")
+        self._writes: deque[_Write] = deque()
+        self.book = Book()
+        """What has not ended, as of the last commit whose news came here."""
+        self.on_change: Callable[[Changes], None] = lambda changes: None
+        """Called after `book` has followed a commit."""
 
     async def close(self) -> None:
         # More than once: wait_for of Python 3.11 loses a cancel that comes in the moment in which what it waits for is done.
@@ -67,15 +101,107 @@ class Runtime:
                 task.cancel()
             await asyncio.wait(pending, timeout=0.2)
         self._database.shutdown(wait=True)
+        self._reader.shutdown(wait=True)
+
+    async def take_over(self, owner: str) -> None:
+        """Makes this the controller that the database obeys, and reads what has not ended. Raises StoreError."""
+        self.epoch = await self.db(self.store.claim_epoch, owner, self.now())
+        loop = asyncio.get_running_loop()
+
+        def tell(changes: Changes) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._follow, changes)
+
+        self.store.on_change = tell
+        self.book = await self.db(self.store.book)
+
+    def _follow(self, changes: Changes) -> None:
+        self.book.apply(changes)
+        self.on_change(changes)
 
     async def db(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Runs a store call on the database's thread. Raises StoreError."""
+        """Runs a store call on the database's thread, in a transaction of its own. Raises StoreError."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._database, lambda: call(*args, **kwargs))
         except StaleEpoch:
-            log.error("a newer controller has taken over; this one ends")
-            self.superseded()
+            self._fenced_out()
             raise
+
+    async def read(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Runs a store call that only reads: it waits for no write, and sees every one that was acknowledged."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, lambda: call(*args, **kwargs))
+
+    async def write(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Runs a store call that writes, together with others that wait: they share a transaction, and one wait for the disk.
+
+        When it returns, the write is on disk and `book` has followed it. Raises StoreError, and what the call raises.
+        """
+        answer: T = await self._queue(lambda: call(*args, **kwargs))
+        return answer
+
+    async def submit(self, new: NewRun) -> tuple[Run, bool]:
+        """As `write` of the store's submit; submissions that wait together are one statement."""
+        answer: tuple[Run, bool] = await self._queue(new)
+        return answer
+
+    async def _queue(self, work: Callable[[], Any] | NewRun) -> Any:
+        write = _Write(work, asyncio.get_running_loop().create_future())
+        self._writes.append(write)
+        if len(self._writes) == 1:
+            self._database.submit(self._write_all, asyncio.get_running_loop())
+        try:
+            # Once it may have been written, its news must come even to who is cancelled meanwhile.
+            return await asyncio.shield(write.done)
+        except StaleEpoch:
+            self._fenced_out()
+            raise
+
+    def _fenced_out(self) -> None:
+        log.error("a newer controller has taken over; this one ends")
+        self.superseded()
+
+    def _write_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the database's thread: everything that waits, transaction by transaction."""
+        while self._writes:
+            batch = [self._writes[at] for at in range(min(len(self._writes), MOST_AT_ONCE))]
+            answers: list[Any] = []
+            try:
+                with self.store.group():
+                    answers = self._answers(batch)
+            except GroupUndone as error:
+                log.error("%s", error)
+                answers = [answer for one in batch for answer in self._answers([one])]
+            except BaseException as error:
+                answers = [error] * len(batch)
+            # Only now may the next one that comes start this anew.
+            for _ in batch:
+                self._writes.popleft()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_deliver, batch, answers)
+
+    def _answers(self, batch: Sequence[_Write]) -> list[Any]:
+        """What each of the batch gave or raised; submissions beside each other in one go."""
+        answers: list[Any] = []
+        at = 0
+        while at < len(batch):
+            new: list[NewRun] = []
+            while at + len(new) < len(batch) and isinstance(one := batch[at + len(new)].work, NewRun):
+                new.append(one)
+            if new:
+                try:
+                    answers += self.store.submit_each(new, self.now())
+                except Exception as error:
+                    answers += [error] * len(new)
+                at += len(new)
+                continue
+            work = batch[at].work
+            assert not isinstance(work, NewRun)
+            try:
+                answers.append(work())
+            except Exception as error:
+                answers.append(error)
+            at += 1
+        return answers
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task whose failure is logged, and which ends with the controller."""
@@ -109,9 +235,20 @@ class Runtime:
 
     def tell(self, run: int) -> None:
         """Something about the run is new: wakes whoever follows it."""
-        self._changed[run].set()
-        del self._changed[run]
+        if (event := self._changed.pop(run, None)) is not None:
+            event.set()
 
     def watch(self, run: int) -> asyncio.Event:
         """Set at the next news of the run. Taken before one looks, so that nothing falls between the look and the wait."""
         return self._changed[run]
+
+
+def _deliver(batch: Sequence[_Write], answers: Sequence[Any]) -> None:
+    for write, answer in zip(batch, answers, strict=True):
+        if write.done.done():
+            continue
+        if isinstance(answer, BaseException):
+            write.done.set_exception(answer)
+            write.done.exception()  # looked at, should nobody wait for it any more
+        else:
+            write.done.set_result(answer)

@@ -38,7 +38,9 @@ _REMOTE_GPU = 0
 _FABRIC_COMPLETED = 3
 _RECOVERY_FIELD = 230
 # NVML's numbers by hand: pynvml's NVML_P2P_CAPS_INDEX_READ is a tuple by mistake, and old wheels lack others.
-_P2P_NVLINK, _P2P_OK = 2, 0
+_P2P_READ, _P2P_NVLINK, _P2P_OK = 0, 2, 0
+_P2P_WORDS = ("OK", "CNS", "GNS", "TNS", "DR", "NS")
+"""What nvidia-smi calls NVML's answers; `U` where it knows none."""
 _UNCORRECTED, _VOLATILE = 1, 0
 
 
@@ -129,6 +131,7 @@ def probe(root: str | Path = "/", nvml: Any = None, name: str | None = None) -> 
     notes: list[str] = []
     gpus: tuple[Gpu, ...] = ()
     links: tuple[str | None, ...] = ()
+    peers: tuple[str | None, ...] = ()
     states: tuple[GpuState, ...] = ()
     clique: str | None = None
     with _nvml(nvml, notes) as library:
@@ -138,10 +141,11 @@ def probe(root: str | Path = "/", nvml: Any = None, name: str | None = None) -> 
             gpus = tuple(_gpu(library, index, handle, files) for index, handle in handles)
             states = tuple(_state(library, index, handle) for index, handle in handles)
             links = _links(library, [handle for _, handle in handles], gpus, files)
+            peers = _peers(library, [handle for _, handle in handles])
             clique = _clique(library, [handle for _, handle in handles], notes)
         elif any((files / "proc/driver/nvidia/gpus").glob("*")):
             notes.append("The NVIDIA driver is loaded and has GPUs, but its library cannot be used.")
-    shape = Shape(gpus, links, _nics(files, gpus), _cpus(files), _memory_mib(files), _count(files, "node"))
+    shape = Shape(gpus, links, _nics(files, gpus), _cpus(files), _memory_mib(files), _count(files, "node"), peers)
     uuids = [state.uuid for state in states if state.uuid is not None]
     host = name or _text(files / "proc/sys/kernel/hostname") or "localhost"
     node = Node(host, shape, clique=clique, uuids=tuple(uuids) if len(uuids) == len(gpus) else ())
@@ -230,6 +234,17 @@ def _links(library: _Nvml, handles: Sequence[Any], gpus: Sequence[Gpu], files: P
     return tuple(links)
 
 
+def _peers(library: _Nvml, handles: Sequence[Any]) -> tuple[str | None, ...]:
+    """The upper triangle of what `nvidia-smi topo -p2p r` says; empty where the driver says nothing."""
+    found = [
+        library.get("DeviceGetP2PStatus", one, other, _P2P_READ)
+        for position, one in enumerate(handles)
+        for other in handles[position + 1 :]
+    ]
+    words = [None if n is None else _P2P_WORDS[n] if 0 <= n < len(_P2P_WORDS) else "U" for n in found]
+    return tuple(words) if any(words) else ()
+
+
 def _nvlink_ends(library: _Nvml, handle: Any, gpus: Sequence[Gpu]) -> dict[int | None, int]:
     """How many active NVLinks go to which GPU (by position), or to a switch (None)."""
     position = {gpu.bus_id: place for place, gpu in enumerate(gpus)}
@@ -293,7 +308,7 @@ def _nics(files: Path, gpus: Sequence[Gpu]) -> tuple[Nic, ...]:
 def pci_word(files: Path, a: str | None, b: str | None) -> str | None:
     """The distance between two PCI devices in nvidia-smi's words, from their paths in sysfs; None where one has
     none."""
-    first, second = _pci_path(files, a), _pci_path(files, b)
+    first, second = pci_path(files, a), pci_path(files, b)
     if not first or not second:
         return None
     common = sum(1 for _ in _while_equal(first, second))
@@ -312,7 +327,7 @@ def _while_equal(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:
         yield a
 
 
-def _pci_path(files: Path, bus_id: str | None) -> list[str]:
+def pci_path(files: Path, bus_id: str | None) -> list[str]:
     """From the root complex down to the device: `pci0000:10`, `0000:10:01.0`, ..."""
     link = files / "sys/bus/pci/devices" / (bus_id or "")
     if bus_id is None or not link.exists():

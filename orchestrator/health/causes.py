@@ -69,6 +69,10 @@ def _named_adapter_is_absent(scene: Scene) -> bool:
     )
 
 
+def _differs(scene: Scene, name: str) -> bool:
+    return any(variable == name and len(values) > 1 for variable, values in scene.seen.environment)
+
+
 def _off(scene: Scene, name: str) -> bool:
     return scene.value(name) in ("0", "LOC")
 
@@ -87,7 +91,7 @@ NO_P2P: tuple[Row, ...] = (
         "unset NCCL_P2P_LEVEL",
     ),
     (
-        lambda s: "p2p refused" in s.seen.notes,
+        lambda s: "p2p refused" in s.seen.notes or any(facts.peers_denied for facts in s.nodes),
         _always,
         "the GPUs have no peer access: NVLink is down, or the driver or hypervisor refuses it",
         "look at `nvidia-smi topo -p2p r` and `nvidia-smi nvlink -s`; on bare metal turn PCIe ACS and the IOMMU off",
@@ -126,16 +130,22 @@ NO_NVLINK_BETWEEN_NODES: tuple[Row, ...] = (
 
 APART: tuple[Row, ...] = (
     (
-        _one_host_many_nodes,
+        lambda s: _differs(s, "NCCL_HOSTID"),
         _never,
-        "NCCL takes one host for several: NCCL_HOSTID differs between its ranks, or both P2P and shared memory are off",
-        "give all ranks of a host the same NCCL_HOSTID (or none), and unset NCCL_P2P_DISABLE and NCCL_SHM_DISABLE",
+        "NCCL_HOSTID differs between ranks of one host, which NCCL takes for several hosts",
+        "give all ranks of a host the same NCCL_HOSTID, or none",
     ),
     (
         lambda s: s.on("NCCL_SHM_DISABLE"),
         _never,
         "NCCL_SHM_DISABLE is set: GPUs without P2P are left with the network",
         "unset NCCL_SHM_DISABLE",
+    ),
+    (
+        lambda s: _one_host_many_nodes(s) and not (s.on("NCCL_SHM_DISABLE") and s.on("NCCL_P2P_DISABLE")),
+        _never,
+        "NCCL takes one host for several: NCCL_HOSTID differs between its ranks, or neither P2P nor shared memory works",
+        "give all ranks of a host the same NCCL_HOSTID (or none); start containers with --ipc=host",
     ),
     (
         lambda s: "shm failed" in s.seen.notes or any((f.shm or 1 << 40) <= 64 << 20 for f in s.nodes),

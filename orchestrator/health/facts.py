@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,33 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Interpreter:
+    """What one interpreter brings on one node, as it says itself."""
+
+    python: str
+    """Its path."""
+    version: str | None = None
+    torch: str | None = None
+    cuda: str | None = None
+    cudnn: str | None = None
+    nccl: str | None = None
+    nccl_loaded: str | None = None
+    nccl_path: str | None = None
+    plugins: tuple[str, ...] = ()
+    """Paths of libnccl-net*.so beside the NCCL that is loaded."""
+    problem: str | None = None
+    """Why ranks cannot be started with it, in words that follow its path: `is not there`."""
+
+
+@dataclass(frozen=True)
 class NodeFacts:
     """One node as its probe saw it. None is what could not be found out, never what is absent."""
 
     node: str
+    python: str | None = None
+    """Path of the interpreter that torch's part is about."""
+    python_version: str | None = None
+    python_problem: str | None = None
     driver: str | None = None
     cuda_driver: str | None = None
     """The newest CUDA that the driver supports."""
@@ -34,8 +57,24 @@ class NodeFacts:
     """What torch was built with."""
     nccl_loaded: str | None = None
     """The library that is loaded."""
+    nccl_path: str | None = None
+    """Where that library is."""
     gpus: tuple[str, ...] = ()
     """Their models."""
+    gpus_unfit: tuple[str, ...] = ()
+    """What the driver has against some of them: `GPU 3: the driver asks for GPU_RESET`."""
+    mig: int | None = None
+    """How many GPUs are cut into MIG instances."""
+    ecc_off: int | None = None
+    """How many GPUs that have ECC have it switched off."""
+    ecc_errors: int | None = None
+    """Errors that ECC could not correct since the driver was loaded, over all GPUs."""
+    peers_denied: tuple[str, ...] | None = None
+    """Pairs of GPUs that may not reach each other's memory, and the driver's word for why: `0-1 CNS`."""
+    acs: tuple[str, ...] | None = None
+    """PCI bridges above the GPUs whose Access Control Services send P2P up to the root; shown to root alone."""
+    container: str | None = None
+    """What kind of container this is, with its image where that can be told: `docker`, `podman (nvcr.io/x:1)`; `none`."""
     kernel: str | None = None
     hostname: str | None = None
     boot_id: str | None = None
@@ -59,11 +98,29 @@ class NodeFacts:
     """The network interface that NCCL will use."""
     mtu: int | None = None
     """Of that interface."""
+    clock_ahead: float | None = None
+    """Seconds by which its clock is certainly ahead of the asker's; negative where it is behind."""
 
     @property
     def variables(self) -> dict[str, str]:
         """What NCCL would find set: the environment wins over the files."""
         return {**self.conf, **self.environment}
+
+    def with_interpreter(self, one: Interpreter) -> NodeFacts:
+        """The node with what this interpreter brings."""
+        return replace(
+            self,
+            python=one.python,
+            python_version=one.version,
+            python_problem=one.problem,
+            torch=one.torch,
+            cuda=one.cuda,
+            cudnn=one.cudnn,
+            nccl=one.nccl,
+            nccl_loaded=one.nccl_loaded,
+            nccl_path=one.nccl_path,
+            plugins=tuple(dict.fromkeys((*self.plugins, *one.plugins))),
+        )
 
 
 def counted(names: tuple[str, ...]) -> str:

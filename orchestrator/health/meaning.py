@@ -47,7 +47,7 @@ def _no_links(seen: NcclLog) -> Iterator[Meaning]:
 def _sockets(seen: NcclLog) -> Iterator[Meaning]:
     if share := _share(seen, "Socket"):
         # Between ranks of one host sockets are the third choice, and the lack of adapters is not what is wrong.
-        rows = APART[:2] if seen.one_host_counted_apart else NO_RDMA
+        rows = APART[:3] if seen.one_host_counted_apart else NO_RDMA
         yield Meaning(f"{share} go over TCP sockets, the slowest that there is.", _causes(rows, seen))
 
 

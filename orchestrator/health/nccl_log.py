@@ -68,6 +68,8 @@ class NcclLog:
     """What `Using network` named: what would be used between nodes."""
     pxn: bool | None = None
     """Whether ranks go through another GPU's adapter."""
+    connected: tuple[str, ...] = ()
+    """What was connected whole: rings, trees, binomial trees, NVLS, CollNet. From 2.22 on only what a collective has used."""
     adapters: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """By host: the adapters that NCCL's IB transport found, such as `mlx5_0:1/RoCE`."""
     no_adapter: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from orchestrator.health.nccl_fabric import FabricEvidence, Islands
-from orchestrator.health.nccl_lines import LONGEST, Said, collnet, said, via
+from orchestrator.health.nccl_lines import LONGEST, Said, Via, collnet, said, via
 from orchestrator.health.nccl_log import Link, NcclLog
 from orchestrator.health.nccl_tuning import TuningTables
 
@@ -24,6 +24,14 @@ _CALL = re.compile(r"\[nranks=(\d+)\]")
 _RING = re.compile(r"Channel \d+(?:/\d+)? ?:((?: +\d+)+)$")
 _TEST = re.compile(r"# +Rank +(\d+) (?:Group +\d+ )?Pid +(\d+) on +(\S+) device +(\d+)")
 _NETWORK = re.compile(r"Using network ([\w .+\-]+)$")
+_CONNECTED = re.compile(r"Connected (all rings|all trees|binomial trees|NVLS tree|[Cc]oll[Nn]et)(?=[, ]|$)")
+_CONNECTIONS = {
+    "all rings": "rings",
+    "all trees": "trees",
+    "binomial trees": "binomial trees",
+    "nvls tree": "NVLS",
+    "collnet": "CollNet",
+}
 _ALL_RINGS = re.compile(r"use ring PXN (\d) GDR (\d)")
 _CHANNELS = re.compile(r"(\d+) coll channels,(?:.*?(\d+) nvls channels,)?")
 _ADAPTER = re.compile(r"\[\d+\]([\w.+\-]+:\d+(?::\d+)*/\w+)")
@@ -84,6 +92,7 @@ class Reader:
         self._nvls = False
         self._network: Counter[str] = Counter()
         self._pxn: set[bool] = set()
+        self._connections: set[str] = set()
         self._adapters: dict[str | None, set[str]] = {}
         self._no_adapter: set[str | None] = set()
         self._interfaces: set[str] = set()
@@ -117,12 +126,13 @@ class Reader:
     def _link(self, message: Said, process: Process) -> None:
         if found := collnet(message.text):
             channel, rank, end, name, gdr = found
-            ends = self._collnet.setdefault((message.host, rank, name), {})
+            ends = self._collnet.setdefault((message.host, self._own(rank), name), {})
             ends[channel, end] = _either(ends.get((channel, end)), gdr)
             return
         link = via(message.text)
         if link is None or max(link.sender, link.receiver) >= MOST_RANKS:
             return
+        link = self._meant(link)
         speaker_sends = link.end != "receive"
         self._speakers.setdefault(process, set()).add(link.sender if speaker_sends else link.receiver)
         ends_of = sorted([(link.sender, link.sender_gpu or "", True), (link.receiver, link.receiver_gpu or "", False)])
@@ -140,6 +150,14 @@ class Reader:
             (joined.lower if low_sends == speaker_sends else joined.upper)[message.host] += 1
         if link.proxy:
             self._pxn.add(True)
+
+    def _own(self, rank: int) -> int:
+        """The rank of who speaks, as it is to be counted: here as the line says it."""
+        return rank
+
+    def _meant(self, link: Via) -> Via:
+        """The link with its ranks as they are to be counted: here as the line says them."""
+        return link
 
     def _rank(self, process: Process, rank: int, size: int | None) -> None:
         if rank < (size or MOST_RANKS) <= MOST_RANKS:
@@ -176,6 +194,8 @@ class Reader:
             self._network[found[1].strip()] += 1
 
     def _connected(self, message: Said, process: Process) -> None:
+        if found := _CONNECTED.match(message.text):
+            self._connections.add(_CONNECTIONS[found[1].lower()])
         if found := _ALL_RINGS.search(message.text):
             self._pxn.add(found[1] == "1")
 
@@ -264,6 +284,7 @@ class Reader:
             nvls=self._nvls,
             network=tuple(sorted(self._network)),
             pxn=any(self._pxn) if self._pxn else None,
+            connected=tuple(sorted(self._connections)),
             adapters=tuple(
                 sorted((host, tuple(sorted(names))) for host, names in _by_host(self._adapters, alias).items())
             ),
@@ -343,7 +364,7 @@ _TAKES: tuple[tuple[str, Callable[[Reader, Said, Process], None]], ...] = (
     ("[nranks=", Reader._call),
     ("Channel ", Reader._ring),
     ("Using network", Reader._used_network),
-    ("use ring PXN", Reader._connected),
+    ("Connected ", Reader._connected),
     (" coll channels", Reader._channel_count),
     ("Connected NVLS tree", Reader._uses_nvls),
     ("NVLS comm 0x", Reader._uses_nvls),

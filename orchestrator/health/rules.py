@@ -36,6 +36,13 @@ class Finding:
 # One node -------------------------------------------------------------------------------------------------------------
 
 
+def interpreter_answers(facts: NodeFacts) -> Iterator[Finding]:
+    """An interpreter that is missing on one node, or cannot load its torch there, fails every run with a rank on it."""
+    if facts.python_problem is not None:
+        problem = f"{facts.python} {facts.python_problem}: no rank can start"
+        yield Finding("error", facts.node, problem, "install the same interpreter and torch at that path on every node")
+
+
 def driver_runs_cuda(facts: NodeFacts) -> Iterator[Finding]:
     """A CUDA newer than the driver allows does not start: every rank fails at its first CUDA call."""
     needed, has = minimum_driver(facts.cuda), version(facts.driver)
@@ -52,11 +59,11 @@ def driver_runs_cuda(facts: NodeFacts) -> Iterator[Finding]:
 
 def torch_uses_gpus(facts: NodeFacts) -> Iterator[Finding]:
     """Without torch, or with a torch that cannot use the GPUs, a run fails there or computes on CPUs unnoticed."""
-    if facts.torch is None:
+    if facts.torch is None and facts.python_problem is None:
         yield Finding(
             "error", facts.node, "torch is not there: no rank can start", "install torch for the ranks' python"
         )
-    elif facts.gpus and facts.cuda is None:
+    elif facts.torch is not None and facts.gpus and facts.cuda is None:
         problem = f"torch {facts.torch} is a build for CPUs: {counted(facts.gpus)} would stay idle"
         yield Finding("error", facts.node, problem, "install torch's CUDA build")
 
@@ -71,6 +78,45 @@ def gpus_are_seen(facts: NodeFacts) -> Iterator[Finding]:
             "no GPU: ranks compute on CPUs and talk over Gloo, 2 to 3 orders of magnitude slower than NCCL over NVLink"
         )
         yield Finding("note", facts.node, problem, "nothing to mend where that is meant")
+
+
+def gpus_are_fit(facts: NodeFacts) -> Iterator[Finding]:
+    """orch gives no run a GPU that the driver wants reset, nor one that is cut up; somebody must mend or mean it."""
+    for text in facts.gpus_unfit:
+        yield Finding(
+            "warning", facts.node, f"{text}: no run gets this GPU", "drain the node, then do as the driver asks"
+        )
+    if facts.mig:
+        problem = f"{facts.mig} of {len(facts.gpus)} GPUs are cut into MIG instances, which NCCL cannot join: no run gets them"
+        yield Finding("warning", facts.node, problem, "nvidia-smi -mig 0, unless it is meant")
+    if facts.ecc_errors:
+        problem = (
+            f"{facts.ecc_errors} memory errors could not be corrected since the driver was loaded: results may be wrong"
+        )
+        yield Finding("warning", facts.node, problem, "look at `nvidia-smi -q -d ECC,ROW_REMAPPER`; reset the GPU")
+    if facts.ecc_off:
+        problem = f"ECC is off on {facts.ecc_off} of {len(facts.gpus)} GPUs: a flipped bit goes unnoticed"
+        yield Finding("note", facts.node, problem, "nvidia-smi -e 1, then reboot, unless it is meant")
+
+
+def peers_are_reached(facts: NodeFacts) -> Iterator[Finding]:
+    """GPUs that may not reach each other's memory talk through the host's: 12 times slower than NVLink on two H200."""
+    if facts.peers_denied:
+        pairs = len(facts.gpus) * (len(facts.gpus) - 1) // 2
+        problem = (
+            f"{len(facts.peers_denied)} of {pairs} pairs of GPUs have no peer access ({', '.join(facts.peers_denied[:4])}"
+            f"{', ...' if len(facts.peers_denied) > 4 else ''}): their traffic goes through the host's memory"
+        )
+        mend = "look at `nvidia-smi topo -p2p r`; CNS: the chipset does not allow it, else turn ACS and the IOMMU off"
+        yield Finding("warning", facts.node, problem, mend)
+
+
+def acs_is_off(facts: NodeFacts) -> Iterator[Finding]:
+    """ACS sends what one device sends another up to the root complex and back: P2P is slow, GPUDirect RDMA too."""
+    if facts.acs and len(facts.gpus) > 1:
+        problem = f"PCIe ACS redirects P2P on {len(facts.acs)} bridges above GPUs ({', '.join(facts.acs[:2])}): slow, or hanging"
+        mend = "on bare metal turn ACS off in the firmware, or with `setpci -s BRIDGE ECAP_ACS+0x6.w=0000`; in a VM leave it"
+        yield Finding("warning", facts.node, problem, mend)
 
 
 def nccl_is_torchs(facts: NodeFacts) -> Iterator[Finding]:
@@ -206,7 +252,7 @@ def no_stray_plugin(facts: NodeFacts) -> Iterator[Finding]:
 
 def interface_reaches_others(facts: NodeFacts) -> Iterator[Finding]:
     """NCCL takes the first interface that looks usable, which may lead only to containers of its own host."""
-    if facts.interface and VIRTUAL.match(facts.interface):
+    if facts.interface and facts.interface != "lo" and VIRTUAL.match(facts.interface):
         problem = f"NCCL will use {facts.interface}, which other hosts do not reach: runs of several nodes hang at their start"
         yield Finding("error", facts.node, problem, "NCCL_SOCKET_IFNAME== and the interface that the hosts share")
 
@@ -238,9 +284,13 @@ def iommu_is_off(facts: NodeFacts) -> Iterator[Finding]:
 
 
 NODE_RULES: tuple[Callable[[NodeFacts], Iterable[Finding]], ...] = (
+    interpreter_answers,
     driver_runs_cuda,
     torch_uses_gpus,
     gpus_are_seen,
+    gpus_are_fit,
+    peers_are_reached,
+    acs_is_off,
     nccl_is_torchs,
     shared_memory_suffices,
     memory_can_be_locked,
@@ -275,10 +325,23 @@ def _few(nodes: Sequence[str]) -> str:
     return ", ".join(nodes) if len(nodes) <= 4 else f"{', '.join(nodes[:3])} and {len(nodes) - 3} more"
 
 
-MUST_AGREE: tuple[tuple[str, Callable[[NodeFacts], object], Literal["error", "warning", "note"], str, str], ...] = (
+def _with_gpus(facts: NodeFacts) -> object:
+    """Nodes with and without GPUs never share a run."""
+    return bool(facts.gpus)
+
+
+def _models(facts: NodeFacts) -> object:
+    """A run takes one model of GPU unless it lists several."""
+    return frozenset(facts.gpus)
+
+
+Value = Callable[[NodeFacts], object]
+
+MUST_AGREE: tuple[tuple[str, Value, Value, Literal["error", "warning", "note"], str, str], ...] = (
     (
         "NCCL",
         lambda f: f.nccl_loaded or f.nccl,
+        _with_gpus,
         "error",
         "ranks of one communicator must have the same NCCL; others fail or hang when they connect",
         "install the same torch on all, and look for another libnccl.so.2 in LD_LIBRARY_PATH",
@@ -286,6 +349,7 @@ MUST_AGREE: tuple[tuple[str, Callable[[NodeFacts], object], Literal["error", "wa
     (
         "torch",
         lambda f: f.torch,
+        _with_gpus,
         "error",
         "a checkpoint or a collective of one may not fit the other",
         "install one torch on all",
@@ -293,6 +357,7 @@ MUST_AGREE: tuple[tuple[str, Callable[[NodeFacts], object], Literal["error", "wa
     (
         "the set of adapters",
         active_adapters,
+        _models,
         "error",
         "NCCL starts and then spins for ever (GPUs at 100 % and cool, memory at 0 %), as it pairs adapters by number",
         "name those that all nodes have with NCCL_IB_HCA, and set NCCL_IGNORE_NET_MISMATCH=0 to fail instead",
@@ -303,6 +368,7 @@ MUST_AGREE: tuple[tuple[str, Callable[[NodeFacts], object], Literal["error", "wa
             ", ".join(f"{k}={v}" for k, v in sorted(f.variables.items()) if k not in ("NCCL_HOSTID", "NCCL_DEBUG"))
             or "none"
         ),
+        _with_gpus,
         "warning",
         "ranks that choose differently do not fit together",
         "set them in the job or on every node",
@@ -310,27 +376,40 @@ MUST_AGREE: tuple[tuple[str, Callable[[NodeFacts], object], Literal["error", "wa
     (
         "the MTU",
         lambda f: f.mtu,
+        _with_gpus,
         "warning",
         "large packets are dropped between them: hangs without an error",
         "set one MTU",
     ),
-    ("the driver", lambda f: f.driver, "warning", "faults will show on some nodes only", "install one driver on all"),
+    (
+        "the driver",
+        lambda f: f.driver,
+        _with_gpus,
+        "warning",
+        "faults will show on some nodes only",
+        "install one driver on all",
+    ),
     (
         "the GPUs' model",
         lambda f: ", ".join(sorted(set(f.gpus))) or None,
+        _with_gpus,
         "note",
         "a run over both goes at the pace of the slower",
         "name one model with `gpu:` in the job",
     ),
 )
-"""What, of which facts, how bad a difference is, why, how to mend."""
+"""What, of which facts, among nodes that are alike in what, how bad a difference is, why, how to mend."""
 
 
 def nodes_agree(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
     """Ranks of one run talk to each other, so what differs between their nodes breaks what works on each of them."""
-    for what, value, severity, breaks, mend in MUST_AGREE:
-        if len(groups := _values(nodes, value)) > 1:
-            yield Finding(severity, None, f"{what} differs: {_who(groups)}: {breaks}", mend)
+    for what, value, alike, severity, breaks, mend in MUST_AGREE:
+        kinds: dict[object, list[NodeFacts]] = {}
+        for facts in nodes:
+            kinds.setdefault(alike(facts), []).append(facts)
+        for kind in kinds.values():
+            if len(groups := _values(kind, value)) > 1:
+                yield Finding(severity, None, f"{what} differs: {_who(groups)}: {breaks}", mend)
 
 
 def hosts_are_told_apart(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
@@ -347,4 +426,39 @@ def hosts_are_told_apart(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
                 yield Finding("warning", None, problem, mend)
 
 
-CLUSTER_RULES: tuple[Callable[[Sequence[NodeFacts]], Iterable[Finding]], ...] = (nodes_agree, hosts_are_told_apart)
+def loopback_joins_nobody(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
+    """A node that the others know by its loopback address is right only where all of them are one machine."""
+    hosts = {(facts.hostname, facts.boot_id) for facts in nodes}
+    alone = [facts.node for facts in nodes if facts.interface == "lo"]
+    if alone and len(hosts) > 1:
+        problem = (
+            f"{_few(alone)} would talk over lo, which reaches no other host: runs of several nodes hang at their start"
+        )
+        yield Finding(
+            "error", None, problem, "start Ray there with --node-ip-address and the address of the shared network"
+        )
+
+
+CLOCKS_APART_S = 1.0
+
+
+def clocks_agree(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
+    """Logs and traces of several nodes are put in order by their clocks; leases are not, and hold whatever clocks say."""
+    ahead = {facts.node: facts.clock_ahead for facts in nodes if facts.clock_ahead is not None}
+    apart = [node for node, by in ahead.items() if abs(by) > CLOCKS_APART_S]
+    if apart:
+        worst = max(apart, key=lambda node: abs(ahead[node]))
+        by = ahead[worst]
+        problem = (
+            f"the clocks of {_few(apart)} are off by more than {CLOCKS_APART_S:g} s ({worst} is {abs(by):.1f} s "
+            f"{'ahead of' if by > 0 else 'behind'} the head): logs of ranks cannot be put in order"
+        )
+        yield Finding("warning", None, problem, "run chrony or another NTP client on every node")
+
+
+CLUSTER_RULES: tuple[Callable[[Sequence[NodeFacts]], Iterable[Finding]], ...] = (
+    nodes_agree,
+    hosts_are_told_apart,
+    loopback_joins_nobody,
+    clocks_agree,
+)

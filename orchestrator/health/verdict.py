@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from typing import Literal
 
 from orchestrator.health.causes import (
@@ -46,7 +48,22 @@ class PlannedNode:
     islands: tuple[tuple[int, ...], ...] = ()
     """Ranks that NVLink joins; a rank that is in none has only PCIe."""
     beyond: Promise = "SHM"
-    """What joins ranks of different islands: P2P where their PCIe distance is within NCCL's P2P level, else SHM."""
+    """What joins ranks of different islands that are not close either."""
+    close: tuple[tuple[int, ...], ...] = ()
+    """Ranks whose PCIe distance is within NCCL's P2P level."""
+
+    def between(self, one: int, other: int) -> Promise:
+        """The promise for two ranks of this node."""
+        pair = {one, other}
+        if any(pair <= {*island} for island in self.islands):
+            return "P2P/NVLink"
+        return "P2P" if any(pair <= {*group} for group in self.close) else self.beyond
+
+    @cached_property
+    def loosest(self) -> Promise | None:
+        """The least that was promised to any two ranks of this node; None where it has only one."""
+        inside = [self.between(low, high) for low, high in combinations(self.ranks, 2)]
+        return max(inside, key=_LEVEL.__getitem__, default=None)
 
 
 @dataclass(frozen=True)
@@ -58,13 +75,26 @@ class PlannedLinks:
     """What joins ranks of different nodes."""
 
     def between(self, one: int, other: int) -> Promise | None:
-        """The promise for two ranks, None where the plan has not both."""
-        homes = [node for rank in (one, other) for node in self.nodes if rank in node.ranks]
-        if len(homes) != 2:
+        """The promise for two ranks, None where the plan has not both.
+
+        A rank with itself stands for a link whose other end the log does not tell: it leaves the node where there are several.
+        """
+        home, other_home = self._homes.get(one), self._homes.get(other)
+        if home is None or other_home is None:
             return None
-        if homes[0] is not homes[1]:
+        if home is not other_home or (one == other and len(self.nodes) > 1):
             return self.across
-        return "P2P/NVLink" if any({one, other} <= {*island} for island in homes[0].islands) else homes[0].beyond
+        return home.loosest if one == other else home.between(one, other)
+
+    @cached_property
+    def _homes(self) -> dict[int, PlannedNode]:
+        return {rank: node for node in self.nodes for rank in node.ranks}
+
+    @cached_property
+    def loosest(self) -> Promise | None:
+        """The least that was promised to any two ranks of one node."""
+        found = [node.loosest for node in self.nodes]
+        return max((one for one in found if one), key=_LEVEL.__getitem__, default=None)
 
 
 @dataclass(frozen=True)
@@ -167,10 +197,7 @@ def _by_host(planned: PlannedLinks, link: Link) -> Promise | None:
         return None
     if one != other:
         return planned.across
-    inside = [
-        planned.between(low, high) for node in planned.nodes for low in node.ranks for high in node.ranks if low < high
-    ]
-    return max((promise for promise in inside if promise), key=_LEVEL.__getitem__, default=None)
+    return planned.loosest
 
 
 def _shortfall(

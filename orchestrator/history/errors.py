@@ -6,6 +6,10 @@ Imports no SQLAlchemy, so that a command can name these errors without paying fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.scheduling.run import Run
 
 
 class StoreError(Exception):
@@ -49,8 +53,20 @@ class DatabaseDamaged(StoreError):
 class NoSuchRun(StoreError):
     exit_code = 3
 
-    def __init__(self, run: int) -> None:
-        super().__init__(f"There is no run {run}.")
+    def __init__(self, run: int | str, where: str = "") -> None:
+        super().__init__(f"{where}there is no run {run!r}." if where else f"There is no run {run}.")
+
+
+class NothingFollows(StoreError):
+    """A submission is to follow a run that has failed or was cancelled."""
+
+    exit_code = 7
+
+    def __init__(self, run: Run, word: str) -> None:
+        super().__init__(
+            f"after: run {run.id} ({run.label}) {'has failed' if run.state == 'failed' else 'was cancelled'}, "
+            f"so nothing that follows it can run: `orch retry {run.id}` first, or leave {word!r} out of after."
+        )
 
 
 class StaleEpoch(StoreError):
@@ -62,6 +78,10 @@ class StaleEpoch(StoreError):
         self.held, self.current = held, current
         mine = "it has claimed none" if held is None else f"it holds epoch {held}"
         super().__init__(f"Another controller ({owner or 'nobody yet'}, epoch {current}) owns the database: {mine}.")
+
+
+class GroupUndone(StoreError):
+    """The database refused one of several writes that shared a transaction, and none was made: each can be tried by itself."""
 
 
 class DoubleBooked(StoreError):

@@ -2,31 +2,69 @@
 
 One writer at a time: `claim_epoch` makes this store the one that the database obeys, and each write checks in its own
 transaction that it still is. A write that returned has been committed to disk; a write that raised changed nothing.
+Whoever writes keeps what has not ended in memory (book.py), so that a change of a run costs no question first.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
 
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.history import queries
+from orchestrator.array import Ref
+from orchestrator.bench.results import Bench
+from orchestrator.history import (
+    benches,
+    compare,
+    export,
+    groups,
+    listing,
+    measurements,
+    moves,
+    queries,
+    retention,
+    summaries,
+)
+from orchestrator.history.benches import BenchFilter
+from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
-from orchestrator.history.errors import DoubleBooked, NoSuchRun, StaleEpoch
-from orchestrator.history.models import AllocationRow, AttemptRow, ControlRow, EventRow, NodeRow, RunRow, TagRow
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
+from orchestrator.history.filters import RunFilter
+from orchestrator.history.ledger import Scale, scaling
+from orchestrator.history.measurements import Measured
+from orchestrator.history.models import (
+    AllocationRow,
+    ArrayRow,
+    ControlRow,
+    NodeRow,
+    RunRow,
+)
+from orchestrator.history.rows import Rows
+from orchestrator.history.submit import Answer
+from orchestrator.history.submit import submit as _submit
+from orchestrator.placement.fabric import NodeFabric
 from orchestrator.placement.values import Placement
-from orchestrator.scheduling.lifecycle import TERMINAL, Event, IllegalTransition, Outcome, State, advance, replay
-from orchestrator.scheduling.run import Attempt, Failure, NewRun, NodeRecord, Run
+from orchestrator.scheduling.lifecycle import (
+    TERMINAL,
+    Event,
+    IllegalTransition,
+    Outcome,
+    State,
+    advance,
+    replay,
+)
+from orchestrator.scheduling.run import Array, Attempt, Dependency, Failure, NewRun, NodeRecord, Run, Stop
+from orchestrator.spec import JobSpec
 
 _ENDS_AN_ATTEMPT = frozenset({Event.SUCCEEDED, Event.FAILED, Event.REQUEUED, Event.STOPPED})
-_NEEDS_MORE = frozenset({Event.SUBMITTED, Event.PLACED})
+_NEEDS_MORE = frozenset({Event.SUBMITTED, Event.PLACED, Event.CHANGED, Event.STOP_ASKED})
+_CONTROL = select(ControlRow.epoch, ControlRow.owner).with_for_update()
 
 
 class Store:
@@ -37,7 +75,20 @@ class Store:
         self._readonly = readonly
         self._epoch: int | None = None
         # Threads of one process queue here: SQLite's own waiting polls with pauses of up to 100 ms.
-        self._one_writer = threading.Lock()
+        self._one_writer = threading.RLock()
+        self.on_change: Callable[[Changes], None] = lambda changes: None
+        """Called after each commit that changed a run or an allocation, by the thread that wrote, in the order of the commits."""
+        self._book: Book | None = None
+        """What has not ended, as of the last commit; None where it must be read anew."""
+        self._group: tuple[Connection, Changes, Rows] | None = None
+        """The transaction of `group`, what it has changed so far, and its rows that wait."""
+        self._changes = Changes()
+        """What the write under way has done to runs and GPUs: whoever follows hears of nothing else."""
+        self._rows = Rows()
+        self._to_sum: dict[int, Run] = {}
+        """Runs that ended without an attempt, or are tried again: summed up once their rows are written."""
+        self.prices: Mapping[str, float] = {}
+        """Of a GPU-hour, by model: what GPU time is counted with from now on."""
 
     @classmethod
     def open(cls, url: str, readonly: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
@@ -68,68 +119,217 @@ class Store:
         with self._transaction() as connection:
             epoch: int = connection.execute(select(ControlRow.epoch).with_for_update()).scalar_one() + 1
             connection.execute(update(ControlRow).values(epoch=epoch, owner=owner, claimed_at=now))
+            self._book = None
         self._epoch = epoch
         return epoch
 
+    @contextmanager
+    def group(self) -> Iterator[None]:
+        """Several writes of this thread in one transaction: they share one wait for the disk, and a statement for each kind of row.
+
+        A write that raises is undone alone. None of them may be acknowledged before the block has ended. Where that raises, all
+        are undone: with GroupUndone, because of one that the database refuses, and each can be tried by itself.
+        """
+        with self._one_writer:
+            changes, rows = Changes(), Rows()
+            with self._begin() as connection:
+                self._group = connection, changes, rows
+                self._to_sum = {}
+                try:
+                    yield
+                    self._flush(connection, rows)
+                except IntegrityError as error:
+                    raise GroupUndone(str(error.orig)) from error
+                finally:
+                    self._group = None
+            self._committed(changes)
+
     def submit(self, new: NewRun, now: datetime) -> tuple[Run, bool]:
-        """Queues a run. Returns it, and whether it is new: a key that this user used before gives the run of then."""
+        """Queues a run, or an array, whose first run it gives. Returns it, and whether it is new: a key that this user used
+        before gives the run of then. Raises NoSuchRun and NothingFollows for `after:`.
+        """
         return self.submit_many([new], now)[0]
 
     def submit_many(self, new: Sequence[NewRun], now: datetime) -> list[tuple[Run, bool]]:
         """Queues all of them or none, in their order; as `submit` for each."""
         with self._write() as connection:
-            return [_submit(connection, one, now) for one in new]
+            answers = _submit(connection, new, now, self._changes)
+            for answer in answers:
+                if isinstance(answer, StoreError):
+                    raise answer
+        return [answer for answer in answers if not isinstance(answer, StoreError)]
 
-    def place(self, run_id: int, placement: Placement, now: datetime) -> Run:
-        """Begins the next attempt of a queued run on `placement`'s GPUs.
+    def submit_each(self, new: Sequence[NewRun], now: datetime) -> list[Answer]:
+        """Queues those that can be, in their order: for each the run and whether it is new, or the refusal."""
+        with self._write(gathered=True) as connection:
+            if self._group is not None and any(one.spec.after for one in new):
+                # What became of the runs that these are to follow is asked of the tables.
+                self._group[2].flush(connection)
+            return _submit(connection, new, now, self._changes)
+
+    def place(
+        self,
+        run_id: int,
+        placement: Placement,
+        now: datetime,
+        waited: Mapping[str, Any] | None = None,
+        fabric: Mapping[str, NodeFabric] | None = None,
+    ) -> Run:
+        """Begins the next attempt of a queued run on `placement`'s GPUs; `waited` says what it waited for, `fabric` what its
+        nodes are.
 
         Raises DoubleBooked, IllegalTransition, NoSuchRun.
         """
         gpus = [(part.node, gpu) for part in placement.nodes for gpu in part.gpus]
-        try:
-            with self._write() as connection:
-                run = _known(connection, run_id)
-                number = len(run.attempts) + 1
-                _move(connection, run, Event.PLACED, now, attempt=number)
-                connection.execute(
-                    insert(AttemptRow).values(
-                        run_id=run_id,
-                        number=number,
-                        placement=queries.PLACEMENT.dump_python(placement, mode="json"),
-                        started_at=now,
-                        exit_codes={},
-                    )
-                )
-                connection.execute(
-                    insert(AllocationRow),
-                    [{"run_id": run_id, "attempt": number, "node": n, "gpu": g, "since": now} for n, g in gpus],
-                )
-                return _known(connection, run_id)
-        except IntegrityError:
-            busy = self.busy()
-            taken = [(node, gpu, busy[node][gpu]) for node, gpu in gpus if gpu in busy.get(node, {})]
-            if not taken:
-                raise
-            raise DoubleBooked(run_id, taken) from None
+        with self._write(gathered=True) as connection:
+            run = self._run(connection, run_id)
+            number = len(run.attempts) + 1
+            advance(run.state, Event.PLACED, run_id)
+            if taken := [(*gpu, hold.run) for gpu in gpus if (hold := self._holder(connection, gpu)) is not None]:
+                raise DoubleBooked(run_id, taken)
+            attempt = Attempt(number, placement, now)
+            run = replace(
+                moves.move(self._rows, run, Event.PLACED, now, attempt=number), attempts=(*run.attempts, attempt)
+            )
+            moves.begin_attempt(self._rows, run_id, attempt)
+            summaries.begin(self._rows, run_id, attempt, fabric or {})
+            if waited is not None:
+                moves.remember_wait(self._rows, run, number, now, waited)
+            self._changes.runs[run_id] = run
+            self._changes.held |= dict.fromkeys(gpus, Hold(run_id, now))
+            return run
 
-    def record(self, run_id: int, event: Event, now: datetime, reason: str | None = None, by: str | None = None) -> Run:
+    def record(
+        self,
+        run_id: int,
+        event: Event,
+        now: datetime,
+        reason: str | None = None,
+        by: str | None = None,
+        waited: Mapping[str, Any] | None = None,
+    ) -> Run:
         """Records what happened to a run without ending an attempt. Raises IllegalTransition, NoSuchRun.
 
-        FAILED is for a run that waits; the end of an attempt is for `finish`, and a placement for `place`.
+        FAILED is for a run that waits; the end of an attempt is for `finish`, a placement for `place`, the rest for `change` and
+        `stop`.
         """
-        with self._write() as connection:
-            run = _known(connection, run_id)
+        with self._write(gathered=True) as connection:
+            return self._record(self._run(connection, run_id), event, now, reason, by, waited)
+
+    def record_each(
+        self,
+        run_ids: Sequence[int],
+        event: Event,
+        now: datetime,
+        reason: str | None = None,
+        by: str | None = None,
+        waited: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> list[Run]:
+        """As `record` for each of them, and those left out whose state has no place for it any more. Raises NoSuchRun."""
+        with self._write(gathered=True) as connection:
+            recorded = []
+            for run_id in run_ids:
+                with suppress(IllegalTransition):
+                    run = self._run(connection, run_id)
+                    recorded.append(self._record(run, event, now, reason, by, (waited or {}).get(run_id)))
+            return recorded
+
+    def _record(
+        self,
+        run: Run,
+        event: Event,
+        now: datetime,
+        reason: str | None,
+        by: str | None,
+        waited: Mapping[str, Any] | None,
+    ) -> Run:
+        number = run.attempts[-1].number if run.live and run.attempts else None
+        if event in _NEEDS_MORE or (event in _ENDS_AN_ATTEMPT and number is not None):
+            raise IllegalTransition(run.id, run.state, event)
+        was_queued = run.state is State.QUEUED
+        run = moves.move(self._rows, run, event, now, attempt=number, reason=reason, by=by)
+        if event is Event.STARTED:
+            run = moves.attempt_is(self._rows, run, ranks_started_at=now)
+        if event is Event.CANCEL_ASKED and number is not None:
+            run = moves.attempt_is(self._rows, run, stop=Stop("cancelled", reason))
+        if was_queued and waited is not None:
+            moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
+        self._changes.runs[run.id] = run
+        if run.ended or event is Event.RETRY_ASKED:
+            self._to_sum[run.id] = run
+        return run
+
+    def stop(self, run_id: int, stop: Stop, now: datetime) -> Run:
+        """Records that orch itself ends the run's attempt, before anybody is told. Raises IllegalTransition, NoSuchRun."""
+        with self._write(gathered=True) as connection:
+            run = self._run(connection, run_id)
             number = run.attempts[-1].number if run.live and run.attempts else None
-            if event in _NEEDS_MORE or (event in _ENDS_AN_ATTEMPT and number is not None):
-                raise IllegalTransition(run_id, run.state, event)
-            _move(connection, run, event, now, attempt=number, reason=reason, by=by)
-            if event is Event.STARTED:
-                connection.execute(
-                    update(AttemptRow)
-                    .where(AttemptRow.run_id == run_id, AttemptRow.number == number)
-                    .values(ranks_started_at=now)
+            run = moves.move(self._rows, run, Event.STOP_ASKED, now, attempt=number, reason=stop.reason)
+            self._changes.runs[run_id] = run = moves.attempt_is(self._rows, run, stop=stop)
+            return run
+
+    def change(
+        self, run_ids: Sequence[int], changed: Mapping[str, Any], now: datetime, what: str, by: str | None
+    ) -> list[Run]:
+        """Changes keys of the runs' specs; `what` says it in words. Raises IllegalTransition, NoSuchRun, ValidationError."""
+        with self._write() as connection:
+            found = []
+            for run_id in run_ids:
+                run = self._run(connection, run_id)
+                spec = JobSpec.model_validate(run.spec.model_dump(mode="json") | dict(changed))
+                given = spec.model_dump(mode="json")
+                # An array's run says only what is its own.
+                kept = (
+                    given
+                    if run.element is None
+                    else moves.own(connection, run_id) | {key: given[key] for key in changed}
                 )
-            return _known(connection, run_id)
+                run = replace(
+                    moves.move(self._rows, run, Event.CHANGED, now, attempt=None, reason=what, by=by), spec=spec
+                )
+                connection.execute(update(RunRow).where(RunRow.id == run_id).values(spec=kept, priority=spec.priority))
+                self._changes.runs[run_id] = run
+                found.append(run)
+            return found
+
+    def limit_array(self, array: Array, limit: int | None) -> Array:
+        """Changes how many of its runs may hold a place at once."""
+        with self._write() as connection:
+            connection.execute(update(ArrayRow).where(ArrayRow.id == array.id).values(run_limit=limit))
+            self._changes.arrays[array.id] = array = replace(array, limit=limit)
+            return array
+
+    def record_environment(self, run_id: int, attempt: int, environment: Mapping[str, Mapping[str, Any]]) -> None:
+        """Records the versions that an attempt was started with, by node; what was recorded before stays."""
+        with self._write(gathered=True) as connection:
+            self._attempt_fact(connection, run_id, attempt, environment=environment)
+
+    def set_transport(
+        self, run_id: int, attempt: int, transport: Mapping[str, Any], now: datetime, note: str | None = None
+    ) -> bool:
+        """Records what NCCL's log showed of an attempt, with an event where there is something to tell; the first one stands.
+
+        Returns whether this was the first.
+        """
+        with self._write(gathered=True) as connection:
+            run = self._attempt_fact(connection, run_id, attempt, transport=dict(transport))
+            if run is None:
+                return False
+            if note is not None and run.state not in TERMINAL:
+                run = moves.move(self._rows, run, Event.NOTED, now, attempt=attempt, reason=note)
+                self._changes.runs[run_id] = run
+            return True
+
+    def _attempt_fact(self, connection: Connection, run_id: int, number: int, **fact: Any) -> Run | None:
+        """Writes what is found out once about an attempt, and gives the run with it; None where it is known already."""
+        (name,) = fact
+        run = self._run(connection, run_id)
+        attempt = next((one for one in run.attempts if one.number == number), None)
+        if attempt is None or getattr(attempt, name) is not None:
+            return None
+        moves.write_attempt(self._rows, run_id, number, **fact)
+        self._changes.runs[run_id] = run = _with(run, number, **fact)
+        return run
 
     def finish(
         self,
@@ -148,43 +348,76 @@ class Store:
         `fenced` names the nodes whose ranks may live on, and until when: their GPUs stay taken until `release_fenced`.
         Raises IllegalTransition, also where no attempt is live; NoSuchRun.
         """
-        with self._write() as connection:
-            run = _known(connection, run_id)
+        with self._write(gathered=True) as connection:
+            run = self._run(connection, run_id)
             attempt = run.attempt
             if event not in _ENDS_AN_ATTEMPT or not run.live or attempt is None:
                 raise IllegalTransition(run_id, run.state, event)
-            _move(connection, run, event, now, attempt=attempt.number, reason=reason)
-            connection.execute(
-                update(AttemptRow)
-                .where(AttemptRow.run_id == run_id, AttemptRow.number == attempt.number)
-                .values(
-                    ended_at=now,
-                    outcome=outcome.value,
-                    failure=None if failure is None else queries.FAILURE.dump_python(failure, mode="json"),
-                    exit_codes={str(rank): code for rank, code in (exit_codes or {}).items()},
-                )
+            run = moves.move(self._rows, run, event, now, attempt=attempt.number, reason=reason)
+            run = moves.attempt_is(
+                self._rows, run, ended_at=now, outcome=outcome, failure=failure, exit_codes=dict(exit_codes or {})
             )
-            _release(connection, run_id, attempt, now, fenced or {})
-            return _known(connection, run_id)
+            summaries.end(self._rows, run_id, run.attempts[-1])
+            moves.release(self._rows, run_id, attempt, now, fenced or {}, self._changes)
+            self._changes.runs[run_id] = run
+            return run
+
+    def measure(self, taken: Sequence[Measured], now: datetime) -> None:
+        """Records what was measured of live attempts since the last time, and counts their GPU time anew."""
+        with self._write() as connection:
+            for one in taken:
+                key = one.run, one.attempt
+                run = self._run(connection, one.run)
+                if one.progress is not None:
+                    measurements.record_progress(connection, key, one.progress, now)
+                    run = _with(run, one.attempt, progress=one.progress)
+                measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
+                measurements.fold(connection, key, now, ended=None)
+                self._changes.runs[one.run] = self._recount(connection, run, now) if one.count else run
+
+    def count(self, run: Run, now: datetime) -> None:
+        """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
+        with self._write() as connection:
+            if run.attempts and run.attempts[-1].progress is not None:
+                measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
+            self._recount(connection, run, now)
+
+    def count_missed(self, now: datetime) -> int:
+        """Counts what a controller that was killed left uncounted: attempts that ended after their GPU time was; how many."""
+        with self._write() as connection:
+            missed = measurements.uncounted(connection)
+            for run in missed:
+                self._recount(connection, self._run(connection, run), now)
+            return len(missed)
+
+    def _recount(self, connection: Connection, run: Run, now: datetime) -> Run:
+        """Counts the run's GPU time anew; and its summary, where an attempt of it has ended."""
+        if not any(attempt.ended_at for attempt in run.attempts):
+            return measurements.recount(connection, run, now, self.prices)
+        # As it is now: it may have been queued again since.
+        with summaries.recounting(connection, self._run(connection, run.id)):
+            return measurements.recount(connection, run, now, self.prices)
 
     def release_fenced(self, now: datetime) -> int:
         """Frees the GPUs whose fence has run out by `now`; returns how many."""
-        with self._write() as connection:
-            return connection.execute(
-                update(AllocationRow)
-                .where(AllocationRow.released_at.is_(None), AllocationRow.fenced_until <= now)
-                .values(released_at=now)
-            ).rowcount
+        over = (AllocationRow.released_at.is_(None), AllocationRow.fenced_until <= now)
+        return self._free(over, now)
 
     def release(self, run_id: int, attempt: int, node: str, now: datetime) -> None:
         """Frees what an ended attempt still has fenced on a node: its ranks there have been seen gone."""
+        mine = (AllocationRow.run_id == run_id, AllocationRow.attempt == attempt, AllocationRow.node == node)
+        self._free((*mine, AllocationRow.released_at.is_(None), AllocationRow.fenced_until.is_not(None)), now)
+
+    def _free(self, which: tuple[Any, ...], now: datetime) -> int:
         with self._write() as connection:
-            connection.execute(
-                update(AllocationRow)
-                .where(AllocationRow.run_id == run_id, AllocationRow.attempt == attempt, AllocationRow.node == node)
-                .where(AllocationRow.released_at.is_(None), AllocationRow.fenced_until.is_not(None))
-                .values(released_at=now)
-            )
+            found = select(AllocationRow.run_id, AllocationRow.node, AllocationRow.gpu).where(*which)
+            rows = connection.execute(found).all()
+            if rows:
+                connection.execute(update(AllocationRow).where(*which).values(released_at=now))
+                self._changes.held |= {(row.node, row.gpu): None for row in rows}
+            for run in sorted({row.run_id for row in rows}):
+                self._recount(connection, self._run(connection, run), now)
+            return len(rows)
 
     def upsert_node(self, node: NodeRecord) -> None:
         """Records what is known of a node now; when it was first seen stays as it was."""
@@ -199,6 +432,39 @@ class Store:
             if not connection.execute(update(NodeRow).where(NodeRow.name == node.name).values(**known)).rowcount:
                 connection.execute(insert(NodeRow).values(name=node.name, first_seen=node.first_seen, **known))
 
+    def record_benches(self, found: Sequence[Bench]) -> None:
+        """Keeps what links were measured to carry; the same results again change nothing."""
+        with self._write() as connection:
+            benches.record(connection, found)
+
+    def expire_runs(self, before: datetime, now: datetime, most: int) -> list[int]:
+        """Deletes up to `most` runs that ended before `before`, with all that is known of them but the sums; their ids."""
+        with self._write() as connection:
+            return retention.expire_runs(connection, before, now, most)
+
+    def drop_series(self, before: datetime, after: int, most: int) -> tuple[int, bool]:
+        """Deletes the series of runs that ended before `before`; looks at `most` runs with ids above `after`.
+
+        Gives the id that it came to, and whether there is more to look at.
+        """
+        with self._write() as connection:
+            return retention.drop_series(connection, before, after, most)
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        """A transaction of the writer that the database obeys."""
+        if self._readonly:
+            raise ValueError("this store was opened to read only")
+        with self._database.write() as connection:
+            # The lock on this row makes PostgreSQL's writers take turns, as BEGIN IMMEDIATE does SQLite's; a claim
+            # waits for the write that is under way, and every later one sees the claim.
+            control = connection.execute(_CONTROL).one()
+            if control.epoch != self._epoch:
+                raise StaleEpoch(self._epoch, control.epoch, control.owner)
+            if self._book is None:
+                self._book = queries.book(connection)
+            yield connection
+
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         if self._readonly:
@@ -207,14 +473,64 @@ class Store:
             yield connection
 
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with self._transaction() as connection:
-            # The lock on this row makes PostgreSQL's writers take turns, as BEGIN IMMEDIATE does SQLite's; a claim
-            # waits for the write that is under way, and every later one sees the claim.
-            control = connection.execute(select(ControlRow.epoch, ControlRow.owner).with_for_update()).one()
-            if control.epoch != self._epoch:
-                raise StaleEpoch(self._epoch, control.epoch, control.owner)
-            yield connection
+    def _write(self, *, gathered: bool = False) -> Iterator[Connection]:
+        """A write by itself, or one of a group. What it does to runs and GPUs it says in `_changes`; its rows may go into `_rows`.
+
+        With `gathered` all its rows go there: in a group they are written with those of others. It must ask the connection
+        nothing but for runs that have ended.
+        """
+        with self._one_writer:
+            self._changes, self._rows = Changes(), Rows()
+            if self._group is None:
+                with self._begin() as connection:
+                    yield connection
+                    self._flush(connection, self._rows)
+                self._committed(self._changes)
+                return
+            connection, changes, rows = self._group
+            if gathered:
+                yield connection
+                rows.take_over(self._rows, connection)
+            else:
+                self._flush(connection, rows)
+                # Not SQLAlchemy's own, which costs five times as much; the same words in both databases.
+                connection.exec_driver_sql("SAVEPOINT one_of_a_group")
+                try:
+                    yield connection
+                    self._flush(connection, self._rows)
+                except BaseException:
+                    connection.exec_driver_sql("ROLLBACK TO SAVEPOINT one_of_a_group")
+                    raise
+                connection.exec_driver_sql("RELEASE SAVEPOINT one_of_a_group")
+            changes.add(self._changes)
+
+    def _flush(self, connection: Connection, rows: Rows) -> None:
+        """Writes what waits, and sums up what has ended with it."""
+        rows.flush(connection)
+        to_sum, self._to_sum = self._to_sum, {}
+        summaries.refresh(connection, list(to_sum.values()))
+
+    def _committed(self, changes: Changes) -> None:
+        assert self._book is not None
+        if changes.runs or changes.held or changes.arrays:
+            self._book.apply(changes)
+            self.on_change(changes)
+
+    def _run(self, connection: Connection, run_id: int) -> Run:
+        """The run as this transaction sees it. Raises NoSuchRun."""
+        assert self._book is not None
+        if self._group is not None and run_id in self._group[1].runs:
+            return self._group[1].runs[run_id]
+        run = self._book.runs.get(run_id) or queries.run_by_id(connection, run_id)
+        if run is None:
+            raise NoSuchRun(run_id)
+        return run
+
+    def _holder(self, connection: Connection, gpu: Gpu) -> Hold | None:
+        assert self._book is not None
+        if self._group is not None and gpu in self._group[1].held:
+            return self._group[1].held[gpu]
+        return self._book.held.get(gpu)
 
     # --- reading ---
 
@@ -233,27 +549,126 @@ class Store:
         with self._database.read() as connection:
             return queries.live(connection)
 
+    def book(self) -> Book:
+        """What has not ended, with arrays and allocations: for whoever follows `on_change` from here on."""
+        with self._one_writer, self._database.read() as connection:
+            return queries.book(connection)
+
+    def ids_of(self, ref: Ref, user: str | None = None) -> range | None:
+        """The runs that a word means; None where there are none."""
+        with self._database.read() as connection:
+            return queries.ids_of(connection, ref, user)
+
+    def array_of(self, run_id: int) -> Array | None:
+        """The array that a run is of."""
+        with self._database.read() as connection:
+            return queries.array_of(connection, run_id)
+
+    def counts(self, ids: range) -> dict[State, int]:
+        """How many of these runs are in each state."""
+        with self._database.read() as connection:
+            return queries.counts(connection, ids)
+
+    def broken(self, need: Dependency) -> Run | None:
+        """The first of the runs that failed or was cancelled."""
+        with self._database.read() as connection:
+            return queries.broken_dependency(connection, need)
+
+    def metrics(self, ids: range) -> dict[int, dict[str, float]]:
+        """By run, what it reported last of each metric."""
+        with self._database.read() as connection:
+            return queries.metrics(connection, ids)
+
+    def uses(self, since: datetime) -> list[queries.GpuUse]:
+        """Who held how many GPUs from when to when, of attempts that have ended since."""
+        with self._database.read() as connection:
+            return queries.uses(connection, since)
+
+    def durations(self, runs: int) -> dict[tuple[str, str], list[float]]:
+        """By user and name, the seconds from the start of the ranks to the end of the latest so many successful runs of all."""
+        with self._database.read() as connection:
+            return queries.durations(connection, runs)
+
     def runs(self, wanted: RunFilter | None = None) -> list[Run]:
         """The runs that `wanted` describes, with attempts, without events."""
         with self._database.read() as connection:
             return queries.filtered(connection, wanted or RunFilter())
+
+    def rows(self, wanted: RunFilter, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The same as flat rows of JSON values; `columns` are of listing.COLUMNS."""
+        with self._database.read() as connection:
+            return listing.flat(connection, wanted, columns)
+
+    def groups(self, wanted: RunFilter, by: Sequence[str], sort: str | None = None) -> list[dict[str, Any]]:
+        """Sums over groups of them. Raises ValueError for a group or an order that there is not."""
+        with self._database.read() as connection:
+            return groups.groups(connection, wanted, by, sort)
+
+    def compare(self, refs: Sequence[int | str]) -> dict[str, Any] | str | int:
+        """Runs side by side and what explains the difference; one alone against its like. Gives a ref that is no run's."""
+        with self._database.read() as connection:
+            runs: dict[int, Run] = {}
+            for ref in refs:
+                if (run := queries.find(connection, ref)) is None:
+                    return ref
+                runs[run.id] = run
+            return compare.compare(connection, list(runs.values()))
+
+    def against_its_like(self, run: Run) -> dict[str, Any] | None:
+        """How the run's speed compares with that of the newest earlier runs of its like; None where it is not known."""
+        with self._database.read() as connection:
+            return compare.against_its_like(connection, run)
+
+    def export(self, what: str, wanted: RunFilter) -> Iterator[dict[str, Any]]:
+        """Rows of runs, attempts or series (export.FIELDS), by run id, read batch after batch."""
+        return export.rows(self._database, what, wanted)
+
+    def expired(self, run: int) -> str | None:
+        """That the run has expired, in a sentence; None where none of that id has."""
+        with self._database.read() as connection:
+            return retention.expired(connection, run)
+
+    def whose_logs_may_go(self, runs: Sequence[int], before: datetime) -> list[int]:
+        """Those of `runs` that ended before `before`, and those that have expired."""
+        with self._database.read() as connection:
+            return retention.whose_logs_may_go(connection, runs, before)
+
+    def unused_code(self, hashes: Sequence[str]) -> list[str]:
+        """Those of the snapshots that no run names."""
+        with self._database.read() as connection:
+            return retention.unused_code(connection, hashes)
+
+    def scaling(self, name: str) -> list[Scale]:
+        """How well the runs of that name use more workers, by size, the smallest first."""
+        with self._database.read() as connection:
+            return scaling(measurements.sizes_and_rates(connection, name))
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes that were ever seen, by name."""
         with self._database.read() as connection:
             return queries.nodes(connection)
 
+    def benches(self, wanted: BenchFilter | None = None) -> list[Bench]:
+        """The results of `orch bench` that `wanted` describes, oldest first."""
+        with self._database.read() as connection:
+            return benches.filtered(connection, wanted or BenchFilter())
+
+    def related_benches(self, shown: Sequence[Bench], now: datetime) -> list[Bench]:
+        """What these results are to be held against."""
+        with self._database.read() as connection:
+            return benches.related(connection, shown, now)
+
     def busy(self) -> dict[str, dict[int, int]]:
         """The GPUs (or CPU slots) that are not free, fenced ones included: node -> GPU -> the run that has it."""
-        held: dict[str, dict[int, int]] = defaultdict(dict)
+        held: dict[str, dict[int, int]] = {}
         with self._database.read() as connection:
             for node, gpu, run_id in connection.execute(
                 select(AllocationRow.node, AllocationRow.gpu, AllocationRow.run_id)
                 .where(AllocationRow.released_at.is_(None))
                 .order_by(AllocationRow.node, AllocationRow.gpu)
             ):
-                held[node][gpu] = run_id
-        return dict(held)
+                held.setdefault(node, {})[gpu] = run_id
+        return held
 
     def verify(self, run_id: int) -> bool:
         """Whether the run's events, replayed, lead to its state, and each of them to the state that it says."""
@@ -268,107 +683,7 @@ class Store:
         return bool(said) and said == [one.state for one in run.events] and said[-1] is run.state
 
 
-def _submit(connection: Connection, new: NewRun, now: datetime) -> tuple[Run, bool]:
-    if new.key is not None:
-        before = connection.execute(
-            select(RunRow.id).where(RunRow.username == new.user, RunRow.submit_key == new.key)
-        ).scalar()
-        if before is not None:
-            return _known(connection, before), False
-    spec, code = new.spec, new.code
-    inserted = connection.execute(
-        insert(RunRow),
-        {
-            "name": spec.name,
-            "username": new.user,
-            "team": spec.team,
-            "state": State.QUEUED.value,
-            "priority": spec.priority,
-            # Defaults included: a default that changes later must not change what was asked for.
-            "spec": spec.model_dump(mode="json"),
-            "code_sha256": code and code.sha256,
-            "code_git": code and code.git,
-            "code_dirty": code and code.dirty,
-            "workdir": new.workdir,
-            "submit_key": new.key,
-            "submitted_at": now,
-            "queued_at": now,
-        },
-    )
-    run_id: int = inserted.inserted_primary_key[0]  # type: ignore[index]  # None only for inserts of many
-    if spec.tags:
-        connection.execute(
-            insert(TagRow), [{"run_id": run_id, "key": key, "value": value} for key, value in spec.tags.items()]
-        )
-    _append(connection, run_id, Event.SUBMITTED, State.QUEUED, now, by=new.user)
-    run = Run(run_id, spec, new.user, code, new.workdir, State.QUEUED, None, submitted_at=now, queued_at=now)
-    return run, True
-
-
-def _move(
-    connection: Connection,
-    run: Run,
-    event: Event,
-    now: datetime,
-    *,
-    attempt: int | None,
-    reason: str | None = None,
-    by: str | None = None,
-) -> None:
-    """Moves `run` along the table and appends the event. Raises IllegalTransition before anything is written."""
-    state = advance(run.state, event, run.id)
-    values: dict[str, Any] = {"state": state.value, "version": RunRow.version + 1}
-    # A second request to stop says nothing new; what the first one said stands.
-    values["reason"] = run.reason if state is run.state and reason is None else reason
-    if state is State.QUEUED:
-        values |= {"queued_at": now, "finished_at": None}
-    if state in TERMINAL:
-        values["finished_at"] = now
-    if run.started_at is None and state is State.RUNNING:
-        values["started_at"] = now
-    if run.started_at is None and state is State.SUCCEEDED and run.attempt is not None:
-        # It was over before its start was heard of; it did start, and not before it was placed.
-        values["started_at"] = run.attempt.started_at
-    connection.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
-    _append(connection, run.id, event, state, now, reason=reason, attempt=attempt, by=by)
-
-
-def _append(
-    connection: Connection,
-    run_id: int,
-    event: Event,
-    state: State,
-    now: datetime,
-    *,
-    reason: str | None = None,
-    attempt: int | None = None,
-    by: str | None = None,
-) -> None:
-    connection.execute(
-        insert(EventRow),
-        {
-            "run_id": run_id,
-            "at": now,
-            "event": event.value,
-            "state": state.value,
-            "reason": reason,
-            "attempt": attempt,
-            "by": by,
-        },
-    )
-
-
-def _release(
-    connection: Connection, run_id: int, attempt: Attempt, now: datetime, fenced: Mapping[str, datetime]
-) -> None:
-    mine = update(AllocationRow).where(AllocationRow.run_id == run_id, AllocationRow.attempt == attempt.number)
-    connection.execute(mine.where(AllocationRow.node.not_in(list(fenced))).values(released_at=now))
-    for node, until in fenced.items():
-        connection.execute(mine.where(AllocationRow.node == node).values(fenced_until=until))
-
-
-def _known(connection: Connection, run_id: int) -> Run:
-    run = queries.run_by_id(connection, run_id)
-    if run is None:
-        raise NoSuchRun(run_id)
-    return run
+def _with(run: Run, number: int, **values: Any) -> Run:
+    """The run with these values of one attempt."""
+    attempts = tuple(replace(one, **values) if one.number == number else one for one in run.attempts)
+    return replace(run, attempts=attempts)

@@ -3,7 +3,7 @@
 A gang is summed up by four numbers for its worst node (`Links`), how many ranks and nodes it has, and the level of the
 fabric that it spans. Bus bandwidth is nccl-tests' figure for an all-reduce of 1 GiB. The constants are NCCL's own
 (`nccl_cost`); where they are not what machines reach, a factor from published measurements corrects them, and what was
-measured on this cluster replaces both. docs/bandwidth-model.md compares the result with measurements.
+measured on this cluster corrects both (`Measured`). docs/bandwidth-model.md compares the result with measurements.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 
 from orchestrator.hardware.model import Nic, Shape, nvlinks
@@ -46,10 +47,42 @@ _SM_BY_MODEL = (
 )  # fmt: skip
 _RDMA_NAME = re.compile(r"(mlx|efa|rdmap|bnxt_re|irdma|hfi|ib|roce|nic)[0-9_]*", re.IGNORECASE)
 
-Measured = Mapping[str, float]
-"""GB/s that replace the model's figures. By GPU model: `H100/nvlink`, `H100/pcie`, `H100/shm` for bus bandwidth inside
-a node, `H100/net` for what a node has towards the network; `H100/nvls` as 0 where NVSwitch may not reduce. By level:
-`level/leaf` for bus bandwidth between nodes of one leaf."""
+
+@dataclass(frozen=True)
+class Figure:
+    """What links of a class were measured to carry, over what the model says of them without measurements."""
+
+    factor: float
+    on: date
+    """The newest measurement that it is from."""
+
+
+Measured = Mapping[str, Figure]
+"""By class of link. Inside a node by GPU model, kind of link and ranks: `H100/nvlink/8`. Between nodes by GPU model,
+level and ranks on each node: `H100/between/leaf/8`. `CPU` for CPU ranks."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """How far one node stays behind others like it, as fractions of theirs."""
+
+    inside: float = 1.0
+    """Of what the ring through its GPUs carries."""
+    between: float = 1.0
+    """Of what its NICs have towards other nodes."""
+    on: date | None = None
+
+
+LIKE_OTHERS = Own()
+
+
+def figure_of(measured: Measured, prefix: str, count: int | None) -> tuple[float, Figure | None]:
+    """The factor for `count` ranks, and the figure that it is. Figures for other counts may lower it, never raise it."""
+    exact = measured.get(f"{prefix}/{count}")
+    if exact is not None:
+        return exact.factor, exact
+    others = [figure.factor for key, figure in measured.items() if key.rpartition("/")[0] == prefix]
+    return min([1.0, *others]), None
 
 
 @dataclass(frozen=True, order=True)
@@ -65,8 +98,8 @@ class Links:
     """What its NICs have towards other nodes."""
     sm: int
     """Compute capability times ten; 0 for CPU ranks, which use Gloo."""
-    ceiling: float = math.inf
-    """The bus bandwidth that was measured inside such a node; infinite where it was not."""
+    factor: float = 1.0
+    """What was measured inside such a node over what the model says; only a gang of one node is bound by it."""
 
     def worst(self, other: Links) -> Links:
         return Links(
@@ -74,7 +107,7 @@ class Links:
             min(self.nvls, other.nvls),
             min(self.net, other.net),
             min(self.sm, other.sm),
-            min(self.ceiling, other.ceiling),
+            min(self.factor, other.factor),
         )
 
     def at_least(self, other: Links) -> bool:
@@ -83,7 +116,7 @@ class Links:
             and self.nvls >= other.nvls
             and self.net >= other.net
             and self.sm >= other.sm
-            and self.ceiling >= other.ceiling
+            and self.factor >= other.factor
         )
 
 
@@ -134,8 +167,10 @@ def sm_of_model(model: str | None) -> int:
 
 
 def short_model(shape: Shape) -> str:
-    """A GPU model's short name, as keys of `Measured` use it: `H100` for `NVIDIA H100 80GB HBM3`."""
-    words = re.findall(r"[A-Za-z]*[0-9]+[A-Za-z0-9]*", shape.gpus[0].model or "") if shape.gpus else []
+    """A GPU model's short name, as keys of `Measured` use it: `H100` for `NVIDIA H100 80GB HBM3`. `CPU` without GPUs."""
+    if not shape.gpus:
+        return "CPU"
+    words = re.findall(r"[A-Za-z]*[0-9]+[A-Za-z0-9]*", shape.gpus[0].model or "")
     return words[0].upper() if words else "GPU"
 
 
@@ -150,8 +185,8 @@ def is_rdma(nic: Nic) -> bool:
 class ShapeLinks:
     """The links of one shape of machine, asked for by sets of its GPUs (bit i is the i-th GPU of `shape.gpus`)."""
 
-    def __init__(self, shape: Shape, measured: Measured | None = None) -> None:
-        self.shape = shape
+    def __init__(self, shape: Shape, measured: Measured | None = None, own: Own = LIKE_OTHERS) -> None:
+        self.shape, self.own = shape, own
         self.sm = sm_of(shape)
         self.model = short_model(shape)
         self._measured = measured or {}
@@ -168,16 +203,26 @@ class ShapeLinks:
         return found
 
     def _compute(self, mask: int) -> Links:
+        own = self.own
+        factor, _ = self.figure(mask)
         if not self.shape.gpus:
-            return Links(GLOO_GB_S, 0.0, min(GLOO_GB_S, self._net(0)[0]), 0)
+            return Links(GLOO_GB_S * own.inside, 0.0, min(GLOO_GB_S, self._net(0)[0]) * own.between, 0, factor)
         single = mask & (mask - 1) == 0
         intra, kind = (math.inf, "none") if single else self._intra(mask)
         nvls = math.inf if single else self._nvls() if kind == "nvlink" and self.shape.nvswitch else 0.0
-        ceiling = math.inf if single else self._measured.get(f"{self.model}/{kind}", math.inf)
-        return Links(intra, nvls, self._net(mask)[0], self.sm, ceiling)
+        return Links(intra * own.inside, nvls * own.inside, self._net(mask)[0] * own.between, self.sm, factor)
 
     def intra_kind(self, mask: int) -> str:
-        return "none" if mask & (mask - 1) == 0 else self._intra(mask)[1]
+        """nvlink, pcie or shm; gloo between CPU ranks, none for a single one."""
+        if mask & (mask - 1) == 0:
+            return "none"
+        return self._intra(mask)[1] if self.shape.gpus else "gloo"
+
+    def figure(self, mask: int) -> tuple[float, Figure | None]:
+        """What was measured inside such a node, over the model; and the figure, where it is for as many ranks."""
+        if mask & (mask - 1) == 0:
+            return 1.0, None
+        return figure_of(self._measured, f"{self.model}/{self.intra_kind(mask)}", mask.bit_count())
 
     def nic_text(self, mask: int) -> str:
         """The NICs that a part uses, in words: `400 Gb/s x 8`."""
@@ -189,15 +234,11 @@ class ShapeLinks:
             return links
         count = max((nvlinks(link) for _, _, link in self.shape.pairs()), default=18)
         channels, speed = nccl_cost.search_channels(nccl_cost.nvlink_gb_s(self.sm, count), self.sm)
-        rate = self._measured.get(f"{self.model}/nvlink", channels * speed * NVLINK_REACHED)
-        return replace(links, intra=rate, nvls=self._nvls())
+        return replace(links, intra=channels * speed * NVLINK_REACHED, nvls=self._nvls())
 
     def _nvls(self) -> float:
         links = max((nvlinks(link) for _, _, link in self.shape.pairs()), default=0)
-        available = nccl_cost.nvlink_gb_s(self.sm, links) if self.sm >= 90 else 0.0
-        slower = self._measured.get(f"{self.model}/nvlink", math.inf) < available * NVLINK_REACHED
-        # What is slower than a ring of these links should be has no switch that reduces.
-        return 0.0 if slower or self._measured.get(f"{self.model}/nvls") == 0 else available
+        return nccl_cost.nvlink_gb_s(self.sm, links) if self.sm >= 90 else 0.0
 
     def _intra(self, mask: int) -> tuple[float, str]:
         members = [gpu.index for position, gpu in enumerate(self.shape.gpus) if mask >> position & 1]
@@ -205,7 +246,7 @@ class ShapeLinks:
         if rings:
             available = nccl_cost.nvlink_gb_s(self.sm, rings)
             channels, speed = nccl_cost.search_channels(available, self.sm)
-            return self._measured.get(f"{self.model}/nvlink", channels * speed * NVLINK_REACHED), "nvlink"
+            return channels * speed * NVLINK_REACHED, "nvlink"
         return self._without_nvlink(members)
 
     def _nvlink_rings(self, members: Sequence[int]) -> int:
@@ -244,12 +285,12 @@ class ShapeLinks:
         pcie_words = {word for word in words if not nvlinks(word)} or {"PHB"}
         blocked = any(self.shape.peer(a, b) not in (None, "OK") for a, b in itertools.combinations(members, 2))
         if pcie_words <= {"PIX", "PXB"} and not blocked:
-            return self._measured.get(f"{self.model}/pcie", self._pcie), "pcie"
+            return self._pcie, "pcie"
         # NCCL's default lets GPUs talk directly only below a host bridge; everything else goes through shared memory.
         through = min(self._pcie, HOST_COPY_GB_S)
         if "SYS" in pcie_words:
             through = min(through, nccl_cost.SMP_GB_S["amd"])
-        return self._measured.get(f"{self.model}/shm", through), "shm"
+        return through, "shm"
 
     def _net(self, mask: int) -> tuple[float, str]:
         """GB/s towards other nodes, with the words for it: the NICs next to the chosen GPUs, all of them where none
@@ -268,7 +309,7 @@ class ShapeLinks:
         text = f"{rates[0]:g} Gb/s x {len(rates)}" if len(set(rates)) == 1 else f"{sum(rates):g} Gb/s in all"
         if not used or any(nic.rate_gbps is None for nic in used):
             text += " (rate not known)"
-        return self._measured.get(f"{self.model}/net", total), text if rdma else f"TCP over {text}"
+        return total, text if rdma else f"TCP over {text}"
 
 
 @lru_cache(maxsize=65536)
@@ -300,18 +341,18 @@ def allreduce_time_us(size_bytes: int, links: Links, ranks: int, span: Span) -> 
 
 
 @lru_cache(maxsize=65536)
-def predict(links: Links, ranks: int, span: Span, level_measured: float | None = None) -> Prediction:
+def predict(links: Links, ranks: int, span: Span, between: float | None = None) -> Prediction:
     """Bus bandwidth of the gang whose worst node has `links`. A single rank reduces with nobody: infinite, limit
-    `none`."""
+    `none`.
+
+    `between` is what was measured between such nodes, over the model; None for a gang of one node.
+    """
     if ranks < 2:
         return Prediction(math.inf, "none")
     time_us = allreduce_time_us(REFERENCE_BYTES, links, ranks, span)
     busbw = REFERENCE_BYTES * nccl_cost.busbw_factor(ranks) / (time_us * 1000)
-    if level_measured is not None and span.nodes > 1:
-        return Prediction(level_measured, "fabric")
-    if links.ceiling < busbw:
-        return Prediction(links.ceiling, "intra")
-    return Prediction(busbw, _limit(links, ranks, span, time_us))
+    factor = links.factor if between is None else between
+    return Prediction(busbw * factor, _limit(links, ranks, span, time_us))
 
 
 def _limit(links: Links, ranks: int, span: Span, time_us: float) -> str:

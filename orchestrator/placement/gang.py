@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from functools import reduce
 
 from orchestrator.placement import ranks
-from orchestrator.placement.bandwidth import Links, Prediction, Span, allreduce_time_us, predict
+from orchestrator.placement.bandwidth import GLOO_GB_S, Figure, Links, Prediction, Span, allreduce_time_us, predict
+from orchestrator.placement.nccl_cost import busbw_factor
 from orchestrator.placement.tree import NODE, Topology
 from orchestrator.placement.values import NodePlacement, Placement
 
@@ -27,16 +29,17 @@ def level_of(topology: Topology, parts: Sequence[Part]) -> str:
     return topology.levels[topology.meeting_depth(index for index, _ in parts)]
 
 
-def links_of(topology: Topology, parts: Sequence[Part]) -> tuple[Links, Span]:
+def links_of(topology: Topology, parts: Sequence[Part], *, plain: bool = False) -> tuple[Links, Span]:
     """The worst links of the gang and how far it spans. Nodes of one NVLink clique count as one node, as NCCL counts
-    them."""
+    them. With `plain` as the model has them without measurements."""
     groups: dict[str, list[Part]] = {}
     for index, mask in parts:
         node = topology.nodes[index]
         groups.setdefault(node.clique or node.name, []).append((index, mask))
     merged = []
     for members in groups.values():
-        kinds = [topology.nodes[index].kind.links for index, _ in members]
+        of_kind = [topology.nodes[index].kind for index, _ in members]
+        kinds = [kind.plain if plain else kind.links for kind in of_kind]
         links = [kind.of(mask) for kind, (_, mask) in zip(kinds, members, strict=True)]
         if len(members) > 1:
             net = sum(link.net for link in links)
@@ -66,15 +69,61 @@ def span_at(topology: Topology, depth: int, nodes: int, parts: int) -> Span:
 def predict_parts(topology: Topology, parts: Sequence[Part]) -> Prediction:
     """The bandwidth of a gang on these GPUs."""
     links, span = links_of(topology, parts)
-    count = sum(mask.bit_count() for _, mask in parts)
-    measured = topology.measured.get(f"level/{span.level}") if span.level else None
-    return predict(links, count, span, measured)
+    return predict(links, sum(mask.bit_count() for _, mask in parts), span, between_of(topology, parts)[0])
+
+
+def between_of(topology: Topology, parts: Sequence[Part]) -> tuple[float | None, Figure | None]:
+    """What was measured between the nodes of such a gang, over the model (None for one node); and the figure that it is."""
+    if len(parts) == 1:
+        return None, None
+    counts = {mask.bit_count() for _, mask in parts}
+    models = {topology.nodes[index].kind.links.model for index, _ in parts}
+    depth = topology.meeting_depth(index for index, _ in parts)
+    per_node = counts.pop() if len(counts) == 1 else None
+    found = [topology.between(model, depth, per_node if len(models) == 1 else None) for model in models]
+    return min(found, key=lambda one: one[0])
 
 
 def time_us(topology: Topology, parts: Sequence[Part], size_bytes: int) -> float:
     """Microseconds that an all-reduce of `size_bytes` would take on these GPUs."""
     links, span = links_of(topology, parts)
     return allreduce_time_us(size_bytes, links, sum(mask.bit_count() for _, mask in parts), span)
+
+
+def expected(
+    topology: Topology, parts: Sequence[Part], collective: str, backend: str, size_bytes: int, *, plain: bool = False
+) -> float | None:
+    """GB/s of bus bandwidth that a collective of `size_bytes` should reach on these GPUs; None for a single rank.
+
+    Bus bandwidth is defined so that a ring gives every collective the same one: another than an all-reduce is expected to
+    reach what an all-reduce does without the switch's help. With `plain` measurements are left out.
+    """
+    ranks = sum(mask.bit_count() for _, mask in parts)
+    if ranks < 2:
+        return None
+    links, span = links_of(topology, parts, plain=plain)
+    native = "nccl" if links.sm else "gloo"
+    if backend != native:
+        if backend == "nccl":
+            return None
+        links = Links(GLOO_GB_S, 0.0, min(GLOO_GB_S, links.net), 0)
+    elif collective != "all_reduce":
+        links = replace(links, nvls=0.0)
+    between = between_of(topology, parts)[0]
+    factor = 1.0 if plain or backend != native else links.factor if between is None else between
+    time = allreduce_time_us(size_bytes, links, ranks, span)
+    return size_bytes * busbw_factor(ranks) / (time * 1000) * factor
+
+
+def measured_on(topology: Topology, parts: Sequence[Part]) -> date | None:
+    """When the links of such a gang were measured, where its prediction is from that; None where it is the model's alone."""
+    figure = between_of(topology, parts)[1]
+    if len(parts) == 1:
+        index, mask = parts[0]
+        figure = topology.nodes[index].kind.links.figure(mask)[1]
+    if figure is not None:
+        return figure.on
+    return max((own.on for index, _ in parts if (own := topology.nodes[index].kind.links.own).on), default=None)
 
 
 def bottleneck(topology: Topology, parts: Sequence[Part], limit: str) -> str:
@@ -120,10 +169,11 @@ def placement_of(topology: Topology, parts: Sequence[Part]) -> Placement:
         nodes.append(NodePlacement(node.name, gpus, tuple(range(rank, rank + len(gpus)))))
         rank += len(gpus)
     alone = rank < 2
+    on = measured_on(topology, ordered)
     return Placement(
         topology.nodes[ordered[0][0]].kind.device,
         level_of(topology, ordered),
         tuple(nodes),
         None if alone else round(found.busbw, 2),
-        None if alone else bottleneck(topology, ordered, found.limit),
+        None if alone else bottleneck(topology, ordered, found.limit) + (f", measured on {on}" if on else ""),
     )

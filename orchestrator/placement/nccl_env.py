@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.hardware.model import Nic
+from orchestrator.health.reading import SUBSYSTEMS
 from orchestrator.placement.bandwidth import is_rdma
 
 RAS_FIRST_PORT, RAS_PORTS = 28100, 1900
@@ -69,22 +70,25 @@ def rank_environment(
     rdma_promised: bool,
     nvlink_between_nodes: bool = False,
     log_dir: str | None = None,
+    tell_links: bool = False,
     job: Mapping[str, str] | None = None,
 ) -> RankEnvironment:
     """The variables for the ranks on `node` of `gang`.
 
     `rdma_promised` says that the placement's bandwidth counts on RDMA: then NCCL must fail rather than fall back to
-    TCP. `log_dir` is a folder that the ranks can write to, for NCCL's log and the flight recorder. `job` is what the
-    job sets itself.
+    TCP. `log_dir` is a folder that the ranks can write to, for the flight recorder. `tell_links`: NCCL says what links it
+    makes, in a log whose place the node's agent chooses. `job` is what the job sets itself.
     """
     several = len(gang) > 1
     found: dict[str, str] = {
-        "NCCL_DEBUG": "WARN",
+        "NCCL_DEBUG": "INFO" if tell_links else "WARN",
         "NCCL_RAS_ADDR": f"localhost:{ras_port(run, attempt)}",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "TORCH_NCCL_ENABLE_MONITORING": "1",
     }
+    if tell_links:
+        found["NCCL_DEBUG_SUBSYS"] = SUBSYSTEMS
     if node.cpus_pinned:
         found["NCCL_IGNORE_CPU_AFFINITY"] = "1"
     if node.interface is not None:
@@ -98,7 +102,6 @@ def rank_environment(
         if nvlink_between_nodes:
             found["NCCL_MNNVL_ENABLE"] = "1"
     if log_dir is not None:
-        found["NCCL_DEBUG_FILE"] = f"{log_dir}/nccl.%h.%p.log"
         found["TORCH_FR_DUMP_TEMP_FILE"] = f"{log_dir}/trace_"
     own = dict(job or {})
     return RankEnvironment(found | own, notices(own, found))
@@ -166,7 +169,7 @@ def notices(job: Mapping[str, str], ours: Mapping[str, str] | None = None) -> tu
         found.append(Notice(name, f"without a leading `=` {value!r} is a prefix, and also matches longer names"))
         named.add(name)
     for name, value in (ours or {}).items():
-        if name in job and name not in named and job[name] != value and name not in ("NCCL_DEBUG", "NCCL_DEBUG_FILE"):
+        if name in job and name not in named and job[name] != value and not name.startswith("NCCL_DEBUG"):
             found.append(Notice(name, f"the job's {job[name]!r} replaces {value!r}, which discovery found"))
     return tuple(found)
 

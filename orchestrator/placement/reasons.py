@@ -88,10 +88,13 @@ def _room_by_node(
     request: Request, topology: Topology, free: Free, models: tuple[str | None, ...] | None, *, one_island: bool
 ) -> dict[int, int]:
     room = {}
+    allowed = [kind.full if models is None else kind.mask_of_models(models) for kind in topology.kinds]
     for node in topology.nodes:
         if node.kind.device != request.device or node.name in request.exclude:
             continue
-        mask = free.mask(node.index) & (node.kind.full if models is None else node.kind.mask_of_models(models))
+        if request.only and node.name not in request.only:
+            continue
+        mask = free.mask(node.index) & allowed[node.kind.number]
         islands = [(mask & island).bit_count() for island in node.kind.subsets.islands] if one_island else []
         room[node.index] = max(islands, default=min(mask.bit_count(), 1)) if one_island else mask.bit_count()
     return room
@@ -122,9 +125,9 @@ def _workers(request: Request, room: list[int], *, single: bool) -> int:
 
 def _unusable(request: Request, topology: Topology, free: Free, never: bool) -> str:
     """What is left out for another reason than being taken."""
+    out = [f"the run takes only {_some(sorted(request.only))}"] if request.only else []
     if never:
-        return ""
-    out = []
+        return f" ({out[0]})" if out else ""
     barred = sum(1 for node in topology.nodes if node.name in request.exclude)
     if barred:
         out.append(f"{barred} node{'s' if barred > 1 else ''} excluded by the run")
@@ -132,8 +135,13 @@ def _unusable(request: Request, topology: Topology, free: Free, never: bool) -> 
         (topology.nodes[index].name, note)
         for index, note in sorted(free.notes.items())
         if topology.nodes[index].kind.device == request.device
+        and (not request.only or topology.nodes[index].name in request.only)
     ]
     out.extend(f"{name}: {note}" for name, note in noted[:3])
     if len(noted) > 3:
         out.append(f"{len(noted) - 3} more nodes are not usable")
     return f" ({'; '.join(out)})" if out else ""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

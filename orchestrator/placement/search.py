@@ -49,7 +49,7 @@ def find(request: Request, topology: Topology, free: Free) -> tuple[Part, ...] |
                 search = _Search(wish, topology, free, models, scope)
                 found = search.run()
                 if wish.workers.nodes is None:
-                    found = Uneven(search.pool(), wish.workers.total, topology, scope).better(found)
+                    found = Uneven(search.pool, wish.workers.total, topology, scope, wish.device).better(found)
                 if found is not None and (best is None or found[0] < best[0]):
                     best = found
         if best is not None:
@@ -87,6 +87,8 @@ class _Search:
         self.request, self.topology, self.free, self.scope = request, topology, free, scope
         self._allowed = {kind.number: self._allowed_mask(kind, models) for kind in topology.kinds}
         self._barred = {topology.index[name] for name in request.exclude if name in topology.index}
+        if request.only:
+            self._barred |= {node.index for node in topology.nodes if node.name not in request.only}
         self._narrowest = len(topology.levels) - 1
 
     def _allowed_mask(self, kind: Kind, models: tuple[str | None, ...] | None) -> int:
@@ -210,8 +212,8 @@ class _Search:
             if nccl_nodes < split.nodes:
                 least = replace(kind.links.in_clique(least), net=least.net * (split.nodes // nccl_nodes))
         span = span_at(self.topology, depth, nccl_nodes, parts)
-        measured = self.topology.measured.get(f"level/{span.level}") if span.level else None
-        return predict(least, split.nodes * split.count, span, measured).busbw
+        between = None if split.nodes == 1 else self.topology.between(kind.links.model, depth, split.count)[0]
+        return predict(least, split.nodes * split.count, span, between).busbw
 
     # -- which of its nodes --------------------------------------------------------------------------------------------
 

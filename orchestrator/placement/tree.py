@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.hardware.model import Cluster, Shape
-from orchestrator.placement.bandwidth import Measured, ShapeLinks
+from orchestrator.placement.bandwidth import LIKE_OTHERS, Figure, Measured, Own, ShapeLinks, figure_of
 from orchestrator.placement.subsets import Subsets
 from orchestrator.placement.values import Device
 
@@ -50,11 +50,13 @@ class TreeDomain:
 class Kind:
     """One shape of machine with so many places for ranks: GPUs, or CPU slots where it has no GPU."""
 
-    def __init__(self, number: int, shape: Shape, size: int, measured: Measured | None) -> None:
+    def __init__(self, number: int, shape: Shape, size: int, measured: Measured | None, own: Own = LIKE_OTHERS) -> None:
         self.number, self.shape, self.size = number, shape, size
         self.device: Device = "cuda" if shape.gpus else "cpu"
         self.full = (1 << size) - 1
-        self.links = ShapeLinks(shape, measured)
+        self.links = ShapeLinks(shape, measured, own)
+        self.plain = ShapeLinks(shape)
+        """As the model has them without measurements."""
         self.subsets = Subsets(self.links, size)
         self.models = tuple(dict.fromkeys(gpu.model for gpu in shape.gpus))
         self._position = {gpu.index: position for position, gpu in enumerate(shape.gpus)}
@@ -83,8 +85,8 @@ class Topology:
     """The static tree of a cluster, read-only and shared by every search.
 
     `slots` gives the CPU slots of nodes without GPUs (default: their CPUs). `oversubscription` says by level what the
-    nodes of a domain could send over what its uplinks carry (default 1). `measured` replaces the bandwidth model's
-    figures.
+    nodes of a domain could send over what its uplinks carry (default 1). `measured` corrects the bandwidth model by class
+    of link, `own` says which nodes stay behind their class.
     """
 
     def __init__(
@@ -94,9 +96,11 @@ class Topology:
         slots: Mapping[str, int] | None = None,
         oversubscription: Mapping[str, float] | None = None,
         measured: Measured | None = None,
+        own: Mapping[str, Own] | None = None,
     ) -> None:
         self.cluster = cluster
         self.measured: Measured = measured or {}
+        self._own = own or {}
         self.levels = (CLUSTER, *cluster.levels)
         """The levels above nodes, widest first."""
         self.kinds: list[Kind] = []
@@ -104,6 +108,8 @@ class Topology:
         self.domains: list[TreeDomain] = []
         self._build(slots or {})
         self.index = {node.name: node.index for node in self.nodes}
+        self.ceilings: dict[tuple[Device, int], float] = {}
+        """By device and number of workers, a bandwidth that no place on several nodes exceeds; filled by searches."""
         ratios = oversubscription or {}
         self.oversubscription = [1.0] * len(self.levels)
         """By depth: what a message pays that climbs to that level, through the uplinks of all levels below it."""
@@ -114,7 +120,7 @@ class Topology:
     def _build(self, slots: Mapping[str, int]) -> None:
         paths = {node.name: self.cluster.path(node.name) for node in self.cluster.nodes}
         ordered = sorted(self.cluster.nodes, key=lambda node: (*map(_natural, paths[node.name]), _natural(node.name)))
-        kinds: dict[tuple[Shape, int], Kind] = {}
+        kinds: dict[tuple[Shape, int, Own], Kind] = {}
         open_domains: list[tuple[str, int]] = []  # name and id, by depth
         ends: dict[int, int] = {}
         firsts: list[tuple[int, str, int, int | None]] = []  # depth, name, first, parent
@@ -131,9 +137,10 @@ class Topology:
             for _, identity in open_domains:
                 ends[identity] = index + 1
             size = len(node.gpus) or slots.get(node.name) or node.shape.cpus or 1
-            kind = kinds.get((node.shape, size))
+            own = self._own.get(node.name, LIKE_OTHERS)
+            kind = kinds.get((node.shape, size, own))
             if kind is None:
-                kind = kinds[node.shape, size] = Kind(len(self.kinds), node.shape, size, self.measured)
+                kind = kinds[node.shape, size, own] = Kind(len(self.kinds), node.shape, size, self.measured, own)
                 self.kinds.append(kind)
             clique = self.cluster.place(node.name, "nvlink")
             self.nodes.append(TreeNode(index, node.name, kind, tuple(i for _, i in open_domains), clique))
@@ -162,6 +169,19 @@ class Topology:
     def empty(self) -> Free:
         """The cluster with nothing on it and every node in order: what can fit at all."""
         return Free(self)
+
+    def between(self, model: str, depth: int, per_node: int | None) -> tuple[float, Figure | None]:
+        """What was measured between nodes that meet at `depth`, over the model; and the figure, where it is for just that.
+
+        What was measured at narrower levels, or with other numbers of ranks, may lower it: those links are on the way too.
+        """
+        if not self.measured:
+            return 1.0, None
+        factor, figure = figure_of(self.measured, f"{model}/between/{self.levels[depth]}", per_node)
+        if figure is not None:
+            return factor, figure
+        inner = [figure_of(self.measured, f"{model}/between/{level}", None)[0] for level in self.levels[depth:]]
+        return min(factor, *inner), None
 
     def meeting_depth(self, indices: Iterable[int]) -> int:
         """The depth of the narrowest domain that holds all these nodes."""

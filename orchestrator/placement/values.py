@@ -27,6 +27,8 @@ class Request:
     """Acceptable GPU models. One model to a gang, unless several are listed: then they may be mixed."""
     exclude: frozenset[str] = frozenset()
     """Nodes that this run must not get."""
+    only: frozenset[str] = frozenset()
+    """The only nodes that it may get; empty: any."""
     prefer: frozenset[str] = frozenset()
     """Nodes that this run had before: taken again where nothing faster is free."""
 

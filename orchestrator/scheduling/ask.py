@@ -44,6 +44,7 @@ def request_of(
         relax=not patient,
         gpu=spec.gpu,
         exclude=frozenset(exclude),
+        only=frozenset(spec.only),
         prefer=frozenset(prefer),
     )
 

@@ -31,8 +31,11 @@ class Event(StrEnum):
     FAILED = "failed"  # the attempt ended otherwise, and is not tried again
     REQUEUED = "requeued"  # the attempt ended otherwise, and is tried again
     CANCEL_ASKED = "cancel_asked"  # somebody asked for its end
+    STOP_ASKED = "stop_asked"  # orch itself ends the attempt: preempted, drained, over its time limit
     STOPPED = "stopped"  # the last rank of a run that was told to end is gone
     RETRY_ASKED = "retry_asked"  # somebody asked for another attempt of an ended run
+    NOTED = "noted"  # something worth telling was found out, which moves nothing
+    CHANGED = "changed"  # somebody changed what was asked for: priority, time limit, nearness
 
 
 class Outcome(StrEnum):
@@ -52,6 +55,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.CANCEL_ASKED: State.CANCELLED,
         # A run can fail while it waits: its secrets went with a controller that died, or its code is gone.
         Event.FAILED: State.FAILED,
+        Event.CHANGED: State.QUEUED,
     },
     State.STARTING: {
         Event.STARTED: State.RUNNING,
@@ -60,22 +64,35 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.FAILED: State.FAILED,
         Event.REQUEUED: State.QUEUED,
         Event.CANCEL_ASKED: State.STOPPING,
+        Event.STOP_ASKED: State.STOPPING,
+        Event.CHANGED: State.STARTING,
     },
     State.RUNNING: {
         Event.SUCCEEDED: State.SUCCEEDED,
         Event.FAILED: State.FAILED,
         Event.REQUEUED: State.QUEUED,
         Event.CANCEL_ASKED: State.STOPPING,
+        Event.STOP_ASKED: State.STOPPING,
+        Event.CHANGED: State.RUNNING,
     },
     State.STOPPING: {
-        # A rank may end by itself while it is stopped; the cancel stands.
+        # A rank may end by itself while it is stopped; a cancel stands.
         Event.STOPPED: State.CANCELLED,
         Event.CANCEL_ASKED: State.STOPPING,
+        # Where orch itself asked: it goes back to the queue, has failed, or was done before any rank was told.
+        Event.REQUEUED: State.QUEUED,
+        Event.FAILED: State.FAILED,
+        Event.SUCCEEDED: State.SUCCEEDED,
     },
     State.SUCCEEDED: {},
     State.FAILED: {Event.RETRY_ASKED: State.QUEUED},
     State.CANCELLED: {Event.RETRY_ASKED: State.QUEUED},
 }
+
+for _state, _moves in TRANSITIONS.items():
+    # A note is told of a run that has not ended, and leaves it where it is.
+    if _moves.keys() - {Event.RETRY_ASKED}:
+        _moves[Event.NOTED] = _state
 
 TERMINAL = frozenset(state for state, moves in TRANSITIONS.items() if not moves.keys() - {Event.RETRY_ASKED})
 """The states that a run leaves only when somebody asks for another attempt."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from operator import attrgetter
 
@@ -24,6 +24,7 @@ from orchestrator.scheduling.quota import Held, account_of
 from orchestrator.scheduling.snapshot import Snapshot
 
 _AGE = attrgetter("age")
+_MOST = 1 << 30
 AHEAD_S = 3600.0
 """What is held counts as if it were held so much longer."""
 
@@ -57,28 +58,58 @@ class Usage:
 
 
 class Order:
-    """The asks, one after another. Say `started` of one that starts, before the next is taken."""
+    """The asks, one after another. Say `started` of one that starts, before the next is taken.
 
-    def __init__(self, asks: list[Ask], policy: Policy, usage: Usage, held: Held, now: datetime) -> None:
-        self._policy, self._usage, self._held = policy, usage, held
+    `able`: whether a run could start if there were room for it.
+    """
+
+    def __init__(
+        self, asks: list[Ask], policy: Policy, usage: Usage, held: Held, now: datetime, able: Callable[[Ask], bool]
+    ) -> None:
+        self._asks, self._policy, self._usage, self._held, self._able = asks, policy, usage, held, able
         self._overdue = now.timestamp() - policy.overdue
-        self._asks = asks
         self._moved = False
+        self._before: dict[str | Account, int] = {}
+        """By team and by user: the highest priority among its runs that ask for more than is left of its guaranteed part."""
 
     def __iter__(self) -> Iterator[Ask]:
         rest = self._asks
-        if self._policy.teams:
-            left = {account: self._held.entitlement(account) for account in {ask.account for ask in rest}}
-            first = [ask for ask in rest if ask.gpus <= left[ask.account]]
-            if first:
-                rest = [ask for ask in rest if ask.gpus > left[ask.account]]
-                for ask in self._by_priority(first):
-                    # What has started meanwhile may have used it up.
-                    if ask.gpus <= self._held.entitlement(ask.account):
-                        yield ask
-                    else:
-                        rest.append(ask)
+        if self._policy.guarantees:
+            left = {account: self._held.left_of_guaranteed(account) for account in {ask.account for ask in rest}}
+            within = []
+            rest = []
+            for ask in self._asks:
+                if ask.gpus <= max(left[ask.account]):
+                    within.append(ask)
+                else:
+                    self._defer(ask, rest)
+            for ask in self._by_priority(within):
+                # What has started meanwhile may have used it up.
+                if self.entitled(ask):
+                    yield ask
+                else:
+                    self._defer(ask, rest)
         yield from self._by_priority(rest)
+
+    def entitled(self, ask: Ask) -> bool:
+        """Whether it lies within the guaranteed part of its team or user, and none of the same that asks for more has higher
+        priority.
+
+        Among a team's own runs priority comes first: otherwise one that gave way to another would at once be before it again.
+        """
+        of_team, of_user = self._held.left_of_guaranteed(ask.account)
+        before = self._before
+        return (ask.gpus <= of_team and ask.priority >= before.get(ask.account[0], ask.priority)) or (
+            ask.gpus <= of_user and ask.priority >= before.get(ask.account, ask.priority)
+        )
+
+    def _defer(self, ask: Ask, rest: list[Ask]) -> None:
+        rest.append(ask)
+        before = self._before
+        team = ask.account[0]
+        if ask.priority > min(before.get(team, -_MOST), before.get(ask.account, -_MOST)) and self._able(ask):
+            before[team] = max(ask.priority, before.get(team, -_MOST))
+            before[ask.account] = max(ask.priority, before.get(ask.account, -_MOST))
 
     def started(self, ask: Ask) -> None:
         self._usage.start(ask.account, ask.gpus)

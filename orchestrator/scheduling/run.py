@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.placement.values import Placement
+from orchestrator.progress.gpu_time import NodeTime
+from orchestrator.progress.values import Progress
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 from orchestrator.spec import JobSpec
 
@@ -38,10 +41,21 @@ class Failure:
     """Why an attempt broke: the first failing rank or the node, in the user's terms."""
 
     kind: str
-    """exit, signal, node_lost, start_failed, lease_expired, hold_refused, code_missing, secrets_missing, controller."""
+    """exit, signal, node_lost, start_failed, lease_expired, hold_refused, code_missing, secrets_missing, controller, degraded."""
     message: str
     rank: int | None = None
     node: str | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a live attempt is told to end: recorded before it is told, so that the next controller goes on with it."""
+
+    kind: Literal["cancelled", "preempted", "drained", "time_limit"]
+    reason: str | None = None
+    """In the user's terms."""
+    for_run: int | None = None
+    """Which run takes the place, where one does."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,15 @@ class Attempt:
     failure: Failure | None = None
     exit_codes: dict[int, int] = field(default_factory=dict)
     """By rank: the exit status, or minus the signal."""
+    environment: dict[str, dict[str, Any]] | None = None
+    """By node: the versions that the ranks were started with (health/recorded.py); None where they were never told."""
+    transport: dict[str, Any] | None = None
+    """What NCCL's log showed, as health/transport.py makes it; None before it is known and where no log tells it."""
+    stop: Stop | None = None
+    progress: Progress | None = None
+    """How far it got and how fast; None where nothing could be seen of it."""
+    used: tuple[NodeTime, ...] = ()
+    """What its GPUs were used for, by node, as last counted."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +99,67 @@ class RunEvent:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """One wait in the queue that is over."""
+
+    number: int
+    """Of the attempt that followed, or would have."""
+    since: datetime
+    until: datetime
+    summary: dict[str, Any]
+    """What it was for: the JSON of `orch why` at its end."""
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """Runs that must have succeeded before: those with the ids from `first` to `last`."""
+
+    first: int
+    last: int
+    word: str
+    """What the submitter called them."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """One submission of many runs, which have the ids from `id` on, without a gap."""
+
+    id: int
+    spec: JobSpec
+    """As it was submitted, with its placeholders."""
+    user: str
+    size: int
+    limit: int | None = None
+    """How many may hold a place at once."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def ref(self) -> str:
+        """What commands call it by."""
+        return f"{self.id}[]"
+
+    @property
+    def runs(self) -> range:
+        """The ids of its runs."""
+        return range(self.id, self.id + self.size)
+
+
+@dataclass(frozen=True)
+class Element:
+    """A run's place in its array."""
+
+    array: int
+    index: int
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What its placeholders became."""
+
+
+@dataclass(frozen=True)
 class Run:
-    """One submission and its whole life."""
+    """One submission, or one run of an array, and its whole life."""
 
     id: int
     spec: JobSpec
@@ -88,16 +170,26 @@ class Run:
     reason: str | None
     submitted_at: datetime
     queued_at: datetime
-    """When it last entered the queue; a retry keeps submitted_at."""
+    """Its age in the queue counts from here: the submission, or the last retry that somebody asked for. An attempt that
+    was preempted, or that ended by no fault of the run, leaves it as it is."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     attempts: tuple[Attempt, ...] = ()
+    element: Element | None = None
+    after: tuple[Dependency, ...] = ()
+    """Of an array's run: the array's."""
     events: tuple[RunEvent, ...] = ()
-    """Filled only where one run is asked for whole."""
+    """Filled only where one run is asked for whole; `waits` too."""
+    waits: tuple[Wait, ...] = ()
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def label(self) -> str:
+        """The name, with the place in the array: `sweep[3]`."""
+        return self.name if self.element is None else f"{self.name}[{self.element.index}]"
 
     @property
     def attempt(self) -> Attempt | None:

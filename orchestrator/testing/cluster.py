@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.survey import Surveyed
+from orchestrator.health import facts as health
 from orchestrator.placement.values import Device
 
 
@@ -39,10 +43,22 @@ class FakeAgent:
         self.parts: dict[tuple[int, int], FakePart] = {}
         self.gone = False
         self.refuses: str | None = None
+        self.obstacles: list[str] = []
+        self.mute = False
+        """Whether it answers no check."""
         self.obeys_stop = True
+        self.slow_start: asyncio.Event | None = None
+        """Set by the test when starts may go on."""
         self.epoch = 0
+        self.host: health.NodeFacts | None = None
+        self.interpreters: dict[str | None, health.Interpreter] = {}
+        self.surveyed: list[str | None] = []
+        """The interpreters that it was asked for, in order."""
+        self.looks: list[RankProgress] = []
+        """What the ranks show in the next report."""
         self._sequence = 0
         self._news = asyncio.Event()
+        self._info_told: dict[str, object] = {}
 
     def _take_orders_from(self, epoch: int) -> None:
         if self.gone:
@@ -61,7 +77,17 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self._news.clear()
         self._sequence += 1
-        return Report(self._sequence, tuple(map(self._status, self.parts.values())), info={} if not ack else None)
+        info: dict[str, object] = {"host": self.host, "interpreters": dict(self.interpreters)}
+        new, self._info_told = not ack or info != self._info_told, info
+        looks, self.looks = tuple(self.looks), []
+        statuses = tuple(map(self._status, self.parts.values()))
+        return Report(self._sequence, statuses, info=info if new else None, progress=looks)
+
+    async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
+        self._take_orders_from(epoch)
+        if self.mute:
+            raise AgentGone("the fake agent says nothing")
+        return tuple(self.obstacles)
 
     async def reserve_port(self, epoch: int, run: int, attempt: int) -> int:
         self._take_orders_from(epoch)
@@ -71,6 +97,8 @@ class FakeAgent:
         self._take_orders_from(epoch)
         if self.refuses is not None:
             raise StartFailed(self.refuses)
+        if self.slow_start is not None:
+            await self.slow_start.wait()
         known = self.parts.setdefault((part.run, part.attempt), FakePart(part, {r.rank: None for r in part.ranks}))
         return self._status(known)
 
@@ -84,6 +112,11 @@ class FakeAgent:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
+
+    async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
+        self._take_orders_from(epoch)
+        self.surveyed.append(python)
+        return Surveyed(time.time(), self.host, self.interpreters.get(python))
 
     async def close(self, epoch: int) -> None:
         self._take_orders_from(epoch)
@@ -101,6 +134,17 @@ class FakeAgent:
 
     # === for tests ===
 
+    def tell(
+        self,
+        host: health.NodeFacts | None = None,
+        *interpreters: health.Interpreter,
+        own: health.Interpreter | None = None,
+    ) -> None:
+        """Says what the node is, and what interpreters bring: `own` is orch's."""
+        self.host = host or self.host
+        self.interpreters |= {one.python: one for one in interpreters} | ({None: own} if own else {})
+        self._news.set()
+
     def end_rank(self, run: int, attempt: int, rank: int, code: int) -> None:
         """The rank ends; the part is over once it was the last."""
         part = self.parts[run, attempt]
@@ -109,6 +153,11 @@ class FakeAgent:
             if code and part.first_failed is None:
                 part.first_failed = rank
         part.ended = all(code is not None for code in part.ranks.values())
+        self._news.set()
+
+    def show(self, *looks: RankProgress) -> None:
+        """The ranks show how far they are."""
+        self.looks += looks
         self._news.set()
 
     def end(self, run: int, attempt: int, code: int = 0) -> None:

@@ -1,56 +1,21 @@
 """The controller over a real database and a fake cluster."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.control.controller import Controller, Refused
-from orchestrator.control.runtime import Settings
-from orchestrator.history.queries import RunFilter
-from orchestrator.history.store import Store
+from orchestrator.control.controller import Controller
+from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.refused import Refused
+from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
-from orchestrator.scheduling.run import NewRun, Run
-from orchestrator.spec import JobSpec, Workers
+from orchestrator.scheduling.run import Run
 from orchestrator.testing.cluster import FakeCluster
-
-
-def job(workers: str = "1", name: str = "job", **more: object) -> NewRun:
-    nodes, _, each = workers.rpartition("x")
-    size = Workers(total=int(nodes) * int(each), nodes=int(nodes)) if nodes else Workers(total=int(each))
-    return NewRun(JobSpec(name=name, run="train.py", workers=size, **more), "ana", None, "/w")  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def controlling(home: Path, cluster: FakeCluster, lease_s: float = 30.0) -> AsyncIterator[Controller]:
-    store = Store.open(f"sqlite:///{home}/orch.db")
-    settings = Settings(home, home / "storage", lease_s, sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05)
-    controller = Controller(store, cluster, settings)
-    await controller.start()
-    try:
-        yield controller
-    finally:
-        await controller.close()
-        store.close()
-
-
-async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10.0) -> None:
-    """Waits until the condition holds; fails the test with what it last was."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while not (value := await condition()):
-        assert asyncio.get_running_loop().time() < deadline, f"still {value!r}"
-        await asyncio.sleep(0.005)
-
-
-async def reaches(controller: Controller, run: Run, state: State) -> Run:
-    async def there() -> bool:
-        return (await controller.find(str(run.id))).state is state
-
-    await until(there)
-    return await controller.find(str(run.id))
+from orchestrator.testing.controlling import controlling, job, reaches, until
 
 
 def test_a_run_goes_from_submission_to_success(tmp_path: Path) -> None:
@@ -74,6 +39,62 @@ def test_a_run_goes_from_submission_to_success(tmp_path: Path) -> None:
 
 async def _is(condition: Callable[[], bool]) -> bool:
     return condition()
+
+
+def test_what_ranks_show_is_recorded_with_the_end_and_a_broken_look_ends_nothing(tmp_path: Path) -> None:
+    second = 10**9
+
+    def look(run: int, rank: int, at: int, steps: int) -> RankProgress:
+        return RankProgress(
+            run,
+            1,
+            rank,
+            at * second,
+            1,
+            steps,
+            at * second,
+            second,
+            steps * 8,
+            step_times={262: steps - 1} if steps else {},
+        )
+
+    async def counted(controller: Controller, run: Run) -> bool:
+        (attempt,) = (await controller.find(str(run.id))).attempts
+        return bool(attempt.used) and all(node.until == attempt.ended_at for node in attempt.used)
+
+    async def story() -> None:
+        cluster = FakeCluster(a=2, b=2)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2x2"), {})
+            await reaches(controller, run, State.RUNNING)
+            gang = controller.gangs.measuring.of(run.id, 1)
+            assert gang is not None
+            for steps in (1, 101):
+                cluster.agents["a"].show(*(look(run.id, rank, 1 + steps // 10, steps) for rank in (0, 1)))
+                cluster.agents["b"].show(*(look(run.id, rank, 1 + steps // 10, steps) for rank in (2, 3)))
+                await until(lambda steps=steps: _is(lambda: [x.steps for x in gang.looks.values()] == [steps] * 4))
+            # Of a run that nobody knows.
+            cluster.agents["b"].show(look(77, 0, 1, 1))
+            for agent in cluster.agents.values():
+                agent.end(run.id, 1)
+            run = await reaches(controller, run, State.SUCCEEDED)
+            (attempt,) = run.attempts
+            assert attempt.progress is not None
+            assert (attempt.progress.steps, attempt.progress.samples) == (101, 4 * 808)
+            await until(lambda: counted(controller, run))
+            (attempt,) = (await controller.find(str(run.id))).attempts
+            assert {node.node: node.gpus for node in attempt.used} == {"a": 2, "b": 2}
+            assert controller.gangs.measuring.of(run.id, 1) is None
+            other, _ = await controller.submit(job("1"), {})
+            await reaches(controller, other, State.RUNNING)
+            agent = next(agent for agent in cluster.agents.values() if (other.id, 1) in agent.parts)
+            broken = replace(look(other.id, 0, 9, 9), step_times={"no": "bucket"})  # type: ignore[dict-item]
+            agent.show(look(other.id, 0, 1, 1), broken)
+            await until(lambda: _is(lambda: not agent.looks))
+            agent.end(other.id, 1)
+            await reaches(controller, other, State.SUCCEEDED)
+
+    asyncio.run(story())
 
 
 def test_ranks_get_coordinates_that_agree_over_the_gang(tmp_path: Path) -> None:
@@ -128,9 +149,13 @@ def test_runs_wait_in_order_and_say_why(tmp_path: Path) -> None:
             async def reason(run: Run) -> str | None:
                 return (await controller.find(str(run.id))).reason
 
-            await until(lambda: reason(third))
+            async def in_order() -> bool:
+                return [run.id for run in await controller.waiting()] == [urgent.id, second.id, third.id]
+
+            await until(in_order)
+            for run in (urgent, second, third):
+                await until(lambda run=run: reason(run))
             assert await reason(urgent) == "the cluster has room for 0 of 1 workers"
-            assert (await reason(second) or "").startswith(f"behind run {urgent.id}")
             cluster.agents["a"].end(first.id, 1)
             await reaches(controller, urgent, State.RUNNING)
             assert (await controller.find(str(second.id))).state is State.QUEUED
@@ -324,5 +349,55 @@ def test_a_cancel_between_an_attempts_record_and_its_beginning_stands(tmp_path: 
             await reaches(controller, run, State.CANCELLED)
             assert cluster.agents["a"].parts == {}
             assert await controller.busy() == {}
+
+    asyncio.run(story())
+
+
+def test_a_node_that_is_not_fit_is_swapped_before_the_start_and_no_attempt_is_charged(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2, b=2)
+        cluster.agents["a"].obstacles = ["70000 MiB of GPU 0 are held by process 7"]
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2"), {})
+            run = await reaches(controller, run, State.RUNNING)
+            (attempt,) = run.attempts
+            assert [part.node for part in attempt.placement.nodes] == ["b"]
+            events = [(event.event, event.state) for event in run.events]
+            assert events[:3] == [
+                (Event.SUBMITTED, State.QUEUED),
+                (Event.NOTED, State.QUEUED),
+                (Event.PLACED, State.STARTING),
+            ]
+            assert run.events[1].reason == "placed again without a: 70000 MiB of GPU 0 are held by process 7"
+            assert run.queued_at == run.submitted_at
+            assert cluster.agents["a"].parts == {}
+
+    asyncio.run(story())
+
+
+def test_a_run_whose_only_node_is_not_fit_waits_and_says_why_and_holds_nobody_back(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2)
+        cluster.agents["a"].obstacles = ["no memory"]
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("1"), {})
+            await until(lambda: _says(controller, run, "no memory on a"))
+            cluster.agents["a"].obstacles = []
+            other, _ = await controller.submit(job("1"), {})
+            await reaches(controller, other, State.RUNNING)
+            assert (await controller.find(str(run.id))).attempts == ()
+
+    asyncio.run(story())
+
+
+def test_an_agent_that_does_not_answer_is_left_to_the_start(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        cluster.agents["b"].refuses = "no interpreter"
+        async with controlling(tmp_path, cluster) as controller:
+            cluster.agents["b"].mute = True
+            run, _ = await controller.submit(job("2x1"), {})
+            run = await reaches(controller, run, State.FAILED)
+            assert run.reason == "b: no interpreter"
 
     asyncio.run(story())

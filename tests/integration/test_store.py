@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
-from orchestrator.history.errors import DatabaseBusy, DoubleBooked, NoSuchRun, StaleEpoch
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.errors import DatabaseBusy, DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch
+from orchestrator.history.filters import RunFilter
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Code, Failure, NodeRecord
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
@@ -149,7 +149,7 @@ def test_a_run_s_whole_life(store, clock):
         failure=failure,
         exit_codes={0: -9, 1: 0},
     )
-    assert (requeued.state, requeued.reason, requeued.queued_at) == (State.QUEUED, "b is gone", clock())
+    assert (requeued.state, requeued.reason, requeued.queued_at) == (State.QUEUED, "b is gone", START)
     ended = requeued.attempts[0]
     assert (ended.outcome, ended.ended_at, ended.exit_codes) == (Outcome.INFRA_ERROR, clock(), {0: -9, 1: 0})
     assert (ended.failure.kind, ended.failure.rank, ended.failure.node) == ("node_lost", 2, "b")
@@ -331,6 +331,64 @@ def test_events_cannot_be_changed_or_removed_whoever_writes(store, url, raw, clo
     assert store.get(run) == before
 
 
+# --- several writes in one transaction ---
+
+
+def test_writes_that_share_a_transaction_are_all_there_or_none(store, clock):
+    run, other = running(store, clock, a=(0,)), queued(store, clock)
+    before = everything(store)
+
+    def breaks_off():
+        with store.group():
+            store.record(other, Event.CANCEL_ASKED, clock())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks_off()
+    assert everything(store) == before
+    with store.group():
+        store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, clock())
+        store.place(other, a_placement(a=(0,)), clock())
+        store.record(other, Event.STARTED, clock())
+        third = store.submit(a_new_run(after=[run]), clock())[0].id
+        store.record(third, Event.CANCEL_ASKED, clock())
+    assert [store.get(one).state for one in (run, other, third)] == [State.SUCCEEDED, State.RUNNING, State.CANCELLED]
+    assert all(store.verify(one) for one in (run, other, third))
+    assert store.busy() == {"a": {0: other}}
+
+
+def test_one_that_raises_is_undone_alone_and_one_that_the_database_refuses_undoes_all(store, clock):
+    first, second = queued(store, clock), queued(store, clock)
+    with store.group():
+        with pytest.raises(IllegalTransition):
+            store.record(first, Event.STARTED, clock())
+        store.record(second, Event.CANCEL_ASKED, clock())
+    assert [store.get(one).state for one in (first, second)] == [State.QUEUED, State.CANCELLED]
+    third = queued(store, clock)
+    before = everything(store)
+
+    def holds_what_cannot_be():
+        with store.group():
+            store.record(third, Event.CANCEL_ASKED, clock())
+            store.place(first, a_placement(a=(1, 1)), clock())
+
+    with pytest.raises(GroupUndone):
+        holds_what_cannot_be()
+    assert everything(store) == before
+    assert store.place(first, a_placement(a=(1,)), clock()).state is State.STARTING
+
+
+def test_submissions_are_looked_at_one_by_one_where_a_key_was_used_before(store, clock):
+    first, _ = store.submit(a_new_run(key="k"), clock())
+    answers = store.submit_each(
+        [a_new_run(key="l"), a_new_run(key="k"), a_new_run(after=[99]), a_new_run(key="l")], clock()
+    )
+    ids = [answer[0].id if isinstance(answer, tuple) else type(answer) for answer in answers]
+    assert ids[1:3] == [first.id, NoSuchRun]
+    assert ids[0] == ids[3] != first.id
+    assert [answer[1] for answer in answers if isinstance(answer, tuple)] == [True, False, False]
+
+
 # --- one writer ---
 
 
@@ -457,7 +515,11 @@ def test_the_queue_is_by_priority_and_then_by_who_has_waited_longest(store, cloc
     assert [run.id for run in store.waiting()] == [high, first, second, later, low]
     store.place(first, a_placement(b=(0,)), clock())
     store.finish(first, Event.REQUEUED, Outcome.PREEMPTED, clock.advance(60))
-    assert [run.id for run in store.waiting()] == [high, second, later, first, low]
+    # What was preempted goes back to its place; what somebody asked for again begins to wait anew.
+    assert [run.id for run in store.waiting()] == [high, first, second, later, low]
+    store.record(second, Event.CANCEL_ASKED, clock())
+    store.record(second, Event.RETRY_ASKED, clock())
+    assert [run.id for run in store.waiting()] == [high, first, later, second, low]
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from orchestrator.history.errors import DoubleBooked
 from orchestrator.history.store import Store
 from orchestrator.scheduling.lifecycle import LIVE, TRANSITIONS, Event, IllegalTransition, Outcome, State
+from orchestrator.scheduling.run import Stop
 from orchestrator.testing import START, a_new_run, a_placement
 
 NODES = {"a": 2, "b": 2}
+NOT_ALONE = (Event.PLACED, Event.CHANGED, Event.STOP_ASKED)
 ENDS = (Event.SUCCEEDED, Event.FAILED, Event.REQUEUED, Event.STOPPED)
 some_gpus = st.fixed_dictionaries(
     {node: st.sets(st.integers(0, gpus - 1)).map(sorted).map(tuple) for node, gpus in NODES.items()}
@@ -41,6 +43,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.held = {}  # (node, gpu) -> (run, when the fence ends, or None)
         self.store = Store.open(url)
         self.epoch = self.store.claim_epoch("machine", self.now)
+        self.follow()
+
+    def follow(self):
+        """As a controller does: what has not ended is read once, and then follows what is written."""
+        self.book = self.store.book()
+        self.store.on_change = self.book.apply
 
     def teardown(self):
         self.store.close()
@@ -56,7 +64,7 @@ class StoreMachine(RuleBasedStateMachine):
         model = self.runs[run]
         model.state = TRANSITIONS[model.state][event]
         model.events.append(event)
-        if model.state is State.QUEUED:
+        if event is Event.RETRY_ASKED:
             model.queued_at = self.now
 
     @rule(seconds=st.integers(0, 40))
@@ -100,7 +108,7 @@ class StoreMachine(RuleBasedStateMachine):
     def record(self, position, event):
         run = self.pick(position)
         ends = event in ENDS and self.runs[run].state in LIVE
-        if self.expect(run, event) is None or ends or event is Event.PLACED:
+        if self.expect(run, event) is None or ends or event in NOT_ALONE:
             with pytest.raises(IllegalTransition):
                 self.store.record(run, event, self.now)
         else:
@@ -132,6 +140,53 @@ class StoreMachine(RuleBasedStateMachine):
                 else:
                     del self.held[node, gpu]
 
+    @precondition(lambda self: self.runs)
+    @rule(position=st.integers(0, 50), kind=st.sampled_from(["preempted", "time_limit"]))
+    def stop(self, position, kind):
+        run = self.pick(position)
+        if self.expect(run, Event.STOP_ASKED) is None:
+            with pytest.raises(IllegalTransition):
+                self.store.stop(run, Stop(kind), self.now)
+        else:
+            self.moved(run, Event.STOP_ASKED)
+            assert self.store.stop(run, Stop(kind), self.now).attempts[-1].stop == Stop(kind)
+
+    @precondition(lambda self: self.runs)
+    @rule(position=st.integers(0, 50), priority=st.integers(-1, 1))
+    def change(self, position, priority):
+        run = self.pick(position)
+        if self.expect(run, Event.CHANGED) is None:
+            with pytest.raises(IllegalTransition):
+                self.store.change([run], {"priority": priority}, self.now, "priority", "ana")
+        else:
+            self.moved(run, Event.CHANGED)
+            self.runs[run].priority = priority
+            (changed,) = self.store.change([run], {"priority": priority}, self.now, "priority", "ana")
+            assert changed.spec.priority == priority
+
+    @rule(size=st.integers(1, 3), follows=st.integers(0, 50))
+    def submit_an_array(self, size, follows):
+        spec = {"run": "train.py {x}", "array": {"x": list(range(size))}}
+        if self.runs and self.runs[self.pick(follows)].state not in (State.FAILED, State.CANCELLED):
+            spec["after"] = [self.pick(follows)]
+        run, _ = self.store.submit(a_new_run(**spec), self.now)
+        for number in range(run.id, run.id + size):
+            self.runs[number] = ModelRun(0, self.now)
+            assert self.store.get(number).spec.run == f"train.py {number - run.id}"
+
+    @precondition(lambda self: self.runs)
+    @rule(positions=st.lists(st.integers(0, 50), min_size=1, max_size=4))
+    def several_cancels_at_once_and_those_that_are_refused_leave_the_others(self, positions):
+        with self.store.group():
+            for position in positions:
+                run = self.pick(position)
+                if self.expect(run, Event.CANCEL_ASKED) is None:
+                    with pytest.raises(IllegalTransition):
+                        self.store.record(run, Event.CANCEL_ASKED, self.now)
+                else:
+                    self.moved(run, Event.CANCEL_ASKED)
+                    self.store.record(run, Event.CANCEL_ASKED, self.now)
+
     @rule()
     def release_fenced(self):
         over = [place for place, (_, until) in self.held.items() if until is not None and until <= self.now]
@@ -145,6 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = Store.open(self.url)
         self.epoch += 1
         assert self.store.claim_epoch("machine", self.now) == self.epoch
+        self.follow()
 
     @invariant()
     def runs_are_as_in_the_model(self):
@@ -155,6 +211,11 @@ class StoreMachine(RuleBasedStateMachine):
             assert [one.outcome for one in whole.attempts] == model.outcomes
             assert (whole.finished_at is not None) == whole.ended
             assert self.store.verify(run)
+
+    @invariant()
+    def what_is_in_memory_is_what_is_in_the_database(self):
+        assert self.book == self.store.book()
+        assert self.book.waiting() == self.store.waiting()
 
     @invariant()
     def gpus_are_held_as_in_the_model(self):

@@ -1,8 +1,10 @@
+import pytest
+
 from orchestrator.control.backend import PartStatus
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure
+from orchestrator.scheduling.run import Failure, Stop
 from orchestrator.spec import JobSpec, Workers
 
 PLACEMENT = Placement("cuda", "cluster", (NodePlacement("a", (0, 1), (0, 1)), NodePlacement("b", (0, 1), (2, 3))))
@@ -61,7 +63,7 @@ def test_a_lost_node_is_an_infrastructure_error_and_its_part_stays_fenced_until_
 
 def test_a_cancel_stands_whatever_the_ranks_do_while_they_are_stopped() -> None:
     gang = a_gang()
-    gang.cancelled = True
+    gang.stop = Stop("cancelled")
     gang.observe("a", status(r0=1, r1=0))
     gang.observe("b", status(r2=0, r3=0))
     assert gang.failure is None
@@ -80,3 +82,39 @@ def test_a_refused_hold_sends_the_run_back_to_the_queue() -> None:
     gang = a_gang()
     gang.failure = Failure("hold_refused", "busy")
     assert gang.verdict() == (Event.REQUEUED, Outcome.INFRA_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("preempted", (Event.REQUEUED, Outcome.PREEMPTED)),
+        ("drained", (Event.REQUEUED, Outcome.DRAINED)),
+        ("time_limit", (Event.FAILED, Outcome.USER_ERROR)),
+        ("cancelled", (Event.STOPPED, Outcome.CANCELLED)),
+    ],
+)
+@pytest.mark.parametrize("code", [0, -15, 1])
+def test_what_a_gang_was_told_to_end_for_is_its_verdict_however_its_ranks_end_then(kind, verdict, code) -> None:
+    gang = a_gang()
+    gang.observe("a", status(r0=None, r1=None))
+    gang.observe("b", status(r2=None, r3=None))
+    gang.stop, gang.told = Stop(kind), True
+    gang.observe("a", status(r0=code, r1=code))
+    gang.lose("b", Failure("node_lost", "node b left", node="b"), fenced=True)
+    assert gang.over
+    assert gang.verdict() == verdict
+
+
+def test_a_gang_that_was_done_before_it_was_told_to_give_way_has_succeeded() -> None:
+    gang = a_gang()
+    gang.stop = Stop("preempted")
+    gang.observe("a", status(r0=0, r1=0))
+    gang.observe("b", status(r2=0, r3=0))
+    assert gang.verdict() == (Event.SUCCEEDED, Outcome.SUCCEEDED)
+
+
+def test_a_gang_that_broke_before_it_was_told_to_give_way_has_failed() -> None:
+    gang = a_gang()
+    gang.observe("a", status(r0=3, r1=None))
+    gang.stop, gang.told = Stop("preempted"), True
+    assert gang.verdict() == (Event.FAILED, Outcome.USER_ERROR)

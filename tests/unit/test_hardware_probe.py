@@ -33,9 +33,10 @@ class FakeNvml:
     NVMLError = NVMLError
     c_nvmlGpuFabricInfo_v3_t = FabricInfo  # noqa: N815
 
-    def __init__(self, buses=(), nvlinks=None, unsupported=(), lost=(), clique=None, mig=0):
+    def __init__(self, buses=(), nvlinks=None, unsupported=(), lost=(), clique=None, mig=0, denied=None):
         self.buses, self.nvlinks, self.lost = buses, nvlinks or [[] for _ in buses], lost
         self.unsupported, self.clique, self.mig = set(unsupported), clique, mig
+        self.denied = denied or {}
         self.open = False
 
     def __getattribute__(self, name):
@@ -96,8 +97,7 @@ class FakeNvml:
         return 40
 
     def nvmlDeviceGetP2PStatus(self, a, b, index):
-        assert index == 2
-        return 0
+        return {0: self.denied.get((a, b), 0), 2: 0}[index]
 
     def nvmlDeviceGetNvLinkState(self, handle, link):
         if link >= len(self.nvlinks[handle]):

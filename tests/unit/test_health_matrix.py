@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from orchestrator.health.compatibility import minimum_driver, nccl_of_torch, version
 from orchestrator.health.facts import Adapter, NodeFacts
-from orchestrator.health.matrix import matrix
+from orchestrator.health.matrix import matrix, to_json
 from orchestrator.health.rules import CLUSTER_RULES, NODE_RULES
 
 GOOD = NodeFacts(
@@ -48,6 +49,17 @@ NODE_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"driver": "550.54.15"}, "error", "driver 550.54.15 is older than 580"),
     ({"driver": "520.1", "cuda": "12.8", "torch": "2.8.0"}, "error", "driver 520.1 is older than 525"),
     ({"torch": None}, "error", "torch is not there"),
+    ({"torch": None, "python": "/p", "python_problem": "is not there"}, "error", "/p is not there: no rank can start"),
+    (
+        {"gpus_unfit": ("GPU 3: the driver asks for GPU_RESET",)},
+        "warning",
+        "GPU 3: the driver asks for GPU_RESET: no run",
+    ),
+    ({"mig": 2}, "warning", "2 of 8 GPUs are cut into MIG instances"),
+    ({"ecc_errors": 4}, "warning", "4 memory errors could not be corrected"),
+    ({"ecc_off": 8}, "note", "ECC is off on 8 of 8 GPUs"),
+    ({"peers_denied": ("0-1 CNS", "0-2 NS")}, "warning", "2 of 28 pairs of GPUs have no peer access (0-1 CNS, 0-2 NS)"),
+    ({"acs": ("0000:10:01.0",)}, "warning", "PCIe ACS redirects P2P on 1 bridges above GPUs (0000:10:01.0)"),
     ({"cuda": None}, "error", "torch 2.11.0+cu130 is a build for CPUs: 8 NVIDIA H100 would stay idle"),
     ({"gpus": ()}, "warning", "driver 580.159.04 is there but no GPU is"),
     ({"gpus": (), "driver": None}, "note", "no GPU"),
@@ -99,6 +111,9 @@ def test_a_node_that_is_wrong_in_one_thing_has_one_finding(
         {"plugins": ("/opt/libnccl-net.so",)} | conf(NCCL_NET_PLUGIN="none"),
         {"peer_memory": None},
         {"memlock": 8 << 20, "adapters": ()},
+        {"interface": "lo"},
+        {"peers_denied": (), "acs": (), "mig": 0, "ecc_off": 0, "ecc_errors": 0},
+        {"clock_ahead": 0.4},
     ],
 )
 def test_what_is_unknown_or_meant_is_no_finding(fine: dict[str, Any]) -> None:
@@ -112,6 +127,8 @@ CLUSTER_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"driver": "580.65.06"}, "warning", "the driver differs"),
     ({"gpus": ("NVIDIA A100",) * 8}, "note", "the GPUs' model differs"),
     (conf(NCCL_CROSS_NIC="1"), "warning", "NCCL's variables differs"),
+    ({"interface": "lo"}, "error", "b would talk over lo, which reaches no other host"),
+    ({"clock_ahead": -3.21}, "warning", "the clocks of b are off by more than 1 s (b is 3.2 s behind the head)"),
     ({"hostname": "a", "boot_id": "1"}, "warning", "a, b have the same name and boot id a (1)"),
 ]  # fmt: skip
 
@@ -132,6 +149,34 @@ def test_drift_is_told_against_what_most_nodes_have() -> None:
     (drift,) = matrix(nodes).drift
     assert (drift.what, drift.usual, drift.others) == ("driver", "580.159.04", (("d", "570.1"),))
     assert str(drift) == "driver: 580.159.04, but 570.1 on d"
+
+
+def test_a_node_without_gpus_need_not_have_what_those_with_gpus_have() -> None:
+    head = NodeFacts("head", torch="2.13.0+cpu", adapters=(), interface="bond0", mtu=1500)
+    assert [finding.severity for finding in matrix([GOOD, head]).findings] == ["note"]
+
+
+def test_nodes_of_another_model_may_have_other_adapters() -> None:
+    other = replace(GOOD, node="b", hostname="b", boot_id="2", gpus=("NVIDIA A100",) * 8, adapters=())
+    assert [one.problem.split(" differs")[0] for one in matrix([GOOD, other]).findings] == ["the GPUs' model"]
+
+
+def test_a_thousand_nodes_are_a_line_for_each_value() -> None:
+    nodes = [replace(GOOD, node=f"gpu-{i:04}", hostname=f"h{i}", shm=64 << 20) for i in range(1000)]
+    found = to_json(matrix([*nodes[:-2], *(replace(one, driver="570.1") for one in nodes[-2:])]))
+    drivers = next(one for one in found["components"] if one["what"] == "driver")
+    assert [(value["value"], len(value["nodes"])) for value in drivers["values"]] == [("580.159.04", 998), ("570.1", 2)]
+    assert found["drift"] == ["driver"]
+    # What is wrong on many nodes is said once.
+    first = found["findings"][0]
+    assert (first["severity"], len(first["nodes"])) == ("error", 1000)
+    assert len(found["findings"]) < 5
+
+
+def test_the_matrix_is_json_whatever_is_in_it() -> None:
+    found = json.loads(json.dumps(to_json(matrix([GOOD])), allow_nan=False))
+    assert found["nodes"][0]["memlock"] == "unlimited"
+    assert found["nodes"][0]["adapters"][0]["firmware"] == "28.39"
 
 
 def test_the_worst_finding_comes_first() -> None:

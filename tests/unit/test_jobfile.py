@@ -125,7 +125,7 @@ env:
   LR: 2
   "BAD NAME": 1
 secrets: [A, 1B]
-after: [41]
+retry: {infra: 3}
 grace: 30
 priority: high
 tags: {sweep: [a]}
@@ -139,7 +139,7 @@ tags: {sweep: [a]}
         "job.yaml:9:3: env.BAD NAME: 'BAD NAME' is no name of a variable: "
         "letters, digits and '_', not beginning with a digit",
         "job.yaml:10:14: secrets.1: '1B' is no name of a variable: letters, digits and '_', not beginning with a digit",
-        "job.yaml:11:1: after: not available yet. Leave it out; `orch schema` marks the keys that come later",
+        "job.yaml:11:1: retry: not available yet. Leave it out; `orch schema` marks the keys that come later",
         "job.yaml:12:8: grace: has no unit. Did you mean '30s' (seconds) or '30m' (minutes)?",
         "job.yaml:13:11: priority: must be a whole number, not 'high'",
         "job.yaml:14:15: tags.sweep: must be text, not a list",
@@ -233,10 +233,13 @@ def test_an_override_may_set_an_empty_text_and_hold_an_equals_sign() -> None:
     [
         ("workers=2y8", "--set workers=2y8: workers: must be NODESxPER_NODE"),
         ("workrs=2", "--set workrs=2: workrs: unknown key. Did you mean 'workers'?"),
-        ("on_degraded=fail", "--set on_degraded=fail: on_degraded: not available yet"),
+        ("retry={infra: 3}", "--set retry={infra: 3}: retry: not available yet"),
         ("workers", "--set workers: must be KEY=VALUE"),
         ("=x", "--set =x: must be KEY=VALUE"),
-        ("workers.x=1", "--set workers.x=1: workers.x: only env and tags have entries that can be set one by one"),
+        (
+            "workers.x=1",
+            "--set workers.x=1: workers.x: only env, requires, tags and throughput have entries that can be set one by one",
+        ),
         ("env.RANK=1", "--set env.RANK=1: env.RANK: 'RANK' is set by orch"),
         ("tags=[", "--set tags=[: tags: is not YAML"),
         ("tags={a: b, a: c}", "--set tags={a: b, a: c}: tags.a: is given twice"),
@@ -461,3 +464,14 @@ def test_importing_it_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_requires_is_checked_when_the_file_is_read_at_its_line_and_column() -> None:
+    lines = refusal("run: t.py\nrequires:\n  torch: '>=2.8'\n  cuda: new\n  pyhton: '3'\n  driver: 570\n")
+    assert lines == [
+        "job.yaml:4:9: requires.cuda: 'new' is no version condition; write 12.8, >=2.8 or >=2.8,<3",
+        "job.yaml:5:3: requires.pyhton: pyhton is nothing that can be required; possible are torch, cuda, cudnn, nccl, driver",
+    ]
+    assert refusal("run: t.py\nrequires: '>=2'\n")[0].startswith("job.yaml:2:11: requires: must be a mapping")
+    assert parse_job("run: t.py\nrequires: {cuda: 12.10}\n", "job.yaml").requires == {"cuda": "12.10"}
+    assert parse_job("run: t.py", "job.yaml", ["requires.driver=>=570"]).requires == {"driver": ">=570"}

@@ -224,3 +224,75 @@ def test_no_damage_raises(lines: list[str], chance: random.Random, noise: str) -
 
 def test_an_endless_line_costs_no_more_than_its_beginning() -> None:
     assert read([P2P + "CUMEM " + "NCCL a:1:1 [0] " * 500_000]).links == {"P2P": 1}
+
+
+# Damage to the recorded logs --------------------------------------------------------------------------------------------
+
+recorded = pytest.mark.skipif(not REAL.is_dir(), reason=f"the recorded logs are not at {REAL}")
+each = pytest.mark.parametrize("name", REAL_LOGS)
+seeds = st.integers(0, 2**32)
+
+
+def whole(name: str) -> tuple[list[str], NcclLog]:
+    lines = lines_of(REAL / f"{name}.txt")
+    return lines, read(lines)
+
+
+@recorded
+@each
+@given(seed=seeds)
+@settings(max_examples=5, deadline=None)
+def test_a_recorded_log_says_the_same_in_any_order(name: str, seed: int) -> None:
+    lines, log = whole(name)
+    random.Random(seed).shuffle(lines)
+    assert read(lines) == log
+
+
+@recorded
+@each
+@given(seed=seeds, other=st.sampled_from(sorted(REAL_LOGS)))
+@settings(max_examples=5, deadline=None)
+def test_a_recorded_log_interleaved_with_another_is_both(name: str, seed: int, other: str) -> None:
+    one, two, mixed, chance = lines_of(REAL / f"{name}.txt"), lines_of(REAL / f"{other}.txt"), [], random.Random(seed)
+    left, right = 0, 0
+    while left < len(one) or right < len(two):
+        if right == len(two) or (left < len(one) and chance.random() < 0.5):
+            mixed.append(one[left])
+            left += 1
+        else:
+            mixed.append(two[right])
+            right += 1
+    assert read(mixed) == read([*one, *two])
+
+
+@recorded
+@each
+@given(seed=seeds)
+@settings(max_examples=5, deadline=None)
+def test_a_recorded_log_that_is_cut_shows_no_transport_that_the_whole_lacks(name: str, seed: int) -> None:
+    lines, log = whole(name)
+    chance, text = random.Random(seed), "".join(lines)
+    start, end = sorted(chance.randrange(len(text)) for _ in range(2))
+    assert set(read(text[start:end].splitlines()).transports) <= set(log.transports)
+    # A line here and there without its end, as a process leaves it that is killed.
+    torn = [line[: chance.randrange(len(line))] if chance.random() < 0.1 else line for line in lines]
+    found = read(torn)
+    assert set(found.transports) <= set(log.transports)
+    assert sum(found.links.values()) <= sum(log.links.values())
+
+
+@recorded
+@each
+@given(seed=seeds)
+@settings(max_examples=5, deadline=None)
+def test_processes_that_write_into_each_others_lines_add_no_transport(name: str, seed: int) -> None:
+    lines, log = whole(name)
+    chance, garbled = random.Random(seed), []
+    for line in lines:
+        if garbled and chance.random() < 0.05:
+            at = chance.randrange(len(garbled[-1]))
+            garbled[-1] = garbled[-1][:at] + line.rstrip("\n") + garbled[-1][at:]
+        else:
+            garbled.append(line)
+    # How many ranks a link's name says can be garbled; over what it goes cannot.
+    assert set(read(garbled).transports) <= set(log.transports)

@@ -57,6 +57,9 @@ WORSE: dict[str, tuple[str, Promise, str, dict[str, str], dict[str, NodeFacts], 
         "0-1 SHM/direct", "RDMA", "", {}, {"a": NodeFacts("a", conf={"NCCL_P2P_DISABLE": "1"})}, "NCCL_P2P_DISABLE is",
     ),
     "P2P refused": ("0-1 SHM/direct", "RDMA", "P2P is disabled between connected GPUs 0 and 1", {}, {}, "the GPUs have no peer"),
+    "P2P refused, by the node": (
+        "0-1 SHM/direct", "RDMA", "", {}, {"a": NodeFacts("a", peers_denied=("0-1 CNS",))}, "the GPUs have no peer",
+    ),
     "one host in two": ("0-1 NET/Socket/0", "RDMA", "", {"NCCL_SHM_DISABLE": "1"}, {}, "NCCL_SHM_DISABLE is set"),
     "small shared memory": (
         "1-2 NET/Socket/0", "RDMA", "", {}, {"a": NodeFacts("a", shm=64 << 20)}, "shared memory is too small",

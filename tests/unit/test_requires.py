@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.health.requires import COMPONENTS, RequiresError, parse, unmet
+from orchestrator.health.facts import Interpreter, NodeFacts
+from orchestrator.health.requires import COMPONENTS, RequiresError, parse, shortfall, unmet
 
 NODE = {"torch": "2.11.0+cu130", "cuda": "12.8.90", "cudnn": "91002", "nccl": "2.28.9", "driver": "550.54"}
 
@@ -55,3 +56,24 @@ def test_only_known_components_can_be_required() -> None:
     with pytest.raises(RequiresError, match="python is nothing that can be required; possible are torch, cuda"):
         parse({"python": ">=3.11"})
     assert [one.component for one in parse(dict.fromkeys(COMPONENTS, ">=1"))] == list(COMPONENTS)
+
+
+HOST = NodeFacts("a", driver="550.54")
+BRINGS = Interpreter("/p", torch="2.11.0", cuda="13.0", nccl="2.28.9", nccl_loaded="2.27.5")
+
+
+def test_a_node_is_known_to_fail_before_all_of_it_is_known() -> None:
+    asked = parse({"driver": ">=570", "torch": ">=2"})
+    assert shortfall(asked, HOST, None) == (["driver 550.54 is older than 570"], True)
+    assert shortfall(asked, None, BRINGS) == ([], True)
+    assert shortfall(asked, HOST, BRINGS) == (["driver 550.54 is older than 570"], False)
+    assert shortfall(parse({"torch": ">=2"}), None, BRINGS) == ([], False)
+
+
+def test_an_interpreter_that_is_missing_fails_whatever_is_asked() -> None:
+    missing = Interpreter("/venv/bin/python", problem="is not there")
+    assert shortfall(parse({"driver": ">=550"}), HOST, missing) == (["/venv/bin/python is not there"], False)
+
+
+def test_nccl_is_held_against_the_library_that_is_loaded() -> None:
+    assert shortfall(parse({"nccl": ">=2.28"}), HOST, BRINGS) == (["nccl 2.27.5 is older than 2.28"], False)

@@ -72,8 +72,7 @@ def test_bytes_that_are_no_text_do_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "not available yet"),
-        ([SOCKETS], "not available yet"),
+        ([SOCKETS], "are named with --nccl-log"),
         (["--nccl-log", "/nowhere"], "does not exist"),
         (["--nccl-log", __file__.replace("test_cli_doctor", "conftest")], "NCCL_DEBUG=INFO"),
         (["--nccl-log", SOCKETS, "-o", "csv"], "-o csv has no form for it"),

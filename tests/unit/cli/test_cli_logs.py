@@ -35,6 +35,23 @@ def test_one_rank_has_no_prefix_and_the_options_reach_the_controller(orch, stub,
     assert stub.asked[-1][1] == {"rank": ["1"], "attempt": ["1"], "since": ["300.0"], "follow": ["1"]}
 
 
+def test_what_nccl_said_is_asked_for_by_its_own_option(orch, stub, a_run, stream):
+    stub.answers["GET /runs/42"] = (200, a_run())
+    stub.answers["GET /runs/42/logs"] = stream({"rank": 0, "attempt": 1, "offset": 9, "line": "h:1:1 [0] NCCL INFO x"})
+    assert orch("logs", "42", "--nccl").stdout == "[rank 0] h:1:1 [0] NCCL INFO x\n"
+    assert stub.asked[-1][1]["nccl"] == ["1"]
+    assert orch("logs", "42", "--nccl", "-f").returncode == 2
+
+
+def test_a_notice_is_told_once_and_not_among_the_lines(orch, stub, a_run, stream):
+    notice = {"notice": "transport worse than planned, because NCCL_P2P_DISABLE is set"}
+    stub.answers["GET /runs/42"] = (200, a_run())
+    stub.answers["GET /runs/42/logs"] = stream(notice, LINES[0], notice)
+    done = orch("logs", "42", "-f")
+    assert done.stdout == "[rank 1] hello 1\n"
+    assert done.stderr.count(notice["notice"]) == 1
+
+
 @pytest.mark.parametrize(("option", "value"), [("--rank", "2"), ("--attempt", "2")])
 def test_what_the_run_does_not_have_is_exit_3(orch, stub, a_run, option, value):
     stub.answers["GET /runs/42"] = (200, a_run())

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from cli.output import clean
+from cli.runs import transport_lines
 
 WAITING = {
     "id": 43,
@@ -106,6 +107,51 @@ def test_show_prints_fields_into_a_pipe(orch, rows):
     assert fields["workers"] == "1x2"
     assert fields["attempt.1.gpu-01"] == "0,1"
     assert json.loads(orch("show", "42", "--json").stdout)["id"] == 42
+
+
+DEGRADED = {
+    "verdict": "worse than planned",
+    "links": {"SHM": 4},
+    "reason": "4 of 4 links promised NVLink go over shared memory (such as rank 0 and rank 1)",
+    "shortfalls": [
+        {
+            "text": "4 of 4 links promised NVLink go over shared memory (such as rank 0 and rank 1)",
+            "causes": [
+                {"text": "NCCL_P2P_DISABLE is set", "mend": "take it out", "shown": True},
+                {"text": "the GPUs have no peer access", "mend": "look at nvidia-smi", "shown": False},
+            ],
+        }
+    ],
+    "nccl": "2.28.9",
+    "channels": 4,
+    "nvls": False,
+    "algorithms": ["rings"],
+}
+
+
+def test_show_gives_the_transport_as_fields(orch, stub, a_run):
+    run = a_run()
+    run["attempts"][0]["transport"] = DEGRADED
+    stub.answers["GET /runs/42"] = (200, run)
+    fields = dict(line.split("\t") for line in orch("show", "42").stdout.splitlines())
+    assert fields["attempt.1.transport"] == "worse than planned"
+    assert fields["attempt.1.transport.links"] == "SHM=4"
+    assert fields["attempt.1.transport.reason"] == DEGRADED["reason"]
+    assert fields["attempt.1.transport.cause"] == "NCCL_P2P_DISABLE is set"
+
+
+def test_the_transport_in_words_has_links_causes_and_remedies():
+    assert transport_lines(DEGRADED) == [
+        "transport worse than planned: 4 SHM (NCCL 2.28.9, 4 channels, rings)",
+        "  4 of 4 links promised NVLink go over shared memory (such as rank 0 and rank 1)",
+        "    because NCCL_P2P_DISABLE is set",
+        "      take it out",
+        "    perhaps the GPUs have no peer access",
+        "      look at nvidia-smi",
+    ]
+    nothing = {"verdict": "not measured", "links": {}, "reason": "one rank has no links"}
+    assert transport_lines(nothing) == ["transport not measured: one rank has no links"]
+    assert transport_lines(None) == []
 
 
 def test_an_unknown_run_is_exit_3_with_the_names_that_come_near(orch, rows):

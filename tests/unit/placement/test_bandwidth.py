@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from datetime import date
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 
 from orchestrator.hardware.model import Gpu, Nic, Shape, all_to_all
 from orchestrator.placement import nccl_cost
-from orchestrator.placement.bandwidth import Links, ShapeLinks, Span, allreduce_time_us, predict, sm_of_model
+from orchestrator.placement.bandwidth import (
+    Figure,
+    Links,
+    Own,
+    ShapeLinks,
+    Span,
+    allreduce_time_us,
+    predict,
+    sm_of_model,
+)
 from orchestrator.placement.nccl_cost import Graph
 
 # NCCL_DEBUG_SUBSYS=TUNING of NCCL 2.27.7 on two A100 over one NVLink left of twelve, and over all twelve.
@@ -126,26 +136,37 @@ def test_without_rdma_a_nic_is_worth_what_a_tcp_connection_carries() -> None:
     assert ShapeLinks(shape).nic_text(1) == "TCP over 100 Gb/s x 1"
 
 
-def test_a_measurement_replaces_the_constant() -> None:
-    shape = Shape((Gpu(0, "H100"), Gpu(1, "H100")), ("NV18",), (Nic("mlx5_0", near=(0, 1), rate_gbps=400.0),))
-    measured = ShapeLinks(shape, {"H100/nvlink": 300.0, "H100/net": 44.0}).of(0b11)
-    assert (measured.intra, measured.net) == (300.0, 44.0)
-    assert predict(measured, 2, Span(1)).busbw == pytest.approx(300, rel=0.01)
-    slow = predict(measured, 4, Span(2, level="pod"), 20.0)
-    assert (slow.busbw, slow.limit) == (20.0, "fabric")
+ON = date(2026, 11, 26)
 
 
-@pytest.mark.parametrize("seen", [300.0, 430.0, 482.0])
-def test_what_was_measured_inside_a_node_is_what_is_predicted_there(seen: float) -> None:
+@pytest.mark.parametrize("factor", [0.6, 0.9, 1.09])
+def test_what_was_measured_inside_a_node_corrects_what_is_predicted_there(factor: float) -> None:
     shape = Shape(tuple(Gpu(i, "H200") for i in range(8)), all_to_all(8, "NV18"))
-    links = ShapeLinks(shape, {"H200/nvlink": seen}).of(0xFF)
-    assert predict(links, 8, Span(1)).busbw == pytest.approx(seen, rel=0.02)
+    plain, measured = ShapeLinks(shape), ShapeLinks(shape, {"H200/nvlink/8": Figure(factor, ON)})
+    model = predict(plain.of(0xFF), 8, Span(1)).busbw
+    assert predict(measured.of(0xFF), 8, Span(1)).busbw == pytest.approx(factor * model)
+    assert measured.figure(0xFF)[1] == Figure(factor, ON)
 
 
-def test_without_multicast_the_switch_does_not_reduce() -> None:
+def test_a_figure_for_another_number_of_gpus_may_lower_a_prediction_and_never_raise_it() -> None:
     shape = Shape(tuple(Gpu(i, "H200") for i in range(8)), all_to_all(8, "NV18"))
-    usual, without = ShapeLinks(shape).of(0xFF), ShapeLinks(shape, {"H200/nvls": 0.0}).of(0xFF)
-    assert predict(without, 8, Span(1)).busbw < 0.85 * predict(usual, 8, Span(1)).busbw
+    model = predict(ShapeLinks(shape).of(0b1111), 4, Span(1)).busbw
+    for factor, expected in ((0.8, 0.8), (1.2, 1.0)):
+        links = ShapeLinks(shape, {"H200/nvlink/8": Figure(factor, ON)})
+        assert predict(links.of(0b1111), 4, Span(1)).busbw == pytest.approx(expected * model)
+        assert links.figure(0b1111)[1] is None
+
+
+def test_what_was_measured_inside_a_node_says_nothing_of_a_gang_over_several() -> None:
+    links = Links(300.0, 0.0, 47.0, 90, factor=0.5)
+    assert predict(links, 16, Span(2), between=1.0).busbw == 2 * predict(links, 16, Span(2)).busbw
+
+
+def test_a_node_that_stays_behind_has_slower_links_of_its_own() -> None:
+    nics = (Nic("mlx5_0", near=(0, 1), rate_gbps=400.0),)
+    shape = Shape((Gpu(0, "H100"), Gpu(1, "H100")), ("NV18",), nics)
+    like, slow = ShapeLinks(shape).of(0b11), ShapeLinks(shape, None, Own(0.5, 0.25, ON)).of(0b11)
+    assert (slow.intra, slow.net) == (like.intra / 2, like.net / 4)
 
 
 def test_models_are_known_by_their_names() -> None:

@@ -58,8 +58,17 @@ def test_hangs_leave_a_record() -> None:
     found = variables(log_dir="/logs/7.1")
     assert found["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
     assert found["TORCH_FR_DUMP_TEMP_FILE"] == "/logs/7.1/trace_"
-    assert found["NCCL_DEBUG_FILE"] == "/logs/7.1/nccl.%h.%p.log"
-    assert found["NCCL_DEBUG"] == "WARN"
+
+
+def test_nccl_tells_of_links_where_its_log_is_read_and_never_of_single_collectives() -> None:
+    assert variables()["NCCL_DEBUG"] == "WARN"
+    found = variables(tell_links=True)
+    assert found["NCCL_DEBUG"] == "INFO"
+    assert not {"ALL", "COLL", "TUNING"} & set(found["NCCL_DEBUG_SUBSYS"].split(","))
+    # Where it goes is the agent's to say: a file for each process in the attempt's folder.
+    assert "NCCL_DEBUG_FILE" not in found
+    own = variables(tell_links=True, job={"NCCL_DEBUG": "TRACE", "NCCL_DEBUG_SUBSYS": "ALL"})
+    assert (own["NCCL_DEBUG"], own["NCCL_DEBUG_SUBSYS"]) == ("TRACE", "ALL")
 
 
 def test_containers_of_one_host_are_told_that_they_are() -> None:

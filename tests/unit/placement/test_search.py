@@ -229,3 +229,20 @@ def test_a_large_total_that_nothing_divides_is_placed_on_the_fewest_nodes() -> N
     answer = ask(free, "379")
     assert len(names(answer)) == 48
     assert isinstance(ask(free, "397"), Rejection)
+
+
+def test_only_the_named_nodes_are_given_also_where_others_would_do_better() -> None:
+    free = world({"l1": {"a": 8, "b": 8}, "l2": {"c": 8, "d": 8}})
+    assert names(ask(free, "2x8", only=frozenset("bc"))) == ["b", "c"]
+    assert names(ask(free, "4", only=frozenset("d"))) == ["d"]
+
+
+def test_a_run_that_its_named_nodes_cannot_hold_hears_that_it_is_for_them() -> None:
+    free = world({"l1": {"a": 8, "b": 4}})
+    assert ask(free, "1x8", only=frozenset("b")) == Rejection(
+        "no node has 8 GPUs free; b has the most, 4 (the run takes only b)"
+    )
+    assert ask(free, "2x8", only=frozenset("b")) == Rejection(
+        "the cluster, even if it were empty, has room for 8 of 16 workers in parts of 8 to a node (the run takes only b)",
+        never=True,
+    )

@@ -55,8 +55,20 @@ def test_an_ended_run_moves_only_when_another_attempt_is_asked_for(state):
     assert TRANSITIONS[state] == {Event.RETRY_ASKED: State.QUEUED}
 
 
-def test_a_run_that_was_told_to_stop_never_succeeds():
-    assert set(TRANSITIONS[State.STOPPING].values()) == {State.STOPPING, State.CANCELLED}
+def test_only_the_last_rank_s_end_makes_a_stopped_run_a_cancelled_one():
+    into_cancelled = {
+        (state, event)
+        for state, moves in TRANSITIONS.items()
+        for event, after in moves.items()
+        if after is State.CANCELLED
+    }
+    assert into_cancelled == {(State.QUEUED, Event.CANCEL_ASKED), (State.STOPPING, Event.STOPPED)}
+
+
+def test_a_change_of_what_was_asked_for_moves_nothing():
+    assert {state: moves[Event.CHANGED] for state, moves in TRANSITIONS.items() if Event.CHANGED in moves} == {
+        state: state for state in (State.QUEUED, State.STARTING, State.RUNNING)
+    }
 
 
 def test_only_a_placement_makes_a_run_live():

@@ -8,6 +8,7 @@ from orchestrator.scheduling.ask import device_of
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.snapshot import Block, Snapshot
+from orchestrator.scheduling.unfit import left_out
 from orchestrator.testing import START, a_placement, a_run
 from orchestrator.testing.hardware import cluster, node
 
@@ -45,6 +46,31 @@ def test_a_run_that_never_fits_and_one_that_is_fenced_hold_nobody_back() -> None
     decided = decide(a_run(1, workers="9x2"), a_run(2, workers=1), a_run(3, workers=1), blocked={2: "fenced"})
     assert list(started(decided)) == [3]
     assert {wait.run.id: wait.reason.text for wait in decided.waits}[2] == "fenced"
+
+
+def test_nodes_that_are_unfit_for_a_run_are_left_out_with_the_reason() -> None:
+    old = {"a": "driver 550.54 is older than 570", "b": "driver 550.54 is older than 570"}
+    snapshot = Snapshot((a_run(1, workers="2x2"), a_run(2, workers="2x2")), Free(FOUR), unfit={1: old})
+    decided = plan(snapshot, START)
+    assert started(decided) == {1: ["c", "d"], 2: ["a", "b"]}
+    free = Free(FOUR)
+    free.take("c", [0])
+    waits = plan(Snapshot((a_run(1, workers="2x2"), a_run(2, workers=1)), free, unfit={1: old}), START)
+    assert waits.waits[0].reason.text.endswith("; driver 550.54 is older than 570 on a, b")
+    # A gang that waits for its place does not keep from others what it could not take.
+    assert list(started(waits)) == [2]
+
+
+def test_a_run_for_which_no_node_is_fit_holds_nobody_back() -> None:
+    unfit = dict.fromkeys("abcd", "torch 2.6.0 is older than 2.8")
+    decided = plan(Snapshot((a_run(1, workers=1), a_run(2, workers=1)), Free(FOUR), unfit={1: unfit}), START)
+    assert list(started(decided)) == [2]
+    assert decided.waits[0].reason.text.endswith("; torch 2.6.0 is older than 2.8 on a, b and 2 more")
+
+
+def test_the_reason_of_most_nodes_comes_first_and_many_reasons_are_cut() -> None:
+    assert left_out({"a": "x", "b": "y", "c": "y"}) == "y on b, c; x on a"
+    assert left_out({f"n{i}": f"r{i}" for i in range(6)}).endswith("r3 on n3; 2 more nodes for other reasons")
 
 
 def test_a_must_is_never_broken_and_a_wish_gives_way() -> None:

@@ -154,16 +154,20 @@ def nobody_gives_way_wrongly(queue: Queue, snapshot: Snapshot, decided: Plan) ->
             assert one.run.spec.priority < one.beneficiary.spec.priority
 
 
+def nobody_gives_way_in_turns(queue: Queue, snapshot: Snapshot, decided: Plan) -> None:
+    assert len(queue.preempted) <= 20 * len(queue.durations)
+
+
 def memory_changes_nothing(queue: Queue, snapshot: Snapshot, decided: Plan) -> None:
     assert plan(snapshot, queue.now) == decided
     assert len(decided.starts) + len(decided.waits) == len(snapshot.waiting)
 
 
-@LOOSE
+@settings(LOOSE, max_examples=60)
 @given(arrivals(), policies(), st.sampled_from([SMALL, MIXED]), st.sampled_from([{}, HISTORY]))
 def test_every_decision_keeps_the_rules(work, policy: Policy, topology: Topology, history) -> None:
     def check(queue: Queue, snapshot: Snapshot, decided: Plan) -> None:
-        for rule in (quotas_hold, nobody_gives_way_wrongly, memory_changes_nothing):
+        for rule in (quotas_hold, nobody_gives_way_wrongly, nobody_gives_way_in_turns, memory_changes_nothing):
             rule(queue, snapshot, decided)
         if not history:
             nothing_that_fits_is_left_idle(queue, snapshot, decided)
@@ -178,7 +182,7 @@ def test_every_decision_keeps_the_rules(work, policy: Policy, topology: Topology
         assert wait.reason.kind is Kind.NEVER, wait
 
 
-@LOOSE
+@settings(LOOSE, max_examples=60)
 @given(arrivals(priorities=(0,)), st.sampled_from([SMALL, MIXED]), st.sampled_from([{}, HISTORY]))
 def test_the_first_that_waits_starts_no_later_than_it_was_promised(work, topology: Topology, history) -> None:
     promised: dict[int, datetime] = {}
@@ -202,7 +206,7 @@ def test_the_first_that_waits_starts_no_later_than_it_was_promised(work, topolog
     queue.run_until(50_000)
 
 
-@settings(LOOSE, max_examples=15)
+@settings(LOOSE, max_examples=8)
 @given(st.integers(0, 2**32), st.sampled_from(["none", "some", "all"]), st.sampled_from(["4x2", 8, "2x2"]))
 def test_no_stream_of_equal_or_smaller_work_starves_a_gang(seed: int, limits: str, gang: str | int) -> None:
     rng = random.Random(seed)
@@ -224,3 +228,13 @@ def test_no_stream_of_equal_or_smaller_work_starves_a_gang(seed: int, limits: st
         at += rng.choice([1.0, 10.0, 60.0])
     queue.run_until(latest)
     assert 1 in queue.started_at
+
+
+def test_a_guaranteed_run_that_gave_way_to_its_own_team_does_not_come_first_again() -> None:
+    policy = Policy(teams={"-": Team(Quota(guaranteed=4))}, min_runtime=0.0)
+    queue = Queue(SMALL, policy)
+    queue.submit(a_run(1, workers=4, grace=20.0), 2000.0, 0.0)
+    queue.submit(a_run(2, workers="4x2", near="any", priority=1, time_limit=50.0, user="bob"), 2000.0, 100.0)
+    queue.run_until(5000)
+    assert queue.preempted == [1]
+    assert set(queue.ended) == {1, 2}

@@ -1,0 +1,65 @@
+"""What `orch set` may change, from `KEY=VALUE` as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.control.refused import Refused
+from orchestrator.document import nearest, shown
+from orchestrator.spec import JobSpec
+from orchestrator.units import format_duration
+
+OF_A_RUN = ("priority", "time_limit", "near")
+OF_AN_ARRAY = ("array_limit",)
+NONE = "none"
+"""The value that takes a wish or a limit away."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that was asked for; its values are checked as a job file's are, by JobSpec."""
+
+    keys: Mapping[str, Any]
+    """Keys of the job file."""
+    array_limit: int | Literal[False] | None = False
+    """Of the array itself; False: as it was."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it can be made while the run runs."""
+        return self.keys.keys() <= {"time_limit"}
+
+    def words(self, before: JobSpec, after: JobSpec) -> str:
+        """`priority 0 → 5, near none → leaf`."""
+        return ", ".join(f"{key} {_word(before, key)} → {_word(after, key)}" for key in self.keys)
+
+
+def _word(spec: JobSpec, key: str) -> str:
+    value = getattr(spec, key)
+    if value is None:
+        return NONE
+    return format_duration(value) if key == "time_limit" else str(value)
+
+
+def parse_changes(texts: Mapping[str, str], *, array: bool) -> Change:
+    """Raises Refused(2) for a key that cannot be changed."""
+    if not texts:
+        raise Refused(2, "nothing to set: give KEY=VALUE, such as priority=5")
+    allowed = OF_A_RUN + (OF_AN_ARRAY if array else ())
+    for key in texts:
+        if key in allowed:
+            continue
+        if key in OF_AN_ARRAY:
+            raise Refused(2, f"{key} is an array's: name the array, as in `orch set sweep[] {key}=4`")
+        if key in JobSpec.model_fields:
+            raise Refused(2, f"{key} is fixed once a run is submitted; {', '.join(allowed)} can be set")
+        raise Refused(2, f"{shown(key)} cannot be set. {nearest(key, allowed)}")
+    keys = {key: None if text == NONE and key != "priority" else text for key, text in texts.items()}
+    limit = keys.pop("array_limit", False)
+    if isinstance(limit, str):
+        if not limit.isdigit() or int(limit) < 1:
+            raise Refused(2, f"array_limit: must be a whole number of 1 or more, or {NONE}, not {shown(limit)}")
+        return Change(keys, int(limit))
+    return Change(keys, limit)

@@ -1,0 +1,58 @@
+"""Which nodes a waiting run must not get: they lack what it requires, have not said yet, or were found unfit before a start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.control.preflight import Preflight
+from orchestrator.control.runtime import Runtime
+from orchestrator.control.surveys import Surveys
+from orchestrator.placement.preflight import Problem
+from orchestrator.placement.tree import Topology
+from orchestrator.scheduling.ask import device_of
+from orchestrator.scheduling.decision import Start
+from orchestrator.scheduling.lifecycle import Event, IllegalTransition
+from orchestrator.scheduling.run import Run
+
+
+class Fitness:
+    """What the nodes said of themselves, and what a look just before the start showed."""
+
+    def __init__(self, runtime: Runtime, surveys: Surveys, preflight: Preflight) -> None:
+        self._runtime, self._surveys, self._preflight = runtime, surveys, preflight
+
+    def unfit(self, waiting: Sequence[Run], topology: Topology) -> dict[int, Mapping[str, str]]:
+        """By run: the nodes that it must not get now, and why."""
+        for python in {run.spec.python for run in waiting}:
+            self._surveys.want(python)
+        self._preflight.keep(run.id for run in waiting)
+        found: dict[int, Mapping[str, str]] = {}
+        judged: dict[object, dict[str, str]] = {}
+        for run in waiting:
+            device = device_of(run.spec, topology)
+            # Runs of a sweep ask for the same.
+            key = device, run.spec.python, tuple(run.spec.requires.items())
+            if key not in judged:
+                fail, unknown = self._surveys.judge(run.spec, device)
+                judged[key] = fail | unknown
+            if out := judged[key] | self._preflight.left_out(run.id):
+                found[run.id] = out
+        return found
+
+    async def fit(self, starts: Sequence[Start]) -> list[Start]:
+        """Those whose nodes are well at this moment; the others are placed again, without the nodes that are not."""
+        bad = await self._preflight.look([(start.run, start.placement) for start in starts])
+        for start in starts:
+            if start.run.id in bad:
+                await self._swap(start.run, bad[start.run.id])
+        return [start for start in starts if start.run.id not in bad]
+
+    async def _swap(self, run: Run, problems: Sequence[Problem]) -> None:
+        runtime = self._runtime
+        told = f"placed again without {'; '.join(map(str, problems))}"
+        try:
+            await runtime.write(runtime.store.record, run.id, Event.NOTED, runtime.now(), told)
+        except IllegalTransition:
+            return  # it was cancelled meanwhile
+        runtime.tell(run.id)
+        runtime.wake.set()

@@ -1,0 +1,57 @@
+"""Time limits of live attempts: when each is over, and what is done then."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from orchestrator.control.gang import Gang
+from orchestrator.control.runtime import Runtime
+from orchestrator.scheduling.run import Run, Stop
+from orchestrator.units import format_duration
+
+
+class Ends(Protocol):
+    """What ends an attempt."""
+
+    async def stop(self, run: Run, stop: Stop) -> None: ...
+
+
+class Limits:
+    """One timer for each live attempt that has a limit. The time that the ranks take to start does not count."""
+
+    def __init__(self, runtime: Runtime, ends: Ends) -> None:
+        self._runtime, self._ends = runtime, ends
+        self._timers: dict[tuple[int, int], asyncio.TimerHandle] = {}
+        self._since: dict[tuple[int, int], datetime] = {}
+
+    def watch(self, gang: Gang, since: datetime | None) -> None:
+        """Counts from `since`, when all ranks had started; nothing is counted before."""
+        if since is not None:
+            self._since[gang.run, gang.attempt] = since
+            self.set(gang, gang.spec.time_limit)
+
+    def set(self, gang: Gang, limit_s: float | None) -> None:
+        """The limit, in seconds, is this from now on; None: as long as it takes."""
+        key = (gang.run, gang.attempt)
+        if (timer := self._timers.pop(key, None)) is not None:
+            timer.cancel()
+        since = self._since.get(key)
+        if since is None or limit_s is None:
+            return
+        left = (since + timedelta(seconds=limit_s) - self._runtime.now()).total_seconds()
+        loop = asyncio.get_running_loop()
+        self._timers[key] = loop.call_later(max(0.0, left), self._over, gang, limit_s)
+
+    def forget(self, gang: Gang) -> None:
+        self.set(gang, None)
+        self._since.pop((gang.run, gang.attempt), None)
+
+    def _over(self, gang: Gang, limit_s: float) -> None:
+        run = self._runtime.book.runs.get(gang.run)
+        if run is None or gang.stop is not None or gang.failure is not None:
+            return
+        self._runtime.spawn(
+            self._ends.stop(run, Stop("time_limit", f"reached its time limit of {format_duration(limit_s)}"))
+        )

@@ -1,0 +1,65 @@
+"""What has been: who used how many GPUs, as fair share counts it, and how long runs of a name took. Kept up as attempts end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+
+from orchestrator.control.runtime import Runtime
+from orchestrator.scheduling.fairness import Ledger, Use
+from orchestrator.scheduling.lifecycle import Outcome
+from orchestrator.scheduling.run import Attempt, Run
+
+HALF_LIVES = 10
+"""What is older counts less than a thousandth."""
+KEPT = 20
+"""Durations of one name."""
+READ = 5000
+"""Successful runs that are looked at when a controller starts."""
+
+
+class Past:
+    """Read from the database once; after that, each attempt that ends is entered."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.ledger = Ledger()
+        self._took: dict[tuple[str, str], deque[float]] = {}
+        self._live: dict[int, Attempt] = {}
+
+    async def load(self) -> None:
+        """Raises StoreError."""
+        runtime, policy = self._runtime, self._runtime.settings.policy
+        now = runtime.now()
+        since = now - timedelta(seconds=HALF_LIVES * policy.half_life)
+        rows = await runtime.read(runtime.store.uses, since)
+        uses = [Use((policy.team_of(row.team), row.user), row.gpus, row.start, row.end) for row in rows]
+        self.ledger = Ledger().charged(uses, policy.half_life, now)
+        for key, took in (await runtime.read(runtime.store.durations, READ)).items():
+            self._took[key] = deque(reversed(took[:KEPT]), KEPT)
+        self._live = {run.id: run.attempt for run in runtime.book.live() if run.attempt is not None}
+
+    @property
+    def durations(self) -> dict[tuple[str, str], Sequence[float]]:
+        """By user and name, seconds that its latest successful runs took."""
+        return {key: tuple(took) for key, took in self._took.items()}
+
+    def follow(self, run: Run) -> None:
+        """Takes in a run as it was just committed."""
+        attempt = run.attempt
+        if run.live and attempt is not None:
+            self._live[run.id] = attempt
+        elif (was := self._live.pop(run.id, None)) is not None and attempt is not None and attempt.number == was.number:
+            self._ended(run, attempt)
+
+    def _ended(self, run: Run, attempt: Attempt) -> None:
+        policy, end = self._runtime.settings.policy, attempt.ended_at
+        assert end is not None
+        account = (policy.team_of(run.spec.team), run.user)
+        use = Use(account, attempt.placement.world_size, attempt.started_at, end)
+        self.ledger = self.ledger.charged([use], policy.half_life, self._runtime.now())
+        if attempt.outcome is Outcome.SUCCEEDED:
+            began = attempt.ranks_started_at or attempt.started_at
+            took = self._took.setdefault((run.user, run.name), deque(maxlen=KEPT))
+            took.append((end - began).total_seconds())
