@@ -19,6 +19,7 @@ from orchestrator.control.usage import Past
 from orchestrator.control.waits import Waits
 from orchestrator.history.book import Changes
 from orchestrator.history.errors import DoubleBooked, StaleEpoch, StoreError
+from orchestrator.placement.fabric import fabric_of
 from orchestrator.scheduling.decision import Plan, Start
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.memory import Memory
@@ -150,7 +151,9 @@ class Queue:
         runtime, run = self._runtime, start.run
         now = runtime.now()
         try:
-            placed = await runtime.write(runtime.store.place, run.id, start.placement, now, self.waits.over(run, now))
+            fabric = fabric_of(self._gangs.roster.inventory.topology, start.placement)
+            waited = self.waits.over(run, now)
+            placed = await runtime.write(runtime.store.place, run.id, start.placement, now, waited, fabric)
         except IllegalTransition:
             return  # it was cancelled while this was decided
         except StaleEpoch:
@@ -181,14 +184,15 @@ class Queue:
         """What there is now, and `also` as if they waited."""
         book, roster = self._runtime.book, self._gangs.roster
         waiting = (*book.waiting(), *also)
-        free = roster.free(book.busy())
+        free, live = roster.free(book.busy()), tuple(book.live())
         return Snapshot(
             waiting,
             free,
-            tuple(book.live()),
+            live,
             self._blocks(waiting),
             self._fitness.unfit(waiting, free.topology),
             ending=dict(self._ending),
+            checkpoints={run.id: saved for run in live if (saved := _saved_at(run)) is not None},
             history=self._past.durations,
             usage=self._past.ledger,
             policy=self._runtime.settings.policy,
@@ -260,3 +264,9 @@ class Queue:
             return  # somebody was faster
         self._gangs.secrets.pop(run.id, None)
         runtime.tell(run.id)
+
+
+def _saved_at(run: Run) -> datetime | None:
+    """When its live attempt last wrote a whole checkpoint, where that was seen."""
+    progress = run.attempt.progress if run.attempt is not None else None
+    return None if progress is None else progress.saved_at
