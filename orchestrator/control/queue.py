@@ -184,14 +184,15 @@ class Queue:
         """What there is now, and `also` as if they waited."""
         book, roster = self._runtime.book, self._gangs.roster
         waiting = (*book.waiting(), *also)
-        free = roster.free(book.busy())
+        free, live = roster.free(book.busy()), tuple(book.live())
         return Snapshot(
             waiting,
             free,
-            tuple(book.live()),
+            live,
             self._blocks(waiting),
             self._fitness.unfit(waiting, free.topology),
             ending=dict(self._ending),
+            checkpoints={run.id: saved for run in live if (saved := _saved_at(run)) is not None},
             history=self._past.durations,
             usage=self._past.ledger,
             policy=self._runtime.settings.policy,
@@ -263,3 +264,9 @@ class Queue:
             return  # somebody was faster
         self._gangs.secrets.pop(run.id, None)
         runtime.tell(run.id)
+
+
+def _saved_at(run: Run) -> datetime | None:
+    """When its live attempt last wrote a whole checkpoint, where that was seen."""
+    progress = run.attempt.progress if run.attempt is not None else None
+    return None if progress is None else progress.saved_at

@@ -118,9 +118,14 @@ _AS_ROW: dict[str, Callable[[Any], Any]] = {
 def attempt_is(rows: Rows, run: Run, **values: Any) -> Run:
     """The run with these values of its last attempt, which are written."""
     attempt = run.attempts[-1]
-    row = {f"new_{key}": _AS_ROW.get(key, lambda same: same)(value) for key, value in values.items()}
-    rows.add(Phase.ATTEMPT_CHANGES, _attempt_is(tuple(values)), row | {"run": run.id, "old_number": attempt.number})
+    write_attempt(rows, run.id, attempt.number, **values)
     return replace(run, attempts=(*run.attempts[:-1], replace(attempt, **values)))
+
+
+def write_attempt(rows: Rows, run: int, number: int, **values: Any) -> None:
+    """These values of one attempt."""
+    row = {f"new_{key}": _AS_ROW.get(key, lambda same: same)(value) for key, value in values.items()}
+    rows.add(Phase.ATTEMPT_CHANGES, _attempt_is(tuple(values)), row | {"run": run, "old_number": number})
 
 
 @cache

@@ -41,7 +41,6 @@ from orchestrator.history.measurements import Measured
 from orchestrator.history.models import (
     AllocationRow,
     ArrayRow,
-    AttemptRow,
     ControlRow,
     NodeRow,
     RunRow,
@@ -302,7 +301,7 @@ class Store:
 
     def record_environment(self, run_id: int, attempt: int, environment: Mapping[str, Mapping[str, Any]]) -> None:
         """Records the versions that an attempt was started with, by node; what was recorded before stays."""
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
             self._attempt_fact(connection, run_id, attempt, environment=environment)
 
     def set_transport(
@@ -312,7 +311,7 @@ class Store:
 
         Returns whether this was the first.
         """
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
             run = self._attempt_fact(connection, run_id, attempt, transport=dict(transport))
             if run is None:
                 return False
@@ -324,10 +323,11 @@ class Store:
     def _attempt_fact(self, connection: Connection, run_id: int, number: int, **fact: Any) -> Run | None:
         """Writes what is found out once about an attempt, and gives the run with it; None where it is known already."""
         (name,) = fact
-        known = (AttemptRow.run_id == run_id) & (AttemptRow.number == number) & getattr(AttemptRow, name).is_(None)
-        if not connection.execute(update(AttemptRow).where(known).values(**fact)).rowcount:
-            return None
         run = self._run(connection, run_id)
+        attempt = next((one for one in run.attempts if one.number == number), None)
+        if attempt is None or getattr(attempt, name) is not None:
+            return None
+        moves.write_attempt(self._rows, run_id, number, **fact)
         self._changes.runs[run_id] = run = _with(run, number, **fact)
         return run
 
