@@ -125,8 +125,7 @@ class Cycle:
 
     def consider(self, ask: Ask) -> Reason | None:
         """Starts the run, or says why it waits."""
-        block = self.snapshot.blocked.get(ask.id)
-        if block is not None:
+        if self.snapshot.blocked and (block := self.snapshot.blocked.get(ask.id)) is not None:
             return self._blocked(ask, block)
         # Many wait for the same limit, and each would be told the same.
         key = ask.account, ask.gpus
