@@ -76,10 +76,10 @@ def naming(api: Controller, ref: str) -> Iterator[None]:
         raise Fail(error.message + (f". Did you mean {' or '.join(near)}?" if near else ""), NOT_FOUND) from None
 
 
-def get_run(api: Controller, ref: str) -> dict[str, Any]:
+def get_run(api: Controller, ref: str, query: dict[str, Any] | None = None) -> dict[str, Any]:
     """A run whole. Raises Fail(3) with the names that come near."""
     with naming(api, ref):
-        run: dict[str, Any] = api.call("GET", "runs", ref)
+        run: dict[str, Any] = api.call("GET", "runs", ref, query=query)
         return run
 
 

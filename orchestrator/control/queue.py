@@ -19,6 +19,7 @@ from orchestrator.control.usage import Past
 from orchestrator.control.waits import Waits
 from orchestrator.history.book import Changes
 from orchestrator.history.errors import DoubleBooked, StaleEpoch, StoreError
+from orchestrator.placement.fabric import fabric_of
 from orchestrator.scheduling.decision import Plan, Start
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.memory import Memory
@@ -150,7 +151,9 @@ class Queue:
         runtime, run = self._runtime, start.run
         now = runtime.now()
         try:
-            placed = await runtime.write(runtime.store.place, run.id, start.placement, now, self.waits.over(run, now))
+            fabric = fabric_of(self._gangs.roster.inventory.topology, start.placement)
+            waited = self.waits.over(run, now)
+            placed = await runtime.write(runtime.store.place, run.id, start.placement, now, waited, fabric)
         except IllegalTransition:
             return  # it was cancelled while this was decided
         except StaleEpoch:

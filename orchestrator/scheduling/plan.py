@@ -26,6 +26,7 @@ from orchestrator.scheduling.snapshot import Block, Snapshot
 from orchestrator.scheduling.timeline import Opening
 from orchestrator.scheduling.unfit import left_out
 
+_WORDS = {"nvlink": "NVLink island"}
 MOST_STARTS = 256
 """A plan stops after so many and asks to be called again: what starts should not wait for what is still being decided."""
 
@@ -194,6 +195,9 @@ class Cycle:
     def _over_quota(self, ask: Ask, excess: Excess) -> Reason:
         if excess.never:
             return Reason(Kind.NEVER, excess.text)
+        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
+        if self._claims.taken(ask.account, excess.owner):
+            return Reason(Kind.QUOTA, excess.text, numbers)
         mine = [
             run
             for run in (*self.snapshot.running, *(start.run for start in self.starts))
@@ -201,8 +205,7 @@ class Cycle:
             or (excess.owner == "team" and account[0] == ask.account[0])
         ]
         free = self.future.quota_free(mine, excess.held + excess.gpus - excess.limit)
-        self._claims.add(ask.account, Claim(ask.run, ask.gpus, free, self.future.overdue(ask)))
-        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
+        self._claims.add(ask.account, Claim(ask.run, ask.gpus, free, self.future.overdue(ask)), excess.owner)
         return Reason(Kind.QUOTA, excess.text, numbers)
 
     def _no_place(self, ask: Ask, view: View) -> Reason:
@@ -269,7 +272,8 @@ class Cycle:
             self._later.append(chosen.wait_s)
         text = (
             f"would be done in {span(chosen.done_waiting_s)} if it waits {span(chosen.wait_s)} for a place within one "
-            f"{chosen.tighter}, in {span(chosen.done_now_s)} from the {chosen.level} that is free now"
+            f"{_WORDS.get(chosen.tighter, chosen.tighter)}, in {span(chosen.done_now_s)} at the place that is free now, over one "
+            f"{_WORDS.get(chosen.level, chosen.level)}"
         )
         numbers = {"done_waiting_s": chosen.done_waiting_s, "done_now_s": chosen.done_now_s, "wait_s": chosen.wait_s}
         return Reason(Kind.CHOICE, text, numbers)

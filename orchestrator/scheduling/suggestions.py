@@ -261,7 +261,8 @@ def _named(name: str, kinds: Iterable[Any]) -> list[str | None]:
 
 def where(placement: Placement) -> str:
     """A place in words: `within one leaf (231 GB/s)`."""
-    inside = f"on {placement.nodes[0].node}" if len(placement.nodes) == 1 else f"within one {placement.level}"
+    level = "NVLink domain" if placement.level == "nvlink" else placement.level
+    inside = f"on {placement.nodes[0].node}" if len(placement.nodes) == 1 else f"within one {level}"
     if placement.level == CLUSTER:
         inside = f"on {len(placement.nodes)} nodes of the cluster"
     return inside if placement.busbw_predicted is None else f"{inside} ({placement.busbw_predicted:.0f} GB/s)"

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.control.controller import Controller
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.refused import Refused
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run

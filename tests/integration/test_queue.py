@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.history.errors import NoSuchRun, NothingFollows
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.policy import Policy
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
