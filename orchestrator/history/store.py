@@ -43,7 +43,6 @@ from orchestrator.history.models import (
     ArrayRow,
     ControlRow,
     NodeRow,
-    RunRow,
 )
 from orchestrator.history.rows import Rows
 from orchestrator.history.submit import Answer
@@ -214,7 +213,7 @@ class Store:
         `stop`.
         """
         with self._write(gathered=True) as connection:
-            return self._record(self._run(connection, run_id), event, now, reason, by, waited)
+            return self._record(connection, self._run(connection, run_id), event, now, reason, by, waited)
 
     def record_each(
         self,
@@ -231,11 +230,13 @@ class Store:
             for run_id in run_ids:
                 with suppress(IllegalTransition):
                     run = self._run(connection, run_id)
-                    recorded.append(self._record(run, event, now, reason, by, (waited or {}).get(run_id)))
+                    over = (waited or {}).get(run_id)
+                    recorded.append(self._record(connection, run, event, now, reason, by, over))
             return recorded
 
     def _record(
         self,
+        connection: Connection,
         run: Run,
         event: Event,
         now: datetime,
@@ -255,6 +256,11 @@ class Store:
         if was_queued and waited is not None:
             moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
         self._changes.runs[run.id] = run
+        if event is Event.RETRY_ASKED and run.element is not None and not self._knows(run.element.array):
+            # All its runs had ended, and it was forgotten.
+            array = queries.array_of(connection, run.id)
+            assert array is not None
+            self._changes.arrays[array.id] = array
         if run.ended or event is Event.RETRY_ASKED:
             self._to_sum[run.id] = run
         return run
@@ -273,22 +279,16 @@ class Store:
     ) -> list[Run]:
         """Changes keys of the runs' specs; `what` says it in words. Raises IllegalTransition, NoSuchRun, ValidationError."""
         with self._write() as connection:
+            own = moves.own_specs(connection, run_ids)
             found = []
             for run_id in run_ids:
                 run = self._run(connection, run_id)
                 spec = JobSpec.model_validate(run.spec.model_dump(mode="json") | dict(changed))
                 given = spec.model_dump(mode="json")
                 # An array's run says only what is its own.
-                kept = (
-                    given
-                    if run.element is None
-                    else moves.own(connection, run_id) | {key: given[key] for key in changed}
-                )
-                run = replace(
-                    moves.move(self._rows, run, Event.CHANGED, now, attempt=None, reason=what, by=by), spec=spec
-                )
-                connection.execute(update(RunRow).where(RunRow.id == run_id).values(spec=kept, priority=spec.priority))
-                self._changes.runs[run_id] = run
+                kept = given if run.element is None else own[run_id] | {key: given[key] for key in changed}
+                run = moves.move(self._rows, run, Event.CHANGED, now, attempt=None, reason=what, by=by)
+                self._changes.runs[run_id] = run = moves.respecify(self._rows, run, spec, kept)
                 found.append(run)
             return found
 
@@ -525,6 +525,11 @@ class Store:
         if run is None:
             raise NoSuchRun(run_id)
         return run
+
+    def _knows(self, array: int) -> bool:
+        assert self._book is not None
+        grouped = self._group is not None and array in self._group[1].arrays
+        return array in self._book.arrays or array in self._changes.arrays or grouped
 
     def _holder(self, connection: Connection, gpu: Gpu) -> Hold | None:
         assert self._book is not None

@@ -214,7 +214,10 @@ def test_an_array_is_cancelled_and_tried_again_as_one(tmp_path: Path) -> None:
         assert await controller.counts(array) == {State.RUNNING: 1, State.SUCCEEDED: 1, State.CANCELLED: 2}
         cluster.agents["a"].end(runs[0], 2)
         await reaches(controller, await controller.find(str(runs[0])), State.SUCCEEDED)
+        # By now all of it had ended, and it had been forgotten.
         assert await controller.retry_array(array, {}) == 2
+        assert controller.runtime.book.arrays == {array.id: array}
+        assert controller.runtime.book == await controller.runtime.db(controller.runtime.store.book)
 
     story(tell, tmp_path, a=2)
 
