@@ -375,12 +375,16 @@ class Store:
                 measurements.fold(connection, key, now, ended=None)
                 self._changes.runs[one.run] = self._recount(connection, run, now) if one.count else run
 
-    def count(self, run: Run, now: datetime) -> None:
-        """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
+    def count(self, runs: Sequence[Run], now: datetime) -> None:
+        """Counts the GPU time of runs of which an attempt has ended, as `finish` gave them, and shortens their series."""
         with self._write() as connection:
-            if run.attempts and run.attempts[-1].progress is not None:
-                measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
-            self._recount(connection, run, now)
+            for run in runs:
+                if run.attempts and run.attempts[-1].progress is not None:
+                    measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
+            # As they are now: one may have been queued again since.
+            with summaries.recounting(connection, [self._open(run.id) or run for run in runs]):
+                for run in runs:
+                    measurements.recount(connection, run, now, self.prices)
 
     def count_missed(self, now: datetime) -> int:
         """Counts what a controller that was killed left uncounted: attempts that ended after their GPU time was; how many."""
@@ -395,7 +399,7 @@ class Store:
         if not any(attempt.ended_at for attempt in run.attempts):
             return measurements.recount(connection, run, now, self.prices)
         # As it is now: it may have been queued again since.
-        with summaries.recounting(connection, self._run(connection, run.id)):
+        with summaries.recounting(connection, [self._run(connection, run.id)]):
             return measurements.recount(connection, run, now, self.prices)
 
     def release_fenced(self, now: datetime) -> int:
@@ -518,13 +522,17 @@ class Store:
 
     def _run(self, connection: Connection, run_id: int) -> Run:
         """The run as this transaction sees it. Raises NoSuchRun."""
-        assert self._book is not None
-        if self._group is not None and run_id in self._group[1].runs:
-            return self._group[1].runs[run_id]
-        run = self._book.runs.get(run_id) or queries.run_by_id(connection, run_id)
+        run = self._open(run_id) or queries.run_by_id(connection, run_id)
         if run is None:
             raise NoSuchRun(run_id)
         return run
+
+    def _open(self, run_id: int) -> Run | None:
+        """The same without a question: None for one that had ended before this transaction began."""
+        assert self._book is not None
+        if self._group is not None and run_id in self._group[1].runs:
+            return self._group[1].runs[run_id]
+        return self._book.runs.get(run_id)
 
     def _knows(self, array: int) -> bool:
         assert self._book is not None
