@@ -296,7 +296,9 @@ class Controller:
         for run in runs:
             _check_limit(run, spec, now, self.queue.last.reservations)
         what = change.words(runs[0].spec, spec)
-        changed = await self.runtime.write(self._store.change, [run.id for run in runs], change.keys, now, what, by)
+        changed: list[Run] = []
+        for part in _parts([run.id for run in runs]):
+            changed += await self.runtime.write(self._store.change, part, change.keys, now, what, by)
         for run in changed:
             if (gang := self.gangs.of(run)) is not None:
                 self.gangs.limits.set(gang, run.spec.time_limit)

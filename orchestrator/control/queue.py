@@ -50,6 +50,7 @@ class Queue:
         self._took_s = 0.0
         """To decide, the last time."""
         self._turned_at = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self._new: asyncio.TimerHandle | None = None
         """When what was submitted is looked at."""
         self.waits = Waits()
@@ -103,13 +104,25 @@ class Queue:
         runtime = self._runtime
         await runtime.wake.wait()
         runtime.wake.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         again_s = await self._turn()
         if again_s == 0:
             runtime.wake.set()
         elif again_s is not None:
-            runtime.wake_in(again_s + 0.01)
+            self._wake_in(again_s + 0.01)
         self._turned_at = time.monotonic()
         await asyncio.sleep(self._rest_s(runtime.settings.rest))
+
+    def _wake_in(self, seconds: float) -> None:
+        """A turn then, at the latest. There is one alarm, for the earliest: a turn sets it anew."""
+        loop = asyncio.get_running_loop()
+        if self._alarm is not None:
+            if self._alarm.when() <= loop.time() + seconds:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_later(seconds, self._runtime.wake.set)
 
     def _rest_s(self, times: float) -> float:
         return min(self._runtime.settings.longest_rest_s, self._took_s * times)
@@ -235,7 +248,7 @@ class Queue:
         if min(ends) <= now:
             await runtime.write(runtime.store.release_fenced, now)
         if later := [end for end in ends if end > now]:
-            runtime.wake_in((min(later) - now).total_seconds() + 0.05)
+            self._wake_in((min(later) - now).total_seconds() + 0.05)
 
     async def _drop_what_cannot_run(self) -> None:
         """Ends what waits in vain: for a run that failed, or without its secrets."""

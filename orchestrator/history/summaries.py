@@ -82,16 +82,19 @@ def _blamed(attempt: Attempt) -> str | None:
 
 
 @contextmanager
-def recounting(connection: Connection, run: Run) -> Iterator[None]:
-    """Around every change of gpu_time of a run of which an attempt has ended: makes its summary anew, and keeps the sums right."""
-    before = _before(connection, [run.id]).get(run.id)
+def recounting(connection: Connection, runs: Sequence[Run]) -> Iterator[None]:
+    """Around every change of gpu_time of runs with an ended attempt: makes their summaries anew, and keeps the sums right."""
+    before = _before(connection, [run.id for run in runs])
     sums = _Sums()
-    if before is not None and before["state"] is not None:
-        sums.count(run, before, _sources(connection, [run.id]), -1)
-        connection.execute(update(RunSummaryRow).where(RunSummaryRow.run_id == run.id).values(state=None))
-        before["state"] = None
+    if counted := [run for run in runs if run.id in before and before[run.id]["state"] is not None]:
+        ids = [run.id for run in counted]
+        sources = _sources(connection, ids)
+        for run in counted:
+            sums.count(run, before[run.id], sources, -1)
+            before[run.id]["state"] = None
+        connection.execute(update(RunSummaryRow).where(RunSummaryRow.run_id.in_(ids)).values(state=None))
     yield
-    _refresh(connection, [run], sums, {} if before is None else {run.id: before})
+    _refresh(connection, runs, sums, before)
 
 
 def refresh(connection: Connection, runs: Sequence[Run]) -> None:
