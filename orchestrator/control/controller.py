@@ -28,6 +28,7 @@ from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.queries import RunFilter
 from orchestrator.history.store import Store
@@ -67,9 +68,9 @@ class Controller:
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
         self.benches = Benches(self.runtime, self.logs, self.roster)
         self.gangs.on_success = self.benches.take
-        self.queue = Queue(
-            self.runtime, self.gangs, Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
-        )
+        fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
+        self.trials = Trials(self.runtime, self.gangs, fitness)
+        self.queue = Queue(self.runtime, self.gangs, fitness, self.trials)
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
         """What the empty cluster of that tree has for a request: many jobs ask for the same."""
@@ -82,6 +83,7 @@ class Controller:
         runtime = self.runtime
         await runtime.take_over(f"controller {time.time():.0f}")
         await self.benches.start()
+        await self.trials.load()
         for run in runtime.book.live():
             self.gangs.adopt(run)
         await self.roster.start()
@@ -327,7 +329,7 @@ class Controller:
 
     async def busy(self) -> dict[str, dict[int, int]]:
         """By node and GPU (or CPU slot), the run that holds it."""
-        return self.runtime.book.busy()
+        return self.trials.with_taken(self.runtime.book.busy())
 
     def _with_reason(self, run: Run) -> Run:
         if run.state is not State.QUEUED or (reason := self.queue.waits.reason(run.id)) is None:

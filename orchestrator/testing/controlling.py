@@ -27,7 +27,10 @@ def job(workers: str = "1", name: str = "job", key: str | None = None, **more: A
 async def controlling(home: Path, cluster: FakeCluster, lease_s: float = 30.0) -> AsyncIterator[Controller]:
     """A controller of the database in `home`, until the block ends: then it is gone as if it had been killed."""
     store = Store.open(f"sqlite:///{home}/orch.db")
-    settings = Settings(home, home / "storage", lease_s, sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05)
+    # Ranks of fake agents answer no collective.
+    settings = Settings(
+        home, home / "storage", lease_s, preflight="quick", sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05
+    )
     controller = Controller(store, cluster, settings)
     await controller.start()
     try:
