@@ -34,6 +34,7 @@ class Kind(StrEnum):
     AGE = "age"  # runs that have waited longer are before it
     CHOICE = "choice"  # it would be done sooner at a tighter place later
     PREEMPTING = "preempting"  # runs that give way to it are being stopped
+    TRYING = "trying"  # the links of the nodes that it gets are tried
 
 
 @dataclass(frozen=True, slots=True)
