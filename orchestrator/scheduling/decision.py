@@ -34,9 +34,10 @@ class Kind(StrEnum):
     AGE = "age"  # runs that have waited longer are before it
     CHOICE = "choice"  # it would be done sooner at a tighter place later
     PREEMPTING = "preempting"  # runs that give way to it are being stopped
+    TRYING = "trying"  # the links of the nodes that it gets are tried
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reason:
     """One thing that keeps a run waiting."""
 
@@ -124,7 +125,7 @@ class Reservation:
     """The runs that hold some of it now."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wait:
     """A run that waits, and the foremost reason."""
 

@@ -17,6 +17,7 @@ from orchestrator.scheduling import choice
 from orchestrator.scheduling.ask import Ask
 from orchestrator.scheduling.decision import Choice, Kind, Plan, Preemption, Reason, Reservation, Start, Sure, Wait
 from orchestrator.scheduling.estimates import Bound, stay_of
+from orchestrator.scheduling.fairness import Account
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.order import Order, Usage
 from orchestrator.scheduling.quota import Claim, Claims, Excess, Held, account_of
@@ -67,6 +68,9 @@ class Cycle:
         self.preemptions: list[Preemption] = []
         self.reservations: list[Reservation] = []
         self._places_left = snapshot.policy.reservations if places is None else places
+        self._more_places = max(0, self._places_left - snapshot.policy.reservations)
+        """Places that are kept beyond what the policy says, to see further: nobody is preempted for those."""
+        self._over: dict[tuple[Account, int], Reason] = {}
         self._later: list[float] = []
         self._views: dict[object, tuple[Bound, View]] = {}
         self.capacity = snapshot.free.topology.empty.room[0] if snapshot.free.topology.nodes else 0
@@ -121,12 +125,16 @@ class Cycle:
 
     def consider(self, ask: Ask) -> Reason | None:
         """Starts the run, or says why it waits."""
-        block = self.snapshot.blocked.get(ask.id)
-        if block is not None:
+        if self.snapshot.blocked and (block := self.snapshot.blocked.get(ask.id)) is not None:
             return self._blocked(ask, block)
+        # Many wait for the same limit, and each would be told the same.
+        key = ask.account, ask.gpus
+        if (known := self._over.get(key)) is not None:
+            return known
         excess = self.held.excess(ask.account, ask.gpus)
         if excess is not None:
-            return self._over_quota(ask, excess)
+            reason = self._over[key] = self._over_quota(ask, excess)
+            return reason
         found = self._fit(ask)
         if isinstance(found, Reason):
             return found
@@ -178,6 +186,7 @@ class Cycle:
         return found
 
     def _start(self, ask: Ask, fit: _Fit) -> None:
+        self._over.clear()
         used = self.room.used(fit.parts, fit.view)
         before, weighed = None if used is None else used.run, None if fit.weighed is None else fit.weighed[0]
         self.starts.append(Start(ask.run, fit.placement, before, weighed))
@@ -215,9 +224,11 @@ class Cycle:
         if self._places_left <= 0:
             return reason
         opening = self.future.first(ask)
-        cleared, later = self.future.clear(ask, self.order.entitled(ask), opening)
-        if later is not None:
-            self._later.append(later)
+        cleared = None
+        if self._places_left > self._more_places:
+            cleared, later = self.future.clear(ask, self.order.entitled(ask), opening)
+            if later is not None:
+                self._later.append(later)
         if cleared is not None:
             self.preemptions.extend(Preemption(v.run, ask.run, v.lost_gpu_s, v.by_quota) for v in cleared.victims)
             wait = max(victim.gone_in for victim in cleared.victims)

@@ -30,6 +30,7 @@ async def controlling(
 ) -> AsyncIterator[Controller]:
     """A controller of the database in `home`, until the block ends: then it is gone as if it had been killed."""
     store = Store.open(f"sqlite:///{home}/orch.db")
+    # Ranks of fake agents answer no collective.
     settings = Settings(
         home,
         home / "storage",
@@ -38,6 +39,7 @@ async def controlling(
         watch_s=0.02,
         lost_after_s=0.05,
         policy=policy or Policy(),
+        preflight="quick",
     )
     controller = Controller(store, cluster, settings)
     await controller.start()
