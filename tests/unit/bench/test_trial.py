@@ -116,7 +116,10 @@ def test_a_result_of_orch_bench_stands_for_its_pair_and_not_for_larger_rings() -
 
 
 def test_the_past_of_links_alike_and_of_nodes_is_summed_up() -> None:
-    slow, failed = replace(KEPT, nodes=("a", "c"), busbw=12.0), replace(KEPT, nodes=("a", "d"), busbw=None, failure="hung")
+    slow, failed = (
+        replace(KEPT, nodes=("a", "c"), busbw=12.0),
+        replace(KEPT, nodes=("a", "d"), busbw=None, failure="hung"),
+    )
     assert best([KEPT, slow, failed], SHAPE, START) == 45 / 48
     assert best([slow], replace(SHAPE, ranks=2), START) is None
     assert failures([KEPT, slow, failed], ["a", "b", "c"], START) == {"a": 2, "c": 1}
@@ -203,6 +206,15 @@ class TestOfTwoNodes:
 
     def test_slow_beside_what_links_like_it_reached_is_a_fault(self) -> None:
         assert left_out(Evidence("ab", [tried("a", "b", 0.2)], past=0.9)) == ["b"]
+
+    def test_two_slow_pairs_with_a_node_in_common_are_held_against_a_third(self) -> None:
+        slow = [tried("a", "b", 0.1), tried("b", "c", 0.1)]
+        assert Evidence("abc", slow).open_pairs() == [("a", "c")]
+        assert left_out(Evidence("abc", [*slow, tried("a", "c", 0.9)])) == ["b"]
+        assert left_out(Evidence("abc", [*slow, tried("a", "c", 0.1)])) == []
+
+    def test_nothing_more_is_tried_where_no_link_like_it_ever_reached_more(self) -> None:
+        assert Evidence("abc", [tried("a", "b", 0.1), tried("b", "c", 0.1)], past=0.12).open_pairs() == []
 
     def test_half_of_what_the_best_reach_is_enough(self) -> None:
         assert left_out(Evidence("abc", [tried("a", "b", 0.31), tried("b", "c", 0.6)])) == []
