@@ -11,6 +11,10 @@ import click
 from cli import context
 from cli import output as out
 from cli.job import checked
+from cli.times import span
+from cli.why import waiting_lines
+
+MOST_DELAYS = 5
 
 
 @click.command()
@@ -23,7 +27,7 @@ def plan(job: Path, overrides: tuple[str, ...], output: str) -> None:
     """Where JOB would go, changing nothing.
 
     Says at which level of the fabric, with what predicted bandwidth and bottleneck, and what a looser or tighter `near:`
-    would give; or why it would wait; or why it can never fit (exit 5).
+    would give; or why it would wait, and until when; whom it would delay, by how much; or why it can never fit (exit 5).
 
     \b
     orch plan job.yaml
@@ -52,12 +56,30 @@ def lines(name: str, answer: dict[str, Any]) -> list[str]:
         said += [f"  {line}" for line in answer.get("drawing", ())]
     else:
         said.append(f"{name} would wait: {answer.get('reason')}")
+    if answer.get("waits"):
+        said += [f"  {line}" for line in waiting_lines(answer["waits"])]
+    said += cost(answer)
     others = answer.get("alternatives") or ()
     if others:
         said.append("held to one level:")
         said += [f"  {other['answer']}" for other in others]
     said += [f"note: {notice}" for notice in answer.get("notices") or ()]
     return [out.clean(line) for line in said]
+
+
+def cost(answer: dict[str, Any]) -> list[str]:
+    """Whom the job would delay or stop."""
+    said = []
+    delays = answer.get("delays") or ()
+    for delay in delays[:MOST_DELAYS]:
+        by = f"by {span(delay['seconds'])}" if delay.get("seconds") is not None else "by nobody can say how long"
+        said.append(f"would delay run {delay['id']} ({delay['name']}) {by}")
+    if len(delays) > MOST_DELAYS:
+        said.append(f"would delay {len(delays) - MOST_DELAYS} more runs, each of them less")
+    if preempts := answer.get("preempts"):
+        names = ", ".join(f"{run['id']} ({run['name']})" for run in preempts)
+        said.append(f"would make give way: run {names}")
+    return said
 
 
 def _bandwidth(placement: dict[str, Any]) -> str:

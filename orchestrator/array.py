@@ -78,9 +78,9 @@ def filled(text: str, chosen: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda found: f"{{{found[1]}}}" if found[1] else chosen[found[2]], text)
 
 
-def filled_command(run: str, chosen: Mapping[str, str]) -> str:
-    """The command with its placeholders replaced; a value is part of one word, whatever is in it."""
-    return shlex.join(filled(word, chosen) for word in shlex.split(run))
+def filled_command(words: Iterable[str], chosen: Mapping[str, str]) -> str:
+    """The command of these words with their placeholders replaced; a value is part of one word, whatever is in it."""
+    return shlex.join(filled(word, chosen) for word in words)
 
 
 def written(texts: Sequence[str]) -> str:

@@ -19,6 +19,10 @@ LABEL = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")
 LABEL_RULE = "must be 1 to 63 of letters, digits and . _ / -, and begin with a letter or digit"
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
+METRIC = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,23}$")
+MAX_METRICS = 16
+MAX_PATTERN = 512
+
 MAX_WORKERS = 100_000
 MAX_GRACE = 3600.0
 MAX_TIME_LIMIT = 366 * 86400.0
@@ -148,6 +152,33 @@ def tag_value(value: str) -> str:
     if len(value) > 256:
         raise ValueError(f"has {len(value)} characters; a tag's value may have 256")
     return one_line(value)
+
+
+def metric(name: str) -> str:
+    if not METRIC.fullmatch(name):
+        raise ValueError(f"{shown(name)} must be 1 to 24 of letters, digits and '_', not beginning with a digit")
+    return name
+
+
+def pattern(text: str) -> str:
+    """A regular expression that is searched for in a line, in time that only its length bounds (RE2)."""
+    # Loaded where a job has patterns: few have.
+    import re2
+
+    if len(text) > MAX_PATTERN:
+        raise ValueError(f"has {len(text)} characters; a pattern may have {MAX_PATTERN}")
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        compiled = re2.compile(one_line(text), options)
+    except re2.error as error:
+        said = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+        raise ValueError(f"{shown(text)} is no regular expression of RE2: {said}") from None
+    if compiled.groups != 1:
+        raise ValueError(
+            f"{shown(text)} must have one group around the number, such as ([0-9.]+), not {compiled.groups}"
+        )
+    return text
 
 
 def seconds(value: Any) -> Any:

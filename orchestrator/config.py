@@ -7,6 +7,7 @@ What is wrong in any of them is refused, even where it is overruled.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from orchestrator import document
+from orchestrator import document, policy_text
 from orchestrator.document import Complaint, Contents, DocumentError, KeyPath, Mark, dotted, nearest, shown
+from orchestrator.policy import Policy, Preempt, Team
+from orchestrator.policy_text import SETTINGS, read_teams, teams_as_text, teams_of
 from orchestrator.units import format_duration, format_size, parse_duration, parse_size
 
 Preflight = Literal["on", "quick", "off"]
@@ -55,8 +58,31 @@ class Config:
     """Files that say how the nodes hang together: topology.conf, ibnetdiscover's output, a CSV of levels, ..."""
     hardware: Path | None
     """The file that declares the nodes' hardware, under `hardware:`."""
+    history_keep_runs: float | None
+    """Seconds for which an ended run is kept whole; None: for ever. The sums over days stay in any case."""
+    history_keep_series: float | None
+    """Seconds for which an ended run's series of throughput and GPU use are kept."""
+    history_keep_logs: float | None
+    """Seconds for which an ended run's logs are kept."""
+    teams: Mapping[str, Team]
+    """Who gets how much."""
+    policy_half_life: float
+    policy_preemption: Preempt
+    policy_min_runtime: float
+    policy_overdue: float
+    policy_reservations: int
+    policy_margin: float
+    policy_communication: float
+    policy_assumed_duration: float
+    prices: Mapping[str, float]
+    """Of a GPU-hour, by model; of a slot-hour under cpu."""
     origins: Mapping[str, str]
     """By key: `default`, `ORCH_LEASE`, `--address`, or file and line."""
+
+    @property
+    def policy(self) -> Policy:
+        """What the scheduler is told."""
+        return Policy(teams=self.teams, **{name: getattr(self, f"policy_{name}") for name in SETTINGS})
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Key, value and origin as `orch config` shows them; no password is in them."""
@@ -140,6 +166,14 @@ def _duration(least: float, most: float) -> Callable[[str, Place], float]:
     return parse
 
 
+def _keep(text: str, place: Place) -> float | None:
+    return None if text == "forever" else _duration(86_400, 100 * 365 * 86_400)(text, place)
+
+
+def _kept(seconds: float | None) -> str:
+    return "forever" if seconds is None else format_duration(seconds)
+
+
 def _size(least: int, most: int) -> Callable[[str, Place], int]:
     def parse(text: str, place: Place) -> int:
         size = parse_size(text)
@@ -168,6 +202,23 @@ def _port(text: str, place: Place) -> int:
     return int(text)
 
 
+_PRICE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._ -]{0,62})=([0-9]{1,9}(?:\.[0-9]{1,6})?)")
+
+
+def _prices(text: str, place: Place) -> dict[str, float]:
+    prices = {}
+    for part in text.split(",") if text else ():
+        found = _PRICE.fullmatch(part.strip())
+        if found is None:
+            raise ValueError(f"must be prices of a GPU-hour by model, such as {{H100: 2.5}}, not {shown(part)}")
+        prices[found[1]] = float(found[2])
+    return prices
+
+
+def _show_prices(prices: Mapping[str, float]) -> str:
+    return ",".join(f"{model}={price:g}" for model, price in prices.items())
+
+
 def _paths(text: str, place: Place) -> tuple[Path, ...]:
     return tuple(place.path(part) for part in text.split(os.pathsep) if part)
 
@@ -179,6 +230,10 @@ class Key:
     description: str
     parse: Callable[[str, Place], Any]
     show: Callable[[Any], str] = str
+
+
+def _policy_key(setting: policy_text.Setting) -> Key:
+    return Key(setting.description, lambda text, place: setting.parse(text), setting.show)
 
 
 KEYS: dict[str, Key] = {
@@ -199,6 +254,9 @@ KEYS: dict[str, Key] = {
         _port,
         lambda port: str(port or ""),
     ),
+    "history.keep_runs": Key("How long a run is kept after its end, or forever; sums stay", _keep, _kept),
+    "history.keep_series": Key("How long its series of throughput and GPU use are kept", _keep, _kept),
+    "history.keep_logs": Key("How long its logs are kept", _keep, _kept),
     "fabric": Key(
         "Files that say how the nodes hang together, a list (in ORCH_FABRIC with : between them)",
         _paths,
@@ -209,10 +267,15 @@ KEYS: dict[str, Key] = {
         lambda text, place: place.path(text),
         lambda path: str(path or ""),
     ),
+    "teams": Key(
+        "Teams and their users: share, guaranteed GPUs, limit (in ORCH_TEAMS in one line)",
+        lambda text, place: teams_of(text),
+        teams_as_text,
+    ),
+    **{f"policy.{name}": _policy_key(setting) for name, setting in SETTINGS.items()},
+    "prices": Key("Price of a GPU-hour by model (in ORCH_PRICES H100=2.5,A100=1.2)", _prices, _show_prices),
 }
-
-LATER = ("teams", "policy")
-"""Keys whose behaviour comes with a later version: refused by name until then."""
+_GROUPS = {name.split(".")[0] for name in KEYS if "." in name}
 
 
 def variable(name: str) -> str:
@@ -286,8 +349,14 @@ def _defaults(home: Path) -> dict[str, Any]:
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
         "dashboard.proxy": None,
+        "history.keep_runs": None,
+        "history.keep_series": None,
+        "history.keep_logs": None,
         "fabric": (),
         "hardware": None,
+        "teams": {},
+        **{f"policy.{name}": getattr(Policy(), name) for name in SETTINGS},
+        "prices": {},
     }
 
 
@@ -329,6 +398,8 @@ def _from_file(file: Path, inside: KeyPath, here: Place) -> tuple[dict[str, Sett
     settings: dict[str, Setting] = {}
     for path, value in _leaves(found, inside):
         name = dotted(path[len(inside) :])
+        if name == "teams" and read_teams(found, path, value) is None:
+            continue
         if (text := _text_of(name, value, file)) is not None:
             mark = found.mark(path)
             settings[name] = Setting(text, dotted(path), f"{source}:{mark.line}", mark, place)
@@ -341,8 +412,12 @@ def _text_of(name: str, value: Any, file: Path) -> str | None:
     """The text of a key's value; None where the key or the kind of its value is not known."""
     if name == "fabric" and isinstance(value, list) and all(isinstance(one, str) for one in value):
         return os.pathsep.join(value)
+    if name == "teams":
+        return json.dumps(value)
     if name == "hardware" and isinstance(value, dict):
         return str(file)  # what is in it is read by the readers of hardware files
+    if name == "prices" and isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
+        return ",".join(f"{model}={price}" for model, price in value.items())
     return value if name in KEYS and name != "hardware" and isinstance(value, str) else None
 
 
@@ -373,10 +448,9 @@ def _mapping(node: document.Node, path: KeyPath) -> document.Mapping:
 
 def _leaves(found: Contents, inside: KeyPath) -> list[tuple[KeyPath, Any]]:
     """Every key's path and value; `local: {slots: 4}` is `local.slots`."""
-    groups = {name.split(".")[0] for name in KEYS if "." in name}
     leaves: list[tuple[KeyPath, Any]] = []
     for key, value in found.data.items():
-        if key in groups and isinstance(value, dict):
+        if key in _GROUPS and isinstance(value, dict):
             leaves += [((*inside, key, inner), below) for inner, below in value.items()]
         else:
             leaves.append(((*inside, key), value))
@@ -386,6 +460,6 @@ def _leaves(found: Contents, inside: KeyPath) -> list[tuple[KeyPath, Any]]:
 def _refusal(name: str, value: Any) -> tuple[str, str]:
     if name in KEYS:
         return f"must be one value, not {shown(value)}", ""
-    if name in LATER:
-        return "not available yet", "Leave it out"
-    return "unknown key", nearest(name, [*KEYS, *LATER])
+    if name in _GROUPS:
+        return f"must hold keys and values, not {shown(value)}", ""
+    return "unknown key", nearest(name, KEYS)

@@ -14,7 +14,7 @@ from orchestrator.checks import split_command
 from orchestrator.document import Complaint, Contents, DocumentError, KeyPath, Mark, Scalar, shown
 from orchestrator.spec import JobSpec, Problem, problems, unknown_key
 
-MAPPINGS = frozenset({"env", "tags", "requires"})
+MAPPINGS = frozenset({"env", "tags", "requires", "throughput"})
 """The keys in which `--set` can set one entry: `--set env.LR=0.1`."""
 
 

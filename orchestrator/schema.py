@@ -64,5 +64,6 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 # team: vision
 # grace: 30s              # between SIGTERM and SIGKILL
 # on_degraded: fail       # warn or fail, where NCCL takes worse links than the placement promised
+# throughput: {{samples: "samples/s: ([0-9.]+)"}}   # read from rank 0's log, where orch sees nothing by itself
 # tags: {{sweep: a}}        # words of your own to find runs by
 """

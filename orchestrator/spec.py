@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -146,6 +147,19 @@ Tags = Annotated[
             "propertyNames": {"pattern": LABEL.pattern},
             "additionalProperties": SCALAR,
             "maxProperties": checks.MAX_TAGS,
+        }
+    ),
+]
+Pattern = Annotated[str, AfterValidator(checks.pattern)]
+Patterns = Annotated[
+    dict[Annotated[str, AfterValidator(checks.metric)], Pattern],
+    Field(max_length=checks.MAX_METRICS),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": checks.METRIC.pattern},
+            "additionalProperties": {"type": "string", "minLength": 1},
+            "maxProperties": checks.MAX_METRICS,
         }
     ),
 ]
@@ -378,6 +392,13 @@ class JobSpec(Value):
         "once and goes on, fail ends the attempt.",
         examples=["fail"],
     )
+    throughput: Patterns = Field(
+        default={},
+        description="How to read a script's throughput from rank 0's log, where orch cannot measure it: a regular "
+        "expression (of RE2) with one group for each name. samples and tokens are rates per second of the whole job, "
+        "samples_total a count so far, step the number of the step, step_time seconds; any other name is kept as it is.",
+        examples=[{"samples": "samples/s: ([0-9.]+)", "loss": "loss=([0-9.e-]+)"}],
+    )
     tags: Tags = Field(
         default={},
         description="Words of your own to find runs by: `orch runs --tag sweep=a`.",
@@ -391,15 +412,21 @@ class JobSpec(Value):
 
     def element(self, index: int) -> JobSpec:
         """The job of one run of the array. ValueError where there is no array, IndexError beyond its end."""
+        return next(self.elements(range(index, index + 1)))
+
+    def elements(self, indices: Iterable[int]) -> Iterator[JobSpec]:
+        """The jobs of those runs of the array. Raises as `element`."""
         if self.array is None:
             raise ValueError(f"{self.name} is no array")
-        if not 0 <= index < arrays.size(self.array):
-            raise IndexError(index)
-        chosen = arrays.at(self.array, index)
-        env = {name: arrays.filled(value, chosen) for name, value in self.env.items()}
-        run = arrays.filled_command(self.run, chosen)
-        # What the template was checked for holds of its elements: a value is one line, and part of one word.
-        return self.model_copy(update={"run": run, "env": env, "array": None, "array_limit": None})
+        size, words = arrays.size(self.array), self.argv
+        for index in indices:
+            if not 0 <= index < size:
+                raise IndexError(index)
+            chosen = arrays.at(self.array, index)
+            env = {name: arrays.filled(value, chosen) for name, value in self.env.items()}
+            run = arrays.filled_command(words, chosen)
+            # What the template was checked for holds of its elements: a value is one line, and part of one word.
+            yield self.model_copy(update={"run": run, "env": env, "array": None, "array_limit": None})
 
     @model_validator(mode="after")
     def _array_fits(self) -> Self:
@@ -442,12 +469,6 @@ LATER: dict[str, dict[str, Any]] = {
         "properties": {cause: {"type": "integer", "minimum": 0} for cause in ("infra", "user")},
         "additionalProperties": False,
         "examples": [{"infra": 20, "user": 0}],
-    },
-    "throughput": {
-        "description": "How to read a script's throughput from its log, where orch cannot measure it.",
-        "type": "object",
-        "additionalProperties": {"type": "string"},
-        "examples": [{"samples": "samples/s: ([0-9.]+)"}],
     },
 }
 """Keys whose behaviour comes with a later version, as fragments of JSON Schema: refused by name until then.

@@ -30,8 +30,11 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.gpu_usage import GpuWatch
+from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
+from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.part import Part
@@ -43,10 +46,12 @@ from orchestrator.control.rank_env import (
     interpreter_env,
     rank_env,
 )
+from orchestrator.control.rank_progress import RankProgress, look
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
 from orchestrator.placement.ranks import cpu_affinity
+from orchestrator.progress.file import VARIABLE as PROGRESS_VARIABLE
 
 log = logging.getLogger("orch.agent")
 
@@ -54,6 +59,8 @@ LOOK_S = 0.1
 """How often logs are looked at while ranks live."""
 LOOK_AGAIN_S = 30.0
 """How often the machine is looked at: a GPU that is lost, or a NIC that goes down, is told within that time."""
+PROGRESS_S = 1.0
+"""How often the ranks' progress files are read."""
 REPORT_BYTES = 4 << 20
 GPU_FREE_S = 15.0
 """How long ended ranks' GPU memory may take to be given back before the node is reported all the same."""
@@ -83,6 +90,7 @@ class NodeAgent:
         self._found: dict[str, Any] | None = None
         self._looked = 0.0
         self._visible = visible_gpus(environ)
+        self._gpus = GpuWatcher(GpuWatch(environ), self._visible, lambda: self._parts.values())
         self._base = base_env(environ)
         self._interface = interface_of(address)
         self._cpus_of_numa = cpus_by_numa()
@@ -252,11 +260,13 @@ class NodeAgent:
             run, number = map(int, key.split("."))
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
+            part.patterns = LogPatterns(note.get("throughput", {}))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
             self._parts[key] = part
             self._watch_nccl(part, note.get("nccl_log"), map(int, attempt["ranks"]))
+            self._gpus.watch()
         for rank, state in attempt["ranks"].items():
             self._rank_ended(part, int(rank), state["exit"])
         if attempt["ended"]:
@@ -317,6 +327,7 @@ class NodeAgent:
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
+        known.patterns = LogPatterns(part.throughput)
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         answer = await self._launcher.call(
             "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
@@ -327,6 +338,7 @@ class NodeAgent:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
         self._watch_nccl(known, part.nccl_log, known.ranks)
+        self._gpus.watch()
         for rank, state in answer["ranks"].items():
             if state.get("exit") is not None:
                 self._rank_ended(known, int(rank), state["exit"])
@@ -356,7 +368,8 @@ class NodeAgent:
                     cores=self._cores,
                     mark=mark,
                     nccl_log=folder.nccl if part.nccl_log == "file" else None,
-                ),
+                )
+                | {PROGRESS_VARIABLE: str(folder.progress(rank.rank))},
                 "cpus": list(cpus[rank.local_rank]) if cpus else None,
                 "cudnn": part.cudnn,
             }
@@ -413,6 +426,8 @@ class NodeAgent:
                 while room > 0 and (taken := file.take(part.log_limit)) is not None:
                     room -= len(taken[1])
                     chunks.append(LogChunk(part.run, part.attempt, rank, *taken, time.time()))
+                    if rank == 0:
+                        part.patterns.feed(taken[1])
                 if file.over(part.log_limit) and not file.tail_taken:
                     file.trim(part.log_limit)
                     if part.swept:
@@ -424,8 +439,23 @@ class NodeAgent:
         info = None if self._info_sent else self._found
         self._info_sent = True
         self._sequence += 1
-        self._unacked = Report(self._sequence, tuple(p.status() for p in self._parts.values()), tuple(chunks), info)
+        parts = self._parts.values()
+        looks = tuple(found for part in parts for found in self._progress_of(part))
+        statuses = tuple(p.status() for p in parts)
+        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks)
         return self._unacked
+
+    def _progress_of(self, part: Part) -> tuple[RankProgress, ...]:
+        """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""
+        if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
+            part.looked = time.monotonic()
+            told = part.patterns.values, part.patterns.at
+            found = (
+                look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
+                for rank in part.ranks
+            )
+            part.progress = tuple(one for one in found if one is not None)
+        return part.progress
 
     async def _look(self) -> None:
         """Looks at the machine every now and then; what has changed goes into the next report."""

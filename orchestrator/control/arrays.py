@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from orchestrator.array import written
@@ -53,17 +54,22 @@ def queue_rows(
     waiting: Sequence[Run],
     arrays: Mapping[int, Array],
     counts: Mapping[int, Mapping[State, int]],
+    with_reason: Callable[[Run], Run],
     limit: int | None,
 ) -> list[dict[str, Any]]:
     """What runs, then what waits in its order, an array as one row at the place of its first run; at most `limit` rows."""
     rows: list[dict[str, Any]] = []
     shown: set[int] = set()
-    for position, run in [(None, run) for run in live] + list(enumerate(waiting, 1)):
+    placed: list[tuple[int | None, Run]] = [(None, run) for run in live]
+    for position, one in chain(placed, enumerate(waiting, 1)):
         if limit is not None and len(rows) >= limit:
             break
+        if one.element is not None and one.element.array in shown:
+            continue
+        run = with_reason(one)
         if run.element is None:
             rows.append(list_json(run) | {"position": position})
-        elif run.element.array not in shown:
+        else:
             shown.add(run.element.array)
             array = arrays[run.element.array]
             row = array_json(array, counts[array.id], run) | {"position": position, "reason": run.reason}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from orchestrator.control.gpu_usage import GpuUse
+from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.survey import Surveyed
 from orchestrator.health.nccl_log import NcclLog
 from orchestrator.placement.values import Device
@@ -61,6 +63,8 @@ class StartPart:
     """benchmark and deterministic, to be set before the script's first line."""
     nccl_log: Literal["file", "output"] | None = None
     """Where NCCL tells of its links: in a file for each process, which the agent chooses, or in what the ranks print."""
+    throughput: dict[str, str] = field(default_factory=dict)
+    """Patterns by name that rank 0's log is read with."""
 
     @property
     def key(self) -> str:
@@ -104,6 +108,16 @@ class PartStatus:
 
 
 @dataclass(frozen=True)
+class GpuLook:
+    """What a GPU was doing at one moment, while a run had it."""
+
+    run: int
+    attempt: int
+    gpu: int
+    use: GpuUse
+
+
+@dataclass(frozen=True)
 class Report:
     """An agent's answer to sync."""
 
@@ -112,6 +126,10 @@ class Report:
     logs: tuple[LogChunk, ...] = ()
     info: dict[str, Any] | None = None
     """Hardware and versions, `host` (NodeFacts) and `interpreters` among them; sent when they are new to the controller."""
+    gpus: tuple[GpuLook, ...] = ()
+    """Looks at GPUs since the report before."""
+    progress: tuple[RankProgress, ...] = ()
+    """The newest look at each rank: counters from its beginning on, so that nothing is lost with a report."""
 
 
 class StaleController(Exception):

@@ -28,6 +28,7 @@ from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_fold
 from orchestrator.control.monitoring import dashboards_folder
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
+from orchestrator.policy_text import policy_as_texts
 
 Say = Callable[[str], None]
 
@@ -125,12 +126,17 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 storage=str(config.storage),
                 lease_s=config.lease,
                 log_limit=config.log_limit,
+                keep_runs=config.history_keep_runs,
+                keep_series=config.history_keep_series,
+                keep_logs=config.history_keep_logs,
                 code_limit=config.code_limit,
                 fabric=[str(path) for path in config.fabric],
                 hardware=str(config.hardware) if config.hardware else None,
                 dashboard_url=head.dashboard_url,
                 dashboard_proxy=head.dashboard_proxy,
                 preflight=config.preflight,
+                policy=policy_as_texts(config.policy),
+                prices=dict(config.prices),
                 local=local,
             )
         )

@@ -7,9 +7,9 @@ around it.
 
 from __future__ import annotations
 
-import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from orchestrator.array import parse_ref
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
 from orchestrator.control.changes import Change, parse_changes
+from orchestrator.control.expiry import Expiry
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
@@ -30,7 +31,9 @@ from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.asking import Asked
+from orchestrator.history.filters import RunFilter
+from orchestrator.history.ledger import Scale
 from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
@@ -40,12 +43,15 @@ from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.ask import device_of, request_of
-from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
+from orchestrator.scheduling.decision import Reservation, Sure
+from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
 from orchestrator.spec import JobSpec, problems
 
 MOST_ANSWERS = 1000
+AT_ONCE = 1000
+"""Runs of an array that are changed by one write."""
 
 
 class Controller:
@@ -88,6 +94,8 @@ class Controller:
             self.gangs.adopt(run)
         await self.roster.start()
         await self.gangs.give_up_missing()
+        self.gangs.measuring.start()
+        Expiry(runtime).start()
         await self.queue.start()
 
     async def close(self) -> None:
@@ -200,27 +208,40 @@ class Controller:
         runtime, now = self.runtime, self.runtime.now()
         waited = self.queue.waits.over(run, now) if run.state is State.QUEUED else None
         run = await runtime.write(self._store.record, run.id, Event.CANCEL_ASKED, now, None, by, waited)
+        self._cancelled(run)
+        return run
+
+    def _cancelled(self, run: Run) -> None:
+        """It is on record that the run is to end."""
         if run.live:
             self.gangs.cancel(run)
         else:
             self.gangs.secrets.pop(run.id, None)
-        runtime.tell(run.id)
-        runtime.wake.set()
-        return run
+        self.runtime.tell(run.id)
+        self.runtime.wake.set()
 
     async def cancel_array(self, array: Array, by: str | None = None) -> int:
         """Asks for the end of every run of it that has not ended; how many there were."""
-        runs = [self.runtime.book.runs[run] for run in sorted(self.runtime.book.open_runs.get(array.id, ()))]
-        answers = await asyncio.gather(*(self._cancel(run, by) for run in runs), return_exceptions=True)
-        _raise_but(answers, IllegalTransition)
-        return sum(isinstance(answer, Run) for answer in answers)
+        runtime, now = self.runtime, self.runtime.now()
+        cancelled = 0
+        for part in _parts(sorted(runtime.book.open_runs.get(array.id, ()))):
+            runs = [runtime.book.runs[run] for run in part if run in runtime.book.runs]
+            waited = {run.id: over for run in runs if (over := self.queue.waits.over(run, now)) is not None}
+            ids = [run.id for run in runs]
+            for run in await runtime.write(self._store.record_each, ids, Event.CANCEL_ASKED, now, None, by, waited):
+                self._cancelled(run)
+                cancelled += 1
+        return cancelled
 
     async def retry(self, ref: str, secrets: Mapping[str, str], by: str | None = None) -> Run:
         """Another attempt of a run that failed or was cancelled. Raises Refused."""
         run = await self.find(ref)
         if not run.ended or run.state is State.SUCCEEDED:
             raise Refused(7, f"run {run.id} is {run.state}: only one that failed or was cancelled is tried again")
-        return (await self._retry([run], secrets, by))[0]
+        again = await self._retry([run], secrets, by)
+        if not again:
+            raise Refused(7, f"run {run.id} was tried again by somebody else just now")
+        return again[0]
 
     async def retry_array(self, array: Array, secrets: Mapping[str, str], by: str | None = None) -> int:
         """Another attempt of the runs of it that failed, or else of those that were cancelled; how many. Raises Refused."""
@@ -240,13 +261,13 @@ class Controller:
         for run in runs:
             self.gangs.secrets[run.id] = values
         now = self.runtime.now()
-        again = await asyncio.gather(
-            *(self.runtime.write(self._store.record, run.id, Event.RETRY_ASKED, now, None, by) for run in runs)
-        )
+        again: list[Run] = []
+        for part in _parts([run.id for run in runs]):
+            again += await self.runtime.write(self._store.record_each, part, Event.RETRY_ASKED, now, None, by)
         for run in again:
             self.runtime.tell(run.id)
         self.runtime.wake.set()
-        return list(again)
+        return again
 
     async def change(self, ref: str, texts: Mapping[str, str], by: str | None = None) -> list[Run]:
         """`orch set`: changes priority, time limit or nearness of a run, or of the runs of an array. Raises Refused."""
@@ -275,9 +296,11 @@ class Controller:
         self._check_fits(spec)
         now = self.runtime.now()
         for run in runs:
-            _check_limit(run, spec, now)
+            _check_limit(run, spec, now, self.queue.last.reservations)
         what = change.words(runs[0].spec, spec)
-        changed = await self.runtime.write(self._store.change, [run.id for run in runs], change.keys, now, what, by)
+        changed: list[Run] = []
+        for part in _parts([run.id for run in runs]):
+            changed += await self.runtime.write(self._store.change, part, change.keys, now, what, by)
         for run in changed:
             if (gang := self.gangs.of(run)) is not None:
                 self.gangs.limits.set(gang, run.spec.time_limit)
@@ -294,8 +317,9 @@ class Controller:
         """One run whole. Raises Refused(3)."""
         run = await self.runtime.read(self._store.get, int(ref) if ref.isdigit() else ref)
         if run is None:
-            raise Refused(3, f"no such run: {ref!r}")
-        return self._with_reason(run)
+            gone = await self.runtime.read(self._store.expired, int(ref)) if ref.isdigit() and len(ref) < 19 else None
+            raise Refused(3, gone or f"no such run: {ref!r}")
+        return self.with_reason(run)
 
     async def find_array(self, ref: str) -> Array | None:
         """The array that is meant: by empty brackets, or by a name whose latest submission it is. None where a run is meant."""
@@ -312,12 +336,44 @@ class Controller:
         """The array that a run is of, while any run of it has not ended."""
         return None if run.element is None else self.runtime.book.arrays.get(run.element.array)
 
+    async def asked(self, question: Asked) -> list[dict[str, Any]]:
+        """Groups, or flat rows. Raises ValueError."""
+        if question.by:
+            return await self.runtime.read(self._store.groups, question.wanted, question.by, question.sort)
+        return await self.runtime.read(self._store.rows, question.wanted, question.columns)
+
+    async def compare(self, refs: Sequence[str]) -> dict[str, Any]:
+        """Runs side by side. Raises Refused(3)."""
+        found = await self.runtime.read(self._store.compare, refs)
+        if not isinstance(found, dict):
+            raise Refused(3, f"no such run: {found!r}")
+        return found
+
+    async def against_its_like(self, run: Run) -> dict[str, Any] | None:
+        return await self.runtime.read(self._store.against_its_like, run)
+
+    async def scaling(self, name: str) -> list[Scale]:
+        return await self.runtime.read(self._store.scaling, name)
+
     async def runs(self, wanted: RunFilter) -> list[Run]:
-        return [self._with_reason(run) for run in await self.runtime.read(self._store.runs, wanted)]
+        return [self.with_reason(run) for run in await self.runtime.read(self._store.runs, wanted)]
 
     async def counts(self, array: Array) -> dict[State, int]:
         """How many runs of the array are in each state."""
         return await self.runtime.read(self._store.counts, array.runs)
+
+    async def best(self, array: Array, by: str, count: int) -> list[tuple[Run, dict[str, float]]]:
+        """The runs of the array with the smallest values of a metric, with `-` before its name the largest, and their metrics."""
+        metric, sign = by.removeprefix("-"), -1 if by.startswith("-") else 1
+        reported = await self.runtime.read(self._store.metrics, array.runs)
+        runs = {run.id: run for run in await self.runs(RunFilter(ids=array.runs))}
+        values = {
+            run: float(of[metric])
+            for run, of in reported.items()
+            if isinstance(of.get(metric), int | float) and math.isfinite(of[metric])
+        }
+        chosen = sorted(values, key=lambda run: (sign * values[run], run))[:count]
+        return [(runs[run], reported[run]) for run in chosen]
 
     async def live(self) -> list[Run]:
         """What holds a place."""
@@ -325,13 +381,14 @@ class Controller:
 
     async def waiting(self) -> list[Run]:
         """What waits, in its order."""
-        return [self._with_reason(run) for run in self.queue.waiting()]
+        return [self.with_reason(run) for run in self.queue.waiting()]
 
     async def busy(self) -> dict[str, dict[int, int]]:
         """By node and GPU (or CPU slot), the run that holds it."""
         return self.trials.with_taken(self.runtime.book.busy())
 
-    def _with_reason(self, run: Run) -> Run:
+    def with_reason(self, run: Run) -> Run:
+        """The run with the reason of the last plan, where it waits."""
         if run.state is not State.QUEUED or (reason := self.queue.waits.reason(run.id)) is None:
             return run
         return replace(run, reason=reason.text)
@@ -346,20 +403,29 @@ def _check_state(run: Run, change: Change) -> None:
         raise Refused(7, f"run {run.id} is {run.state}: {' and '.join(late)} can be changed only while a run waits")
 
 
-def _check_limit(run: Run, spec: JobSpec, now: datetime) -> None:
-    """Raises Refused(7) where a live run has run longer already than it then may."""
-    began = run.attempt.ranks_started_at if run.live and run.attempt is not None else None
-    if began is None or spec.time_limit is None:
+def _check_limit(run: Run, spec: JobSpec, now: datetime, reservations: Sequence[Reservation]) -> None:
+    """Raises Refused(7) where a live run has run longer already than it then may, or another was promised its place by then."""
+    if not run.live or run.attempt is None or spec.time_limit == run.spec.time_limit:
         return
-    ran = (now - began).total_seconds()
-    if ran >= spec.time_limit:
+    began = run.attempt.ranks_started_at
+    ran = 0.0 if began is None else (now - began).total_seconds()
+    if spec.time_limit is not None and ran >= spec.time_limit:
         raise Refused(7, f"run {run.id} has run for {ran:.0f} s already: `orch cancel {run.id}` ends it")
+    if run.spec.time_limit is None or (spec.time_limit is not None and spec.time_limit < run.spec.time_limit):
+        return
+    for one in reservations:
+        if one.sure is Sure.PROMISED and run.id in one.waits_for:
+            raise Refused(
+                7,
+                f"run {one.run.id} ({one.run.label}) is promised a place by the time limit of run {run.id}, which can be made "
+                "shorter but not longer",
+            )
 
 
-def _raise_but(answers: Sequence[object], ignored: type[Exception]) -> None:
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, ignored):
-            raise answer
+def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Some at a time, so that the writes of others come in between."""
+    for at in range(0, len(ids), AT_ONCE):
+        yield ids[at : at + AT_ONCE]
 
 
 def _values(spec: JobSpec, given: Mapping[str, str]) -> dict[str, str]:

@@ -140,9 +140,7 @@ async def follow(controller: Controller, run_id: int, positions: Positions) -> A
 
 async def _news(controller: Controller, run: Run) -> list[dict[str, Any]]:
     if run.state is State.QUEUED:
-        waiting = await controller.waiting()
-        position = next((i for i, other in enumerate(waiting, 1) if other.id == run.id), None)
-        return [{"state": run.state, "position": position, "reason": run.reason}]
+        return [{"state": run.state, "position": controller.queue.position(run.id), "reason": run.reason}]
     parts: list[dict[str, Any]] = [{"state": run.state, "position": None, "reason": run.reason}]
     if (gang := controller.gangs.of(run)) is not None:
         nodes = ", ".join(part.node for part in gang.placement.nodes[:4])

@@ -23,6 +23,7 @@ from orchestrator.control.backend import (
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.limits import Limits
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.measuring import Measuring
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
@@ -38,6 +39,9 @@ from orchestrator.scheduling.run import Failure, Run, Stop
 from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
+
+COUNTED_AT_ONCE = 50
+"""Runs: others' writes wait for them."""
 
 
 class Gangs:
@@ -56,7 +60,9 @@ class Gangs:
         self.limits = Limits(runtime, self)
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
+        self._uncounted: list[Run] = []
         self._gangs: dict[tuple[int, int], Gang] = {}
+        self.measuring = Measuring(runtime)
         self.aside: dict[tuple[int, int], Aside] = {}
         """By run and a negative number: what runs on its nodes and is no attempt of it."""
         self.keeps: Callable[[str], bool] = lambda node: False
@@ -113,6 +119,7 @@ class Gangs:
             # It may have been told before the controller that took this down was replaced.
             gang.stop, gang.told = gang.stop or Stop("cancelled"), True
         self._gangs[gang.run, gang.attempt] = gang
+        self.measuring.begin(run)
         return gang
 
     async def _launch(self, gang: Gang, run: Run) -> None:
@@ -188,6 +195,7 @@ class Gangs:
             log_limit=settings.log_limit,
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
             nccl_log=self._reading(gang).source,
+            throughput=dict(spec.throughput),
         )
 
     @staticmethod
@@ -218,6 +226,7 @@ class Gangs:
             except OSError as error:
                 log.error("the log of run %s is incomplete: %s", chunk.run, error)
             self._runtime.tell(chunk.run)
+        self.measuring.take_in(node, report)
         for status in report.parts:
             if (aside := self.aside.get((status.run, status.attempt))) is not None and node in aside.gang.parts:
                 aside.observe(node, status)
@@ -349,6 +358,7 @@ class Gangs:
             failure = Failure("time_limit", str(reason))
         elif gang.stop is not None and event is Event.REQUEUED and failure is None:
             reason = gang.stop.reason
+        await self.measuring.end(gang.run, gang.attempt)
         until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
         run = await self._record_end(
             gang.run,
@@ -361,6 +371,7 @@ class Gangs:
             fenced=until,
         )
         runtime.counts.attempts[outcome.value] += 1
+        self._count(run)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
@@ -373,6 +384,21 @@ class Gangs:
             runtime.wake_in(2.0)
         else:
             runtime.wake.set()
+
+    def _count(self, run: Run) -> None:
+        """What its GPU time was used for; what a controller that dies leaves uncounted, the next one counts."""
+        self._uncounted.append(run)
+        if len(self._uncounted) == 1:
+            self._runtime.spawn(self._count_all())
+
+    async def _count_all(self) -> None:
+        """Those that end while others are counted are counted together."""
+        try:
+            while runs := self._uncounted[:COUNTED_AT_ONCE]:
+                await self._runtime.write(self._runtime.store.count, runs, self._runtime.now())
+                del self._uncounted[: len(runs)]
+        finally:
+            self._uncounted.clear()
 
     async def _record_end(self, *what: Any, **more: Any) -> Run:
         """Tried until it is written: an end that is not recorded would hold its GPUs for ever."""

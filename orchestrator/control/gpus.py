@@ -40,7 +40,7 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(str(i) for i in range(library.nvmlDeviceGetCount())) if library else ()
 
 
-def _handle(library: Any, name: str) -> Any:
+def handle_of(library: Any, name: str) -> Any:
     return library.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else library.nvmlDeviceGetHandleByUUID(name)
 
 
@@ -62,7 +62,7 @@ def obstacles(
 
 def _held(library: Any, index: int, name: str) -> str | None:
     try:
-        handle = _handle(library, name)
+        handle = handle_of(library, name)
         used = _in_use(library, handle) >> 20
         if used <= HELD_MIB:
             return None
@@ -83,7 +83,7 @@ def memory_is_free(names: Sequence[str], library: Any | None = None) -> bool:
         return True
     for name in names:
         try:
-            handle = _handle(library, name)
+            handle = handle_of(library, name)
             if library.nvmlDeviceGetComputeRunningProcesses(handle) or _in_use(library, handle) > (LEFT_MIB << 20):
                 return False
         except library.NVMLError:

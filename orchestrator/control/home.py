@@ -47,10 +47,16 @@ class ClusterNote:
     fabric: list[str] = field(default_factory=list)
     hardware: str | None = None
     preflight: Preflight = "on"
+    policy: dict[str, str] = field(default_factory=dict)
+    """Teams and the scheduler's settings, as texts."""
+    prices: dict[str, float] = field(default_factory=dict)
     dashboard_url: str | None = None
     dashboard_proxy: int | None = None
     """The port on which Ray's dashboard asks for orch's runs."""
     local: bool = True
+    keep_runs: float | None = None
+    keep_series: float | None = None
+    keep_logs: float | None = None
 
 
 class Home:

@@ -92,6 +92,10 @@ class AttemptFolder:
     def log(self, rank: int) -> LogFile:
         return self.logs.setdefault(rank, LogFile(self.path / f"rank-{rank}.log"))
 
+    def progress(self, rank: int) -> Path:
+        """Where the rank writes how far it is (orchestrator/progress/file.py)."""
+        return self.path / f"progress-{rank}"
+
     def write_note(self, note: dict[str, Any]) -> None:
         temporary = self.path / "part.tmp"
         temporary.write_text(json.dumps(note))

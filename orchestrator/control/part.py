@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.control.backend import PartStatus
+from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.nccl_watch import NcclWatch
 from orchestrator.control.node_files import AttemptFolder
+from orchestrator.control.rank_progress import RankProgress
 
 
 @dataclass
@@ -32,6 +34,11 @@ class Part:
     nccl: NcclWatch | None = None
     """None where NCCL's log is not read."""
     watching: asyncio.Task[None] | None = None
+    looked: float = 0.0
+    """When its ranks' progress was read, by time.monotonic()."""
+    progress: tuple[RankProgress, ...] = ()
+    patterns: LogPatterns = field(default_factory=lambda: LogPatterns({}))
+    """Of the job's `throughput:`; rank 0's log is read with them."""
 
     @property
     def key(self) -> str:
@@ -44,6 +51,7 @@ class Part:
             "gpus": self.gpus,
             "master_port": self.master_port,
             "world_size": self.world_size,
+            "throughput": self.patterns.texts,
             "nccl_log": None if self.nccl is None else self.nccl.source,
             "shipped": {rank: file.shipped for rank, file in self.folder.logs.items()},
         }

@@ -20,6 +20,7 @@ from orchestrator.control.usage import Past
 from orchestrator.control.waits import Waits
 from orchestrator.history.book import Changes
 from orchestrator.history.errors import DoubleBooked, StaleEpoch, StoreError
+from orchestrator.placement.fabric import fabric_of
 from orchestrator.scheduling.decision import Plan, Start
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.memory import Memory
@@ -50,6 +51,7 @@ class Queue:
         self._took_s = 0.0
         """To decide, the last time."""
         self._turned_at = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self._new: asyncio.TimerHandle | None = None
         """When what was submitted is looked at."""
         self.waits = Waits()
@@ -93,19 +95,35 @@ class Queue:
         there = {run.id for run in known}
         return known + [run for run in self._runtime.book.waiting() if run.id not in there]
 
+    def position(self, run: int) -> int | None:
+        """The run's place in that order, from 1."""
+        return next((place for place, other in enumerate(self.waiting(), 1) if other.id == run), None)
+
     # -- deciding ------------------------------------------------------------------------------------------------
 
     async def _turn_when_woken(self) -> None:
         runtime = self._runtime
         await runtime.wake.wait()
         runtime.wake.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         again_s = await self._turn()
         if again_s == 0:
             runtime.wake.set()
         elif again_s is not None:
-            runtime.wake_in(again_s + 0.01)
+            self._wake_in(again_s + 0.01)
         self._turned_at = time.monotonic()
         await asyncio.sleep(self._rest_s(runtime.settings.rest))
+
+    def _wake_in(self, seconds: float) -> None:
+        """A turn then, at the latest. There is one alarm, for the earliest: a turn sets it anew."""
+        loop = asyncio.get_running_loop()
+        if self._alarm is not None:
+            if self._alarm.when() <= loop.time() + seconds:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_later(seconds, self._runtime.wake.set)
 
     def _rest_s(self, times: float) -> float:
         return min(self._runtime.settings.longest_rest_s, self._took_s * times)
@@ -149,7 +167,9 @@ class Queue:
         runtime, run = self._runtime, start.run
         now = runtime.now()
         try:
-            placed = await runtime.write(runtime.store.place, run.id, start.placement, now, self.waits.over(run, now))
+            fabric = fabric_of(self._gangs.roster.inventory.topology, start.placement)
+            waited = self.waits.over(run, now)
+            placed = await runtime.write(runtime.store.place, run.id, start.placement, now, waited, fabric)
         except IllegalTransition:
             return  # it was cancelled while this was decided
         except StaleEpoch:
@@ -188,14 +208,15 @@ class Queue:
         # What is tried counts as started: its GPUs are nobody else's, and it has its turn no second time.
         tried = self._trials.as_started(book.queued)
         waiting = (*(run for run in book.waiting() if run.id not in tried), *also)
-        free = roster.free(self._trials.with_taken(book.busy()))
+        free, live = roster.free(self._trials.with_taken(book.busy())), (*book.live(), *tried.values())
         return Snapshot(
             waiting,
             free,
-            (*book.live(), *tried.values()),
+            live,
             self._blocks(waiting),
             self._fitness.unfit((*waiting, *tried.values()), free.topology),
             ending=dict(self._ending),
+            checkpoints={run.id: saved for run in live if (saved := _saved_at(run)) is not None},
             history=self._past.durations,
             usage=self._past.ledger,
             policy=self._runtime.settings.policy,
@@ -239,7 +260,7 @@ class Queue:
         if min(ends) <= now:
             await runtime.write(runtime.store.release_fenced, now)
         if later := [end for end in ends if end > now]:
-            runtime.wake_in((min(later) - now).total_seconds() + 0.05)
+            self._wake_in((min(later) - now).total_seconds() + 0.05)
 
     async def _drop_what_cannot_run(self) -> None:
         """Ends what waits in vain: for a run that failed, or without its secrets."""
@@ -268,3 +289,9 @@ class Queue:
             return  # somebody was faster
         self._gangs.secrets.pop(run.id, None)
         runtime.tell(run.id)
+
+
+def _saved_at(run: Run) -> datetime | None:
+    """When its live attempt last wrote a whole checkpoint, where that was seen."""
+    progress = run.attempt.progress if run.attempt is not None else None
+    return None if progress is None else progress.saved_at

@@ -35,7 +35,9 @@ from orchestrator.control.runtime import Settings
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
+from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
+from orchestrator.policy_text import policy_of
 
 log = logging.getLogger("orch")
 
@@ -285,6 +287,7 @@ class ControllerActor:
             raise FileNotFoundError(f"{self._home.cluster_file} is missing: `orch up` writes it")
         self._note = note
         store = Store.open(note.database)
+        store.prices = note.prices
         backend = RayBackend(self._namespace)
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
@@ -293,6 +296,8 @@ class ControllerActor:
             lease_s=note.lease_s,
             log_limit=note.log_limit,
             preflight=note.preflight,
+            keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
+            policy=policy_of(note.policy),
         )
         declared = read_declared(note)
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))

@@ -9,10 +9,11 @@ from typing import Any
 
 from orchestrator.control.queue import Queue
 from orchestrator.control.waits import reason_json, since_when
-from orchestrator.history.render import time_json
+from orchestrator.history.render import time_json, why_json
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Run
-from orchestrator.scheduling.why import Explanation, Preview, Suggestion
+from orchestrator.scheduling.suggestions import Suggestion
+from orchestrator.scheduling.why import Explanation, Preview
 
 AHEAD = 10
 """Runs that are named of those which are before it."""
@@ -20,23 +21,14 @@ AHEAD = 10
 
 async def why(queue: Queue, run: Run, now: datetime) -> dict[str, Any]:
     """The JSON of `orch why`."""
-    waits = await _waits(queue, run, now) if run.state is State.QUEUED else None
-    return {
-        "id": run.id,
-        "name": run.label,
-        "state": run.state.value,
-        "reason": run.reason,
-        "waits": waits,
-        "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
-        "ended": _ended(run) if run.ended else None,
-    }
+    return why_json(run) | {"waits": await _waits(queue, run, now) if run.state is State.QUEUED else None}
 
 
 async def _waits(queue: Queue, run: Run, now: datetime) -> dict[str, Any]:
     since = since_when(run)
     found: dict[str, Any] = {"since": time_json(since), "seconds": round((now - since).total_seconds(), 3)}
     order = queue.waiting()
-    position = next((i for i, other in enumerate(order) if other.id == run.id), len(order))
+    position = (queue.position(run.id) or len(order) + 1) - 1
     found["position"] = position + 1
     if (explanation := await queue.explain(run.id)) is not None:
         return found | explanation_json(explanation)
@@ -88,14 +80,3 @@ def _suggestion(one: Suggestion) -> dict[str, Any]:
 
 def _named(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"id": run.id, "name": run.label, "priority": run.spec.priority, "user": run.user} for run in runs]
-
-
-def _ended(run: Run) -> dict[str, Any]:
-    last = run.attempt
-    return {
-        "at": time_json(run.finished_at),
-        "reason": run.reason,
-        "attempts": len(run.attempts),
-        "outcome": None if last is None or last.outcome is None else last.outcome.value,
-        "failure": None if last is None or last.failure is None else asdict(last.failure),
-    }

@@ -34,6 +34,10 @@ SCHEMA = "0008"
 """The newest migration. Revisions are numbers, so that newer and older can be told apart without importing Alembic."""
 
 
+SOURCES = ("auto", "log", "report")
+"""How a throughput is known: measured in the ranks, read from rank 0's log, or told by the script itself."""
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware datetime: UTC without its zone in SQLite (which has none), timestamptz in PostgreSQL, UTC when read."""
 
@@ -78,7 +82,7 @@ class Words(TypeDecorator[str]):
 Key = BigInteger().with_variant(Integer, "sqlite")
 
 
-def _one_of(
+def one_of(
     column: str, values: type[State] | type[Event] | type[Outcome] | tuple[str, ...], name: str
 ) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
@@ -122,12 +126,16 @@ class RunRow(Base):
     """Goes up by one with each change, so that a reader can tell whether it has seen this one."""
 
     __table_args__ = (
-        _one_of("state", State, "runs_state"),
+        one_of("state", State, "runs_state"),
         UniqueConstraint("username", "submit_key", name="runs_one_per_key"),
-        Index("runs_by_name", "name", "id"),
+        Index("runs_by_name", "name", "id", postgresql_ops={"name": "text_pattern_ops"}),
         Index("runs_by_state", "state", "queued_at"),
         Index("runs_by_user", "username", "submitted_at"),
         Index("runs_by_submission", "submitted_at"),
+        Index("runs_by_team", "team", "submitted_at"),
+        Index("runs_by_end", "finished_at"),
+        Index("runs_by_code_sha256", "code_sha256", postgresql_ops={"code_sha256": "text_pattern_ops"}),
+        Index("runs_by_code_git", "code_git", postgresql_ops={"code_git": "text_pattern_ops"}),
         {"sqlite_autoincrement": True},
     )
 
@@ -155,7 +163,7 @@ class AttemptRow(Base):
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "number"),
-        _one_of("outcome", Outcome, "attempts_outcome"),
+        one_of("outcome", Outcome, "attempts_outcome"),
         CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="attempts_ended_with_outcome"),
         Index(
             "attempts_one_live",
@@ -208,8 +216,8 @@ class EventRow(Base):
     by: Mapped[str | None]
 
     __table_args__ = (
-        _one_of("event", Event, "events_event"),
-        _one_of("state", State, "events_state"),
+        one_of("event", Event, "events_event"),
+        one_of("state", State, "events_state"),
         Index("events_by_run", "run_id", "sequence"),
         {"sqlite_autoincrement": True},
     )
@@ -269,7 +277,7 @@ class NodeRow(Base):
     hardware: Mapped[dict[str, Any]]
     versions: Mapped[dict[str, Any]]
 
-    __table_args__ = (_one_of("state", ("up", "down"), "nodes_state"),)
+    __table_args__ = (one_of("state", ("up", "down"), "nodes_state"),)
 
 
 class TagRow(Base):
@@ -344,6 +352,174 @@ class ControlRow(Base):
     claimed_at: Mapped[datetime | None]
 
     __table_args__ = (CheckConstraint("id = 1", name="control_one_row"),)
+
+
+class ProgressRow(Base):
+    """What was measured of an attempt as a whole. There is no row where nothing was."""
+
+    __tablename__ = "attempt_progress"
+    run_id: Mapped[int] = mapped_column(Key)
+    attempt: Mapped[int]
+    source: Mapped[str]
+    steps: Mapped[int]
+    """Of the rank that is ahead; ranks of a gang step together."""
+    samples: Mapped[int | None]
+    """Over all ranks."""
+    samples_per_s: Mapped[float | None]
+    step_time: Mapped[float | None]
+    """Seconds, the mean."""
+    step_time_p50: Mapped[float | None]
+    step_time_p99: Mapped[float | None]
+    rank_time_min: Mapped[float | None]
+    """Seconds a step of the fastest rank's own work: before it waits for others, where that can be told."""
+    rank_time_max: Mapped[float | None]
+    slowest_rank: Mapped[int | None]
+    data_wait: Mapped[float | None]
+    """The share of the time, 0 to 1, in which ranks waited for their DataLoader; the mean over ranks."""
+    first_step_at: Mapped[datetime | None]
+    last_step_at: Mapped[datetime | None]
+    busy_ms: Mapped[int]
+    """From the first progress on: the time in which the gang got on, what is lost later included."""
+    save_ms: Mapped[int]
+    idle_ms: Mapped[int]
+    unsaved_ms: Mapped[int]
+    """The part of busy_ms that came after the newest complete checkpoint."""
+    saves: Mapped[int]
+    saved_steps: Mapped[int]
+    """The attempt's steps that the newest complete checkpoint holds; 0 without one."""
+    saved_at: Mapped[datetime | None]
+    resumed: Mapped[bool | None]
+    """Whether a checkpoint was read before the first step; null where no step was seen."""
+    repeated_steps: Mapped[int | None]
+    """Steps of the attempt before that its newest checkpoint did not hold, and that this one therefore does again."""
+    metrics: Mapped[dict[str, Any] | None]
+    """The newest value of each name that the script reported or its log told: loss, tokens_per_s, ..."""
+    updated_at: Mapped[datetime]
+
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "attempt"),
+        ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+        one_of("source", SOURCES, "attempt_progress_source"),
+    )
+
+
+class GangSampleRow(Base):
+    """A stretch of an attempt's time, all ranks together. Rows of an attempt do not overlap; older ones are longer."""
+
+    __tablename__ = "gang_samples"
+    run_id: Mapped[int] = mapped_column(Key)
+    attempt: Mapped[int]
+    at: Mapped[datetime]
+    """Its beginning."""
+    seconds: Mapped[int]
+    """How long it is: 10, 60 or 600."""
+    measured_ms: Mapped[int]
+    """How much of it was measured: rates are per this time."""
+    steps: Mapped[int]
+    samples: Mapped[int | None]
+    step_time: Mapped[float | None]
+    step_time_p50: Mapped[float | None]
+    step_time_p99: Mapped[float | None]
+    rank_time_min: Mapped[float | None]
+    rank_time_max: Mapped[float | None]
+    metrics: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "attempt", "at"),
+        ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+    )
+
+
+class RankSampleRow(Base):
+    """The same of one rank, in longer stretches: 60, 600 or 3600 s."""
+
+    __tablename__ = "rank_samples"
+    run_id: Mapped[int] = mapped_column(Key)
+    attempt: Mapped[int]
+    rank: Mapped[int]
+    at: Mapped[datetime]
+    seconds: Mapped[int]
+    measured_ms: Mapped[int]
+    steps: Mapped[int]
+    samples: Mapped[int | None]
+    step_time: Mapped[float | None]
+    own_time: Mapped[float | None]
+    """Seconds a step of the rank's own work, before it waits for others; null where that cannot be told."""
+    data_wait_ms: Mapped[int]
+
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "attempt", "rank", "at"),
+        ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+    )
+
+
+class GpuSampleRow(Base):
+    """A stretch of a GPU's time while a run had it: 60, 600 or 3600 s."""
+
+    __tablename__ = "gpu_samples"
+    run_id: Mapped[int] = mapped_column(Key)
+    attempt: Mapped[int]
+    node: Mapped[str]
+    gpu: Mapped[int]
+    at: Mapped[datetime]
+    seconds: Mapped[int]
+    looks: Mapped[int]
+    """How many looks at the GPU the means are made of."""
+    utilization: Mapped[float | None]
+    """Percent of the time in which a kernel ran."""
+    memory_mib: Mapped[float | None]
+    """The most that was in use."""
+    power_w: Mapped[float | None]
+    temperature_c: Mapped[float | None]
+    """The highest."""
+    sm_clock_mhz: Mapped[float | None]
+    throttled: Mapped[float | None]
+    """The share of the looks, 0 to 1, that found it slowed down by heat, power or hardware."""
+    throttled_by: Mapped[str | None]
+    """Why, comma-separated: sw_thermal, hw_thermal, hw_slowdown, hw_power_brake, sw_power_cap."""
+
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "attempt", "node", "gpu", "at"),
+        ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+    )
+
+
+class GpuTimeRow(Base):
+    """The ledger: what the GPUs of an attempt on one node were used for, in GPU-milliseconds (slots on CPU nodes).
+
+    Written when the attempt begins and again every minute, when it ends, when its last GPU is released, and when a
+    later attempt shows that more of it was lost.
+    """
+
+    __tablename__ = "gpu_time"
+    run_id: Mapped[int] = mapped_column(Key)
+    attempt: Mapped[int]
+    node: Mapped[str]
+    gpus: Mapped[int]
+    device: Mapped[str]
+    model: Mapped[str | None]
+    """The GPUs' model, where the node tells it."""
+    price: Mapped[float | None]
+    """Per GPU-hour, as the configuration had it then."""
+    since: Mapped[datetime]
+    until: Mapped[datetime]
+    """Up to when it is counted: the release, or the latest count of an attempt that lives."""
+    allocated_ms: Mapped[int]
+    starting_ms: Mapped[int]
+    productive_ms: Mapped[int]
+    checkpoint_ms: Mapped[int]
+    lost_ms: Mapped[int]
+    idle_ms: Mapped[int]
+
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "attempt", "node"),
+        ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+        CheckConstraint(
+            "allocated_ms = starting_ms + productive_ms + checkpoint_ms + lost_ms + idle_ms", name="gpu_time_sums"
+        ),
+        Index("gpu_time_by_node", "node", "since"),
+        Index("gpu_time_by_time", "since"),
+    )
 
 
 TERMINAL_STATES = tuple(sorted(state.value for state in TERMINAL))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.bench.compare import Comparison
 from orchestrator.bench.results import Bench
 from orchestrator.health.reading import reading
+from orchestrator.history import ledger
 from orchestrator.placement.values import Placement
-from orchestrator.scheduling.lifecycle import Outcome
+from orchestrator.progress.values import Progress
 from orchestrator.scheduling.run import Attempt, Run, RunEvent
 
 
@@ -24,10 +26,32 @@ def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
         "workdir": run.workdir,
         "attempts": [_attempt(run, one, ranks=True) for one in run.attempts],
         "after": [asdict(need) for need in run.after],
-        "throughput": None,
+        "throughput": throughput(run),
         "gpu_seconds": gpu_seconds(run, now),
+        **_worth(run, now),
         "events": [_event(one) for one in run.events],
         "waits": [{"attempt": wait.number, "until": time_json(wait.until), **wait.summary} for wait in run.waits],
+    }
+
+
+def why_json(run: Run) -> dict[str, Any]:
+    """What is on record of why a run waited, and ended as it did: the JSON of `orch why` but for a wait that goes on."""
+    last = run.attempt
+    ended = {
+        "at": time_json(run.finished_at),
+        "reason": run.reason,
+        "attempts": len(run.attempts),
+        "outcome": None if last is None or last.outcome is None else last.outcome.value,
+        "failure": None if last is None or last.failure is None else asdict(last.failure),
+    }
+    return {
+        "id": run.id,
+        "name": run.label,
+        "state": run.state.value,
+        "reason": run.reason,
+        "waits": None,
+        "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
+        "ended": ended if run.ended else None,
     }
 
 
@@ -36,29 +60,18 @@ def list_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
     return {
         **_head(run),
         "attempts": [_attempt(run, one, ranks=False) for one in run.attempts],
-        "throughput": None,
+        "throughput": throughput(run),
         "gpu_seconds": gpu_seconds(run, now),
     }
 
 
 def gpu_seconds(run: Run, now: datetime | None = None) -> dict[str, float]:
-    """Where the GPU time of a run went; the parts sum to `allocated` exactly, in whatever order they are added.
+    """Where the GPU time of a run went, in seconds to the nearest eighth, which floats add without error.
 
-    This knows only how attempts ended: all of a successful one after its start is productive, all of another is lost.
-    The ledger that will know checkpoints and idle GPUs takes its place.
+    The parts sum to `allocated` exactly, in whatever order they are added.
     """
-    parts = dict.fromkeys(("productive", "starting", "lost", "idle", "checkpoint"), 0.0)
-    for attempt in run.attempts:
-        gpus = attempt.placement.world_size
-        end = attempt.ended_at or now
-        if end is None:
-            continue
-        # Where the start of the ranks was never heard of, a success has run all along and anything else never has.
-        succeeded = attempt.outcome is Outcome.SUCCEEDED
-        ran_from = attempt.ranks_started_at or (attempt.started_at if succeeded else end)
-        so_far = attempt.ended_at is None
-        parts["starting"] += gpus * _eighths(ran_from - attempt.started_at)
-        parts["productive" if succeeded or so_far else "lost"] += gpus * _eighths(end - ran_from)
+    used = ledger.gpu_time(run, now)
+    parts = {part.name: round(getattr(used, part.name) / 125) / 8 for part in fields(used)}
     return {"allocated": sum(parts.values()), **parts}
 
 
@@ -99,14 +112,62 @@ def bench_json(bench: Bench, beside: Comparison) -> dict[str, Any]:
     }
 
 
+def throughput(run: Run) -> dict[str, Any] | None:
+    """How fast the run is: of its newest attempt that was seen to get on; None where nothing was seen.
+
+    `steps` are those of all attempts, without the ones that were done again after a restart.
+    """
+    seen = [attempt.progress for attempt in run.attempts if attempt.progress is not None]
+    if not seen:
+        return None
+    newest = seen[-1]
+    return {
+        "samples_per_s": _significant(newest.samples_per_s),
+        "step_time": _significant(newest.step_time),
+        "steps": sum(one.steps for one in seen) - sum(one.repeated_steps or 0 for one in seen),
+        "source": newest.source,
+        "step_time_p50": _significant(newest.step_time_p50),
+        "step_time_p99": _significant(newest.step_time_p99),
+        "samples": sum(one.samples or 0 for one in seen) or None,
+        "repeated_steps": sum(one.repeated_steps or 0 for one in seen),
+        "metrics": {name: _significant(value) for name, value in newest.metrics.items()},
+    }
+
+
+def scaling_json(sizes: Sequence[ledger.Scale]) -> list[dict[str, Any]]:
+    """How the runs of a name scale, by size."""
+    return [
+        asdict(one) | {"samples_per_s": _significant(one.samples_per_s), "efficiency": _significant(one.efficiency)}
+        for one in sizes
+    ]
+
+
+def _progress(progress: Progress | None) -> dict[str, Any] | None:
+    if progress is None:
+        return None
+    times = ("first_step_at", "last_step_at", "saved_at")
+    told = {name: _significant(v) if isinstance(v, float) else v for name, v in asdict(progress).items()}
+    return told | {name: time_json(getattr(progress, name)) for name in times}
+
+
+def _significant(value: float | None) -> float | None:
+    """To five digits: more would say how precise a measurement is not."""
+    return None if value is None or value != value else float(f"{value:.5g}")
+
+
+def _worth(run: Run, now: datetime | None) -> dict[str, Any]:
+    waited, cost = ledger.queue_ms(run, now), ledger.cost(run)
+    return {
+        "goodput": _significant(ledger.gpu_time(run, now).goodput),
+        "effective_training_time_ratio": _significant(ledger.effective_ratio(run, now)),
+        "queue_seconds": None if waited is None else waited / 1000,
+        "cost": None if cost is None else round(cost, 2),
+    }
+
+
 def time_json(at: datetime | None) -> str | None:
     """RFC 3339 in UTC, with Z."""
     return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _eighths(span: timedelta) -> float:
-    """Seconds to the nearest eighth, which floats add without error; none where a clock was set back."""
-    return max(0, round(span / timedelta(milliseconds=125))) / 8
 
 
 def _head(run: Run) -> dict[str, Any]:
@@ -146,6 +207,7 @@ def _attempt(run: Run, attempt: Attempt, ranks: bool) -> dict[str, Any]:
     }
     if ranks:
         drawn["environment"] = attempt.environment
+        drawn["progress"] = _progress(attempt.progress)
         drawn["exit_codes"] = {str(rank): code for rank, code in sorted(attempt.exit_codes.items())}
     return drawn
 

@@ -35,6 +35,9 @@ def submit(connection: Connection, new: Sequence[NewRun], now: datetime, changes
     except IntegrityError:
         connection.exec_driver_sql("ROLLBACK TO SAVEPOINT keys_are_new")
         answers = _submit(connection, new, _keys_before(connection, new), now, made := Changes())
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT keys_are_new")
+        raise
     connection.exec_driver_sql("RELEASE SAVEPOINT keys_are_new")
     changes.add(made)
     return answers
@@ -155,11 +158,10 @@ def _runs(new: NewRun, after: tuple[Dependency, ...], ids: range, now: datetime)
     )  # fmt: skip
     if new.spec.array is None:
         return [one]
+    specs = new.spec.elements(range(len(ids)))
     return [
-        replace(
-            one, id=number, spec=new.spec.element(index), element=Element(ids.start, index, at(new.spec.array, index))
-        )
-        for index, number in enumerate(ids)
+        replace(one, id=number, spec=spec, element=Element(ids.start, index, at(new.spec.array, index)))
+        for index, (number, spec) in enumerate(zip(ids, specs, strict=True))
     ]
 
 

@@ -37,7 +37,7 @@ class Kind(StrEnum):
     TRYING = "trying"  # the links of the nodes that it gets are tried
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reason:
     """One thing that keeps a run waiting."""
 
@@ -125,7 +125,7 @@ class Reservation:
     """The runs that hold some of it now."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wait:
     """A run that waits, and the foremost reason."""
 

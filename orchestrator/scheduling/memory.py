@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from orchestrator.placement.gang import Part
+from orchestrator.placement.gang import Part, placement_of
 from orchestrator.placement.reasons import why_not
-from orchestrator.placement.search import find, place
+from orchestrator.placement.search import find
 from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Placement, Request
 from orchestrator.policy import Policy
@@ -28,7 +29,8 @@ class Memory:
         self.topology, self.policy = topology, policy
         self._asks: dict[int, Ask] = {}
         self._shapes: dict[Request, int] = {}
-        self._requests: list[Request] = []
+        self._requests: dict[int, Request] = {}
+        self._numbers = itertools.count()
         self._never: dict[int, str | None] = {}
         self._best: dict[tuple[int, str], Placement | None] = {}
         self._parts: dict[tuple[int, int], tuple[Part, ...]] = {}
@@ -50,11 +52,12 @@ class Memory:
             ask = known.get(run.id)
             lacking = unfit.get(run.id, none) if unfit else none
             if ask is None or ask.run is not run or (ask.unfit is not lacking and ask.unfit != lacking):
-                ask = known[run.id] = self._ask(run, lacking)
+                ask = known[run.id] = self.ask(run, lacking)
             found.append(ask)
         return found
 
-    def _ask(self, run: Run, unfit: Mapping[str, str]) -> Ask:
+    def ask(self, run: Run, unfit: Mapping[str, str]) -> Ask:
+        """What one run asks."""
         ask = ask_of(run, account_of(run, self.policy), self.topology, unfit)
         ask.shape = self.shape(ask.request)
         if ask.patient is not None:
@@ -81,8 +84,10 @@ class Memory:
         key = replace(request, prefer=frozenset()) if request.prefer else request
         found = self._shapes.get(key)
         if found is None:
-            found = self._shapes[key] = len(self._requests)
-            self._requests.append(key)
+            # `why` is asked in another thread than `plan`: a number is never given to two requests.
+            number = next(self._numbers)
+            self._requests[number] = key
+            found = self._shapes.setdefault(key, number)
         return found
 
     def never(self, shape: int) -> str | None:
@@ -98,8 +103,8 @@ class Memory:
         """What it would get within `level` on the empty cluster."""
         if (shape, level) not in self._best:
             request = replace(self._requests[shape], near=level, required=True, exclude=frozenset())
-            answer = place(request, self.topology, self.topology.empty)
-            self._best[shape, level] = answer if isinstance(answer, Placement) else None
+            parts = find(request, self.topology, self.topology.empty)
+            self._best[shape, level] = None if parts is None else placement_of(self.topology, parts)
         return self._best[shape, level]
 
     # -- what was refused ----------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ docs/scheduling.md says what is guaranteed, and how that is tested.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from orchestrator.placement.gang import Part, placement_of
@@ -18,6 +17,7 @@ from orchestrator.scheduling import choice
 from orchestrator.scheduling.ask import Ask
 from orchestrator.scheduling.decision import Choice, Kind, Plan, Preemption, Reason, Reservation, Start, Sure, Wait
 from orchestrator.scheduling.estimates import Bound, stay_of
+from orchestrator.scheduling.fairness import Account
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.order import Order, Usage
 from orchestrator.scheduling.quota import Claim, Claims, Excess, Held, account_of
@@ -27,6 +27,7 @@ from orchestrator.scheduling.snapshot import Block, Snapshot
 from orchestrator.scheduling.timeline import Opening
 from orchestrator.scheduling.unfit import left_out
 
+_WORDS = {"nvlink": "NVLink island"}
 MOST_STARTS = 256
 """A plan stops after so many and asks to be called again: what starts should not wait for what is still being decided."""
 
@@ -36,10 +37,20 @@ def plan(snapshot: Snapshot, now: datetime, memory: Memory | None = None) -> Pla
     return Cycle(snapshot, now, memory).run()
 
 
-class Cycle:
-    """One decision, while it is made."""
+@dataclass(frozen=True)
+class _Fit:
+    """A place for a run, and a better one later where there is one in sight."""
 
-    def __init__(self, snapshot: Snapshot, now: datetime, memory: Memory | None) -> None:
+    parts: tuple[Part, ...]
+    placement: Placement
+    view: View
+    weighed: tuple[Choice, Opening] | None
+
+
+class Cycle:
+    """One decision, while it is made. `places`: how many are kept, instead of what the policy says."""
+
+    def __init__(self, snapshot: Snapshot, now: datetime, memory: Memory | None, *, places: int | None = None) -> None:
         if memory is None or not memory.serves(snapshot):
             memory = Memory(snapshot.free.topology, snapshot.policy)
         self.snapshot, self.now, self.memory = snapshot, now, memory
@@ -50,47 +61,55 @@ class Cycle:
         self.choices: dict[int, Choice] = {}
         """By run: what was weighed for it."""
         usage = Usage(snapshot, now)
-        self._order = Order(self.asks, snapshot.policy, usage, self.held, now, self._able)
+        self.order = Order(self.asks, snapshot.policy, usage, self.held, now, self._able)
         self._claims = Claims(self.held)
-        self._starts: list[Start] = []
-        self._waits: list[Wait] = []
-        self._preemptions: list[Preemption] = []
-        self._reservations: list[Reservation] = []
-        self._places_left = snapshot.policy.reservations
+        self.starts: list[Start] = []
+        self.waits: list[Wait] = []
+        self.preemptions: list[Preemption] = []
+        self.reservations: list[Reservation] = []
+        self._places_left = snapshot.policy.reservations if places is None else places
+        self._more_places = max(0, self._places_left - snapshot.policy.reservations)
+        """Places that are kept beyond what the policy says, to see further: nobody is preempted for those."""
+        self._over: dict[tuple[Account, int], Reason] = {}
         self._later: list[float] = []
         self._views: dict[object, tuple[Bound, View]] = {}
-        self._capacity = snapshot.free.topology.empty.room[0] if snapshot.free.topology.nodes else 0
+        self.capacity = snapshot.free.topology.empty.room[0] if snapshot.free.topology.nodes else 0
 
-    def run(self, until: Callable[[Ask], bool] | None = None) -> Plan:
-        """The plan. `until`: nothing is decided beyond the first ask of which it is true."""
-        full: Reason | None = None
-        for ask in self._order:
-            reason = full or self._consider(ask)
-            if reason is not None:
-                self._waits.append(Wait(ask.run, reason))
-            else:
-                self._order.started(ask)
-                if len(self._starts) == MOST_STARTS:
-                    full = Reason(Kind.AGE, f"{MOST_STARTS} runs before it start now; its turn comes next")
-                    self._later.append(0.0)
-            if until is not None and until(ask):
-                break
+    def run(self) -> Plan:
+        """The plan."""
+        self.run_to(None)
         self.room.remember()
         return Plan(
-            tuple(self._starts),
-            tuple(self._waits),
-            tuple(self._preemptions),
-            tuple(self._reservations),
+            tuple(self.starts),
+            tuple(self.waits),
+            tuple(self.preemptions),
+            tuple(self.reservations),
             self._look_again(),
             self.memory,
         )
 
+    def run_to(self, run: int | None) -> Ask | None:
+        """Decides on all that are before a run in the queue, and answers its ask; None where it is not there."""
+        full: Reason | None = None
+        for ask in self.order:
+            if ask.id == run:
+                return ask
+            reason = full or self.consider(ask)
+            if reason is not None:
+                self.waits.append(Wait(ask.run, reason))
+            else:
+                self.order.started(ask)
+                if len(self.starts) == MOST_STARTS:
+                    full = Reason(Kind.AGE, f"{MOST_STARTS} runs before it start now; its turn comes next")
+                    self._later.append(0.0)
+        return None
+
     def _look_again(self) -> float | None:
-        if not self._waits:
+        if not self.waits:
             return None
         overdue = self.now.timestamp() - self.snapshot.policy.overdue
         turns = (ask.queued - overdue for ask in self.asks if ask.queued > overdue)
-        reserved = ((r.start - self.now).total_seconds() for r in self._reservations if r.start is not None)
+        reserved = ((r.start - self.now).total_seconds() for r in self.reservations if r.start is not None)
         ahead = (min(turns, default=None), *(seconds for seconds in reserved if seconds > 0), *self._later)
         soonest = min((seconds for seconds in ahead if seconds is not None), default=None)
         # Not so soon that a clock which counts microseconds has not moved by then.
@@ -104,15 +123,40 @@ class Cycle:
 
     # -- one run -------------------------------------------------------------------------------------------------
 
-    def _consider(self, ask: Ask) -> Reason | None:
+    def consider(self, ask: Ask) -> Reason | None:
         """Starts the run, or says why it waits."""
-        block = self.snapshot.blocked.get(ask.id)
-        if block is not None:
+        if self.snapshot.blocked and (block := self.snapshot.blocked.get(ask.id)) is not None:
             return self._blocked(ask, block)
+        # Many wait for the same limit, and each would be told the same.
+        key = ask.account, ask.gpus
+        if (known := self._over.get(key)) is not None:
+            return known
         excess = self.held.excess(ask.account, ask.gpus)
         if excess is not None:
-            return self._over_quota(ask, excess)
-        stay, view = self._view(ask)
+            reason = self._over[key] = self._over_quota(ask, excess)
+            return reason
+        found = self._fit(ask)
+        if isinstance(found, Reason):
+            return found
+        if isinstance(found, View):
+            return self._no_place(ask, found)
+        if found.weighed is not None and found.weighed[0].waits:
+            return self._wait_for_better(ask, *found.weighed)
+        self._start(ask, found)
+        return None
+
+    def would_start(self, ask: Ask) -> Placement | None:
+        """Where the run would start if it were its turn; nothing is decided."""
+        if ask.id in self.snapshot.blocked or self.held.excess(ask.account, ask.gpus) is not None:
+            return None
+        found = self._fit(ask)
+        if not isinstance(found, _Fit) or (found.weighed is not None and found.weighed[0].waits):
+            return None
+        return found.placement
+
+    def _fit(self, ask: Ask) -> _Fit | Reason | View:
+        """A place for it, the reason why it takes none, or the view in which there is none."""
+        stay, view = self.view(ask)
         claim = self._claims.against(ask.account, ask.gpus, stay)
         if claim is not None:
             return Reason(Kind.QUOTA, f"run {claim.run.id} ({claim.run.name}) is before it for what its quota leaves")
@@ -120,23 +164,19 @@ class Cycle:
         if self._places_left <= 0 and left <= 0 and (known := view.reasons.get(ask.shape)) is not None:
             return known
         if ask.patient is not None and left > 0:
-            self._later.append(left)
             parts = self.room.find(ask.patient, ask.patient_shape, view)
             if parts is None and self.memory.never(ask.shape) is None:
+                self._later.append(left)
                 text = self._refusal(ask.patient, ask.patient_shape, view)
                 return Reason(Kind.HINT, f"{text}; waits {left:.0f} s more for it", {"patience_s": left})
         else:
             parts = self.room.find(ask.request, ask.shape, view)
         if parts is None:
-            return self._no_place(ask, view)
+            return view
         placement = placement_of(self.memory.topology, parts)
-        weighed = self._weigh(ask, placement)
-        if weighed is not None and weighed[0].waits:
-            return self._wait_for_better(ask, *weighed)
-        self._start(ask, parts, placement, view, weighed[0] if weighed else None)
-        return None
+        return _Fit(parts, placement, view, self._weigh(ask, placement))
 
-    def _view(self, ask: Ask) -> tuple[Bound, View]:
+    def view(self, ask: Ask) -> tuple[Bound, View]:
         """How long it would stay, and what it may take then."""
         key = (ask.run.user, ask.run.name) if ask.limit is None else ask.limit
         found = self._views.get(key)
@@ -145,11 +185,13 @@ class Cycle:
             found = self._views[key] = (stay, self.room.view(stay))
         return found
 
-    def _start(self, ask: Ask, parts: tuple[Part, ...], placement: Placement, view: View, why: Choice | None) -> None:
-        used = self.room.used(parts, view)
-        self._starts.append(Start(ask.run, placement, None if used is None else used.run, why))
-        self.room.start(parts)
-        self.future.started(ask, parts, stay_of(ask, self.snapshot))
+    def _start(self, ask: Ask, fit: _Fit) -> None:
+        self._over.clear()
+        used = self.room.used(fit.parts, fit.view)
+        before, weighed = None if used is None else used.run, None if fit.weighed is None else fit.weighed[0]
+        self.starts.append(Start(ask.run, fit.placement, before, weighed))
+        self.room.start(fit.parts)
+        self.future.started(ask, fit.parts, stay_of(ask, self.snapshot))
 
     def _blocked(self, ask: Ask, block: Block) -> Reason:
         if block.kind == "lease" and block.until is not None and ask.recovering:
@@ -162,15 +204,17 @@ class Cycle:
     def _over_quota(self, ask: Ask, excess: Excess) -> Reason:
         if excess.never:
             return Reason(Kind.NEVER, excess.text)
+        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
+        if self._claims.taken(ask.account, excess.owner):
+            return Reason(Kind.QUOTA, excess.text, numbers)
         mine = [
             run
-            for run in (*self.snapshot.running, *(start.run for start in self._starts))
+            for run in (*self.snapshot.running, *(start.run for start in self.starts))
             if (account := account_of(run, self.snapshot.policy)) == ask.account
             or (excess.owner == "team" and account[0] == ask.account[0])
         ]
         free = self.future.quota_free(mine, excess.held + excess.gpus - excess.limit)
-        self._claims.add(ask.account, Claim(ask.run, ask.gpus, free, self.future.overdue(ask)))
-        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
+        self._claims.add(ask.account, Claim(ask.run, ask.gpus, free, self.future.overdue(ask)), excess.owner)
         return Reason(Kind.QUOTA, excess.text, numbers)
 
     def _no_place(self, ask: Ask, view: View) -> Reason:
@@ -180,18 +224,20 @@ class Cycle:
         if self._places_left <= 0:
             return reason
         opening = self.future.first(ask)
-        cleared, later = self.future.clear(ask, self._order.entitled(ask), opening)
-        if later is not None:
-            self._later.append(later)
+        cleared = None
+        if self._places_left > self._more_places:
+            cleared, later = self.future.clear(ask, self.order.entitled(ask), opening)
+            if later is not None:
+                self._later.append(later)
         if cleared is not None:
-            self._preemptions.extend(Preemption(v.run, ask.run, v.lost_gpu_s, v.by_quota) for v in cleared.victims)
+            self.preemptions.extend(Preemption(v.run, ask.run, v.lost_gpu_s, v.by_quota) for v in cleared.victims)
             wait = max(victim.gone_in for victim in cleared.victims)
             opening = Opening(cleared.parts, Bound(wait, sure=True), tuple(v.run.id for v in cleared.victims))
         if opening is None:
             return reason
         self._places_left -= 1
         self._keep(ask, opening)
-        told = {preemption.run.id for preemption in self._preemptions} | self.snapshot.ending.keys()
+        told = {preemption.run.id for preemption in self.preemptions} | self.snapshot.ending.keys()
         if stopped := sorted(set(opening.waits_for) & told):
             text = (
                 f"run{'s' if len(stopped) > 1 else ''} {', '.join(map(str, stopped))} being stopped to make its place"
@@ -209,7 +255,7 @@ class Cycle:
         sure = Sure.UNKNOWN if start is None else Sure.PROMISED if end.sure else Sure.EXPECTED
         placement = placement_of(self.memory.topology, opening.parts)
         holders = tuple(run for run in opening.waits_for if run > 0)
-        self._reservations.append(Reservation(ask.run, placement, start, sure, holders))
+        self.reservations.append(Reservation(ask.run, placement, start, sure, holders))
 
     # -- a tighter place later -----------------------------------------------------------------------------------
 
@@ -222,8 +268,8 @@ class Cycle:
             self.future.timeline,
             self.snapshot,
             self.memory,
-            waiting=len(self.asks) - len(self._starts) - 1,
-            capacity=self._capacity,
+            waiting=len(self.asks) - len(self.starts) - 1,
+            capacity=self.capacity,
         )
         if found is not None:
             self.choices[ask.id] = found[0]
@@ -236,8 +282,9 @@ class Cycle:
         else:
             self._later.append(chosen.wait_s)
         text = (
-            f"would be done in {_span(chosen.done_waiting_s)} if it waits {_span(chosen.wait_s)} for a place within one "
-            f"{chosen.tighter}, in {_span(chosen.done_now_s)} from the {chosen.level} that is free now"
+            f"would be done in {span(chosen.done_waiting_s)} if it waits {span(chosen.wait_s)} for a place within one "
+            f"{_WORDS.get(chosen.tighter, chosen.tighter)}, in {span(chosen.done_now_s)} at the place that is free now, over one "
+            f"{_WORDS.get(chosen.level, chosen.level)}"
         )
         numbers = {"done_waiting_s": chosen.done_waiting_s, "done_now_s": chosen.done_now_s, "wait_s": chosen.wait_s}
         return Reason(Kind.CHOICE, text, numbers)
@@ -254,8 +301,8 @@ class Cycle:
         base = self.room.base
         if view is not base and self.room.find(ask.request, ask.shape, base) is not None:
             kept = self.room.kept[max(view.without)]
-            holder = next(r for r in self._reservations if r.run.id == kept.run)
-            when = "as soon as it can" if kept.start.seconds is None else f"within {_span(kept.start.seconds)}"
+            holder = next(r for r in self.reservations if r.run.id == kept.run)
+            when = "as soon as it can" if kept.start.seconds is None else f"within {span(kept.start.seconds)}"
             text = f"what is free is kept for run {kept.run} ({holder.run.name}), which starts {when}"
             return Reason(Kind.RESERVED, text, {"run": kept.run})
         kind = Kind.UNFIT if ask.unfit and self._fits_without(ask) else Kind.SHAPE
@@ -265,6 +312,10 @@ class Cycle:
         """Whether it would fit on the nodes that are left out because of what it requires."""
         wide = replace(ask.request, exclude=frozenset(), prefer=frozenset())
         return self.room.find(wide, self.memory.shape(wide), self.room.base) is not None
+
+    def refusal(self, ask: Ask) -> str:
+        """Why there is no place for it in what is free, with numbers."""
+        return self._refusal(ask.request, ask.shape, self.room.base)
 
     def _refusal(self, request: Request, shape: int, view: View) -> str:
         """Why there is no place, with numbers; remembered for as long as nothing changes."""
@@ -281,7 +332,7 @@ def _without(text: str, ask: Ask) -> str:
     return f"{text}; {left_out(ask.unfit)}" if ask.unfit else text
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """A length of time for a sentence: `40 s`, `25 min`, `3.5 h`, `2.1 d`."""
     for size, unit in ((86400.0, "d"), (3600.0, "h")):
         if seconds >= 1.5 * size:

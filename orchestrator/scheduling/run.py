@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from orchestrator.placement.values import Placement
+from orchestrator.progress.gpu_time import NodeTime
+from orchestrator.progress.values import Progress
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 from orchestrator.spec import JobSpec
 
@@ -75,6 +77,10 @@ class Attempt:
     transport: dict[str, Any] | None = None
     """What NCCL's log showed, as health/transport.py makes it; None before it is known and where no log tells it."""
     stop: Stop | None = None
+    progress: Progress | None = None
+    """How far it got and how fast; None where nothing could be seen of it."""
+    used: tuple[NodeTime, ...] = ()
+    """What its GPUs were used for, by node, as last counted."""
 
 
 @dataclass(frozen=True)

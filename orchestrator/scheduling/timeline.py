@@ -125,7 +125,7 @@ class Timeline:
 
     def _could_fit(self, request: Request, known: Sequence[Holding], low: int) -> int | None:
         """After how many ends there are GPUs enough, wherever they are: before that nothing need be tried."""
-        count = _Counting(request, self._topology, self._free)
+        count = Counting(request, self._topology, self._free)
         for at, one in enumerate(known):
             if at >= low and count.enough:
                 return at
@@ -134,7 +134,7 @@ class Timeline:
         return len(known) if count.enough else None
 
 
-class _Counting:
+class Counting:
     """GPUs (or nodes with enough of them) that a request could use, in the domain that has most."""
 
     def __init__(self, request: Request, topology: Topology, free: Free) -> None:
@@ -170,13 +170,28 @@ class _Counting:
         self._masks[index] = after
         self._count(index, self._worth(after) - self._worth(before))
 
+    def would_do(self, parts: Iterable[Part]) -> bool:
+        """Whether there were enough if these were free too."""
+        more: dict[int, int] = {}
+        for index, mask in parts:
+            if index not in self._barred:
+                where, before = self._where(index), self._masks[index]
+                after = (
+                    before | mask & self._free.usable[index] & self._allowed[self._topology.nodes[index].kind.number]
+                )
+                more[where] = more.get(where, 0) + self._worth(after) - self._worth(before)
+        return any(self._rooms.get(where, 0) + room >= self._need for where, room in more.items())
+
+    def _where(self, index: int) -> int:
+        return index if self._single else self._topology.nodes[index].domains[self._depth]
+
     def _worth(self, mask: int) -> int:
         count = mask.bit_count()
         return count if self._per_node is None else int(count >= self._per_node)
 
     def _count(self, index: int, more: int) -> None:
         if more:
-            where = index if self._single else self._topology.nodes[index].domains[self._depth]
+            where = self._where(index)
             room = self._rooms[where] = self._rooms.get(where, 0) + more
             self.enough = self.enough or room >= self._need
 

@@ -12,6 +12,7 @@ from orchestrator.config import Preflight
 from orchestrator.control.controller import Controller
 from orchestrator.control.runtime import Settings
 from orchestrator.history.store import Store
+from orchestrator.policy import Policy
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import NewRun, Run
 from orchestrator.spec import JobSpec
@@ -26,12 +27,23 @@ def job(workers: str = "1", name: str = "job", key: str | None = None, **more: A
 
 @asynccontextmanager
 async def controlling(
-    home: Path, cluster: FakeCluster, lease_s: float = 30.0, preflight: Preflight = "quick"
+    home: Path,
+    cluster: FakeCluster,
+    lease_s: float = 30.0,
+    policy: Policy | None = None,
+    preflight: Preflight = "quick",
 ) -> AsyncIterator[Controller]:
     """A controller of the database in `home`, until the block ends: then it is gone as if it had been killed."""
     store = Store.open(f"sqlite:///{home}/orch.db")
     settings = Settings(
-        home, home / "storage", lease_s, preflight=preflight, sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05
+        home,
+        home / "storage",
+        lease_s,
+        sync_wait_s=0.05,
+        watch_s=0.02,
+        lost_after_s=0.05,
+        policy=policy or Policy(),
+        preflight=preflight,
     )
     controller = Controller(store, cluster, settings)
     await controller.start()

@@ -28,6 +28,7 @@ from orchestrator.control.launcher_client import (
     LauncherRefusedError,
 )
 from orchestrator.control.rank_env import base_env
+from orchestrator.control.rank_progress import look
 
 FINGERPRINT = Path(__file__).parents[1] / "fixtures" / "fingerprint.py"
 TORCH = "torch,torch.distributed,torch._dynamo"
@@ -634,7 +635,9 @@ def test_more_ranks_than_wait_ready_are_forked_at_once(node: Node) -> None:
 
 
 def test_the_zygote_can_be_run_by_python_3_9() -> None:
-    ast.parse((LAUNCHER / "rank.py").read_text(), feature_version=(3, 9))
+    progress = LAUNCHER.parents[1] / "progress"
+    for program in (LAUNCHER / "rank.py", progress / "file.py", progress / "observer.py"):
+        ast.parse(program.read_text(), feature_version=(3, 9))
 
 
 # A warm rank is what a cold one is
@@ -654,8 +657,11 @@ def compare(
     for number, way in enumerate(ways):
         attempt = f"{folder.name}.{number}"
         out = folder / "out"
-        env = {**env, "FINGERPRINT_TO": str(out), "FINGERPRINT_IMPORT": imports}
-        rank = node.rank(attempt, "", argv=["./linked.py", "two words", "", "--x=ü"], cwd=str(folder), env=env, **way)
+        env = {**env, "FINGERPRINT_TO": str(out), "FINGERPRINT_IMPORT": imports, **way.get("env", {})}
+        change = {name: value for name, value in way.items() if name != "env"}
+        rank = node.rank(
+            attempt, "", argv=["./linked.py", "two words", "", "--x=ü"], cwd=str(folder), env=env, **change
+        )
         rank["env"]["ORCH_MARK"] = f"{MARK}.fingerprint"
         rank["log"] = str(folder / "log")
         started = node.call("start", attempt=attempt, lease_s=60, ranks=[rank])["ranks"]["0"]
@@ -714,6 +720,89 @@ def test_a_cold_rank_whose_cudnn_flags_are_set_is_else_what_a_plain_one_is(torch
     assert {name for name in plain if plain[name] != flagged[name]} == {"cudnn"}
     assert (plain["cudnn"], flagged["cudnn"]) == ([False, False], [True, False])
     assert found.keys() <= EXPECTED
+
+
+@pytest.mark.torch
+def test_an_observed_warm_rank_is_what_an_observed_cold_one_is(torch_node: Node) -> None:
+    found = compare(torch_node, TORCH, {"ORCH_PROGRESS": str(torch_node.folder / "progress")})
+    cold, warm = found.pop("kernel", ({}, {}))
+    assert {name for name in cold if cold[name] != warm[name]} <= {"Threads"}
+    assert found.keys() <= EXPECTED
+
+
+@pytest.mark.torch
+def test_being_observed_adds_a_finder_that_finds_nothing_and_changes_nothing_else(torch_node: Node) -> None:
+    # The file's name is in the environment of both; what is no absolute path of a folder cannot be written.
+    seen, unseen = str(torch_node.folder / "seen"), str(torch_node.folder / "no")
+    (torch_node.folder / "no").mkdir()
+    for way in (COLD, WARM):
+        ways = {**way, "env": {"ORCH_PROGRESS": unseen}}, {**way, "env": {"ORCH_PROGRESS": seen}}
+        found = compare(torch_node, TORCH, {}, ways)
+        plain, observed = found.pop("meta_path")
+        assert observed == ["Finder", *plain]
+        for name in ("environ", "environ_of_children", "proc_environ"):
+            found.pop(name)
+        assert found.keys() <= EXPECTED | {"kernel"}
+    # A cold rank that is not to be observed is `python -u script` itself.
+    found = compare(torch_node, TORCH, {}, (COLD, {**COLD, "env": {"ORCH_PROGRESS": seen}}))
+    assert found.keys() <= EXPECTED | {"meta_path", "environ", "environ_order", "environ_of_children", "proc_environ"}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("cold", [True, False])
+def test_an_error_in_a_dataset_or_a_save_is_shown_as_without_being_observed(torch_node: Node, cold: bool) -> None:
+    text = """
+import sys, torch
+class Broken(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, index): return 1 / 0
+try:
+    torch.save({}, "/no/such/folder/x.pt")
+except RuntimeError:
+    try:
+        next(iter(torch.utils.data.DataLoader(Broken())))
+    except ZeroDivisionError as error:
+        raise ValueError("the data is broken") from error
+"""
+    written = []
+    for number, env in enumerate([{}, {"ORCH_PROGRESS": str(torch_node.folder / f"errors{int(cold)}")}]):
+        attempt = f"e{int(cold)}.{number}"
+        rank = torch_node.rank(attempt, text, cold=cold, env=env)
+        rank["argv"] = [torch_node.script(text)]
+        torch_node.call("start", attempt=attempt, lease_s=60, ranks=[rank])
+        assert torch_node.event("exit", attempt=attempt)["code"] == 1
+        torch_node.event("ended", attempt=attempt)
+        written.append(torch_node.log(attempt))
+    assert "ValueError: the data is broken" in written[0]
+    assert written[0] == written[1]
+
+
+def test_an_observed_script_without_torch_has_none_and_one_whose_file_cannot_be_made_runs(
+    node: Node, way: bool
+) -> None:
+    text = "import sys; print('torch' in sys.modules, sys.argv[0], __name__)"
+    for number, path in enumerate([str(node.folder / "progress"), "/no/such/folder/progress"]):
+        started = node.start(f"1.{number}", text, cold=way, env={"ORCH_PROGRESS": path})["0"]
+        assert started["warm"] is not way
+        assert node.event("exit", attempt=f"1.{number}")["code"] == 0
+        node.event("ended", attempt=f"1.{number}")
+        assert node.log(f"1.{number}").split() == ["False", f"train_1_{number}_0.py", "__main__"]
+
+
+def test_an_interpreter_without_orch_has_its_report_all_the_same_and_no_other_package_is_hidden(node: Node) -> None:
+    bare = node.folder / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    text = "import orchestrator; print(getattr(orchestrator, 'MINE', 'not mine')); orchestrator.report(loss=0.5)"
+    progress = node.folder / "progress"
+    node.start("1.1", text, python=str(bare / "bin" / "python"), env={"ORCH_PROGRESS": str(progress)})
+    assert node.event("exit", attempt="1.1")["code"] == 0, node.log("1.1")
+    seen = look(progress, 1, 1, 0)
+    assert seen is not None
+    assert seen.metrics == {"loss": 0.5}
+    (node.folder / "orchestrator.py").write_text("MINE = 'mine'\ndef report(**values): pass")
+    node.start("1.2", text, python=str(bare / "bin" / "python"), env={"ORCH_PROGRESS": str(progress)})
+    assert node.event("exit", attempt="1.2")["code"] == 0, node.log("1.2")
+    assert [node.log(attempt) for attempt in ("1.1", "1.2")] == ["not mine\n", "mine\n"]
 
 
 @pytest.mark.torch

@@ -1,15 +1,21 @@
 """What waits, over a real database and a fake cluster: arrays, dependencies, time limits, changes, and giving way."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.history.errors import NoSuchRun, NothingFollows
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
+from orchestrator.history.measurements import Measured
+from orchestrator.placement.values import NodePlacement, Placement
+from orchestrator.policy import Policy
+from orchestrator.progress.values import Progress
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run, Stop
 from orchestrator.testing.cluster import FakeCluster
@@ -20,10 +26,12 @@ async def is_true(condition: Callable[[], object]) -> object:
     return condition()
 
 
-def story(tell: Callable[[Controller, FakeCluster], Awaitable[None]], home: Path, **nodes: int) -> None:
+def story(
+    tell: Callable[[Controller, FakeCluster], Awaitable[None]], home: Path, policy: Policy | None = None, **nodes: int
+) -> None:
     async def told() -> None:
         cluster = FakeCluster(**nodes)
-        async with controlling(home, cluster) as controller:
+        async with controlling(home, cluster, policy=policy) as controller:
             await tell(controller, cluster)
 
     asyncio.run(told())
@@ -208,7 +216,10 @@ def test_an_array_is_cancelled_and_tried_again_as_one(tmp_path: Path) -> None:
         assert await controller.counts(array) == {State.RUNNING: 1, State.SUCCEEDED: 1, State.CANCELLED: 2}
         cluster.agents["a"].end(runs[0], 2)
         await reaches(controller, await controller.find(str(runs[0])), State.SUCCEEDED)
+        # By now all of it had ended, and it had been forgotten.
         assert await controller.retry_array(array, {}) == 2
+        assert controller.runtime.book.arrays == {array.id: array}
+        assert controller.runtime.book == await controller.runtime.db(controller.runtime.store.book)
 
     story(tell, tmp_path, a=2)
 
@@ -229,6 +240,23 @@ def test_what_follows_an_array_waits_for_all_of_it_and_no_longer_than_until_one_
         cluster.agents["a"].end(runs[1], 1, 9)
         ended = await reaches(controller, follows, State.CANCELLED)
         assert (ended.reason or "").startswith(f"run {runs[1]} (sweep[1]), which it was to follow, failed")
+
+    story(tell, tmp_path, a=4)
+
+
+def test_the_best_runs_of_an_array_are_those_whose_metric_is_smallest_or_largest(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        runs = await an_array(controller, 4)
+        array = await controller.find_array("sweep")
+        assert array is not None
+        for run, loss in zip(runs, (0.5, 0.1, float("nan")), strict=False):
+            await reaches(controller, await controller.find(str(run)), State.RUNNING)
+            measured = Measured(run, 1, Progress(metrics={"loss": loss}))
+            await controller.runtime.write(controller.runtime.store.measure, [measured], controller.runtime.now())
+        assert [run.id for run, _ in await controller.best(array, "loss", 3)] == [runs[1], runs[0]]
+        ((best, metrics),) = await controller.best(array, "-loss", 1)
+        assert (best.id, metrics) == (runs[0], {"loss": 0.5})
+        assert await controller.best(array, "accuracy", 3) == []
 
     story(tell, tmp_path, a=4)
 
@@ -307,6 +335,23 @@ def test_a_running_runs_time_limit_can_be_moved_but_not_to_before_now(tmp_path: 
     story(tell, tmp_path, a=1)
 
 
+def test_a_time_limit_that_another_run_was_promised_a_place_by_is_not_made_longer(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        run = await submit(controller, time_limit=3600.0)
+        await reaches(controller, run, State.RUNNING)
+        waits = await submit(controller)
+
+        async def promised() -> bool:
+            return any(one.run.id == waits.id and one.start is not None for one in controller.queue.last.reservations)
+
+        await until(promised)
+        with pytest.raises(Refused, match=rf"run {waits.id} \(job\) is promised a place"):
+            await controller.change(str(run.id), {"time_limit": "2h"})
+        await controller.change(str(run.id), {"time_limit": "30m"})
+
+    story(tell, tmp_path, a=1)
+
+
 # --- giving way ---
 
 
@@ -362,7 +407,86 @@ def test_a_cancel_of_a_run_that_gives_way_stands(tmp_path: Path) -> None:
     story(tell, tmp_path, a=1)
 
 
-# --- what is in memory ---
+def test_a_run_of_higher_priority_takes_the_place_of_one_of_lower_which_comes_back_after_it(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        low = await submit(controller, "2", name="low")
+        other = await submit(controller, "2", name="other", priority=20)
+        for run in (low, other):
+            await reaches(controller, run, State.RUNNING)
+        high = await submit(controller, "2", name="high", priority=10)
+        await reaches(controller, high, State.RUNNING)
+        gave_way = await controller.find(str(low.id))
+        (attempt,) = gave_way.attempts
+        assert (gave_way.state, attempt.outcome, gave_way.queued_at) == (State.QUEUED, Outcome.PREEMPTED, low.queued_at)
+        assert attempt.stop is not None
+        assert (attempt.stop.kind, attempt.stop.for_run) == ("preempted", high.id)
+        assert (await controller.find(str(other.id))).state is State.RUNNING
+        node = next(name for name, agent in cluster.agents.items() if (high.id, 1) in agent.parts)
+        cluster.agents[node].end(high.id, 1)
+        back = await reaches(controller, low, State.RUNNING)
+        assert [one.outcome for one in back.attempts] == [Outcome.PREEMPTED, None]
+
+    story(tell, tmp_path, Policy(min_runtime=0.0), a=2, b=2)
+
+
+def test_what_attempts_used_is_entered_as_they_end_and_read_again_by_the_next_controller(tmp_path: Path) -> None:
+    async def told() -> None:
+        cluster = FakeCluster(a=4)
+        async with controlling(tmp_path, cluster) as controller:
+            for team in ("vision", None):
+                run = await submit(controller, "2", team=team)
+                await reaches(controller, run, State.RUNNING)
+                await asyncio.sleep(0.05)
+                cluster.agents["a"].end(run.id, 1)
+                await reaches(controller, run, State.SUCCEEDED)
+            used = controller.queue.snapshot().usage.used
+            assert set(used) == {("vision", "ana"), ("-", "ana")}
+            assert all(0.1 <= seconds < 5 for seconds in used.values())
+            took = controller.queue.snapshot().history["ana", "job"]
+        async with controlling(tmp_path, cluster) as controller:
+            again = controller.queue.snapshot()
+            assert again.usage.used == pytest.approx(used, rel=1e-3)
+            assert again.history["ana", "job"] == pytest.approx(took)
+
+    asyncio.run(told())
+
+
+# --- what is in memory, and on disk ---
+
+
+def test_a_submission_is_answered_after_its_commit_and_not_before(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        with sqlite3.connect(tmp_path / "orch.db", isolation_level=None) as somebody:
+            somebody.execute("BEGIN IMMEDIATE")
+            tasks = [asyncio.create_task(submit(controller)) for _ in range(20)]
+            await asyncio.wait(tasks, timeout=0.2)
+            assert not any(task.done() for task in tasks)
+            assert controller.runtime.book.runs == {}
+            somebody.execute("COMMIT")
+            runs = await asyncio.gather(*tasks)
+            there = {row[0] for row in somebody.execute("SELECT id FROM runs")}
+        assert {run.id for run in runs} == there == set(range(1, 21))
+
+    story(tell, tmp_path, a=1)
+
+
+def test_a_write_that_the_database_refuses_leaves_those_that_share_its_transaction(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        controller.start_no_more()
+        runs = [await submit(controller) for _ in range(3)]
+        runtime = controller.runtime
+        twice = Placement("cuda", "node", (NodePlacement("a", (0, 0), (0, 1)),))
+        answers = await asyncio.gather(
+            controller.cancel(str(runs[0].id)),
+            runtime.write(runtime.store.place, runs[1].id, twice, runtime.now()),
+            controller.cancel(str(runs[2].id)),
+            return_exceptions=True,
+        )
+        assert isinstance(answers[1], IntegrityError)
+        states = [(await controller.find(str(run.id))).state for run in runs]
+        assert states == [State.CANCELLED, State.QUEUED, State.CANCELLED]
+
+    story(tell, tmp_path, a=1)
 
 
 def test_what_the_controller_keeps_in_memory_is_what_is_in_the_database(tmp_path: Path) -> None:

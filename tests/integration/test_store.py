@@ -14,7 +14,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from orchestrator.history.errors import DatabaseBusy, DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Code, Failure, NodeRecord
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
@@ -337,9 +337,14 @@ def test_events_cannot_be_changed_or_removed_whoever_writes(store, url, raw, clo
 def test_writes_that_share_a_transaction_are_all_there_or_none(store, clock):
     run, other = running(store, clock, a=(0,)), queued(store, clock)
     before = everything(store)
-    with pytest.raises(ZeroDivisionError), store.group():
-        store.record(other, Event.CANCEL_ASKED, clock())
-        raise ZeroDivisionError
+
+    def breaks_off():
+        with store.group():
+            store.record(other, Event.CANCEL_ASKED, clock())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks_off()
     assert everything(store) == before
     with store.group():
         store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, clock())
@@ -361,9 +366,14 @@ def test_one_that_raises_is_undone_alone_and_one_that_the_database_refuses_undoe
     assert [store.get(one).state for one in (first, second)] == [State.QUEUED, State.CANCELLED]
     third = queued(store, clock)
     before = everything(store)
-    with pytest.raises(GroupUndone), store.group():
-        store.record(third, Event.CANCEL_ASKED, clock())
-        store.place(first, a_placement(a=(1, 1)), clock())
+
+    def holds_what_cannot_be():
+        with store.group():
+            store.record(third, Event.CANCEL_ASKED, clock())
+            store.place(first, a_placement(a=(1, 1)), clock())
+
+    with pytest.raises(GroupUndone):
+        holds_what_cannot_be()
     assert everything(store) == before
     assert store.place(first, a_placement(a=(1,)), clock()).state is State.STARTING
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import KEYS, LATER, Config, ConfigError, load_config, mask_password, variable
+from orchestrator.config import KEYS, Config, ConfigError, load_config, mask_password, variable
+from orchestrator.policy import Policy, Quota, Team
+from orchestrator.policy_text import policy_as_texts, policy_of
 
 
 @pytest.fixture
@@ -71,6 +73,15 @@ def test_fabric_is_a_list_of_files_beside_the_cluster_file_and_hardware_is_the_f
     assert config.origins["hardware"].startswith("cluster.yaml:")
 
 
+def test_prices_are_by_model(cwd: Path) -> None:
+    cluster_file(cwd, "prices: {H100: 2.5, NVIDIA A100-SXM4-80GB: 1}")
+    assert load(cwd).prices == {"H100": 2.5, "NVIDIA A100-SXM4-80GB": 1.0}
+    for wrong in ("{H100: cheap}", "{H100: -1}", "[2.5]", "H100"):
+        cluster_file(cwd, f"prices: {wrong}")
+        with pytest.raises(ConfigError, match="prices"):
+            load(cwd)
+
+
 def test_what_hangs_on_home_follows_it(cwd: Path) -> None:
     config = load(cwd, ORCH_HOME="elsewhere")
     assert config.home == cwd / "elsewhere"
@@ -91,8 +102,21 @@ def test_every_key_has_a_variable_and_a_row(cwd: Path, key: str) -> None:
         "code_limit": "1GiB",
         "log_limit": "1MiB",
         "local.slots": "4",
+        "teams": '{"vision": {"share": 2, "guaranteed": 16, "users": {"ana": {"limit": 8}}}}',
+        "policy.half_life": "3d",
+        "policy.preemption": "off",
+        "policy.min_runtime": "10m",
+        "policy.overdue": "2h",
+        "policy.reservations": "8",
+        "policy.margin": "2",
+        "policy.communication": "0.25",
+        "policy.assumed_duration": "2h",
         "dashboard.proxy": "8300",
         "preflight": "quick",
+        "history.keep_runs": "365d",
+        "history.keep_series": "30d",
+        "history.keep_logs": "forever",
+        "prices": "H100=2.5,cpu=0.05",
     }[key]
     rows = {name: (value, origin) for name, value, origin in load(cwd, **{variable(key): example}).rows()}
     assert list(rows) == list(KEYS)
@@ -152,7 +176,7 @@ def test_all_mistakes_of_all_places_are_told_at_once(cwd: Path) -> None:
         "cluster.yaml:4:5: metadata.orch.lese: unknown key. Did you mean 'lease'?",
         "cluster.yaml:5:12: metadata.orch.lease: must be between 5s and 1h, not 1s",
         "cluster.yaml:6:5: metadata.orch.lease: is given twice, first in line 5",
-        "cluster.yaml:7:5: metadata.orch.policy: not available yet. Leave it out",
+        "cluster.yaml:7:5: metadata.orch.policy: must hold keys and values, not 'fair'",
         "cluster.yaml:8:14: metadata.orch.storage: must be one value, not a list",
         "cluster.yaml:9:20: metadata.orch.local.slots: must be a whole number from 1 to 1024, not '0'",
         "cluster.yaml:9:23: metadata.orch.local.slot: unknown key. Did you mean 'local.slots'?",
@@ -161,10 +185,57 @@ def test_all_mistakes_of_all_places_are_told_at_once(cwd: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", LATER)
-def test_a_key_that_comes_later_is_refused_by_name(cwd: Path, key: str) -> None:
-    user_file(cwd, f"{key}: {{a: b}}\n")
-    assert refusal(cwd)[0].endswith(f"config.yaml:1:1: {key}: not available yet. Leave it out")
+def test_teams_and_policy_are_what_the_scheduler_is_told(cwd: Path) -> None:
+    cluster_file(
+        cwd,
+        "teams:\n  vision: {share: 2, guaranteed: 16, limit: 64, users: {ana: {limit: 8}, '*': {limit: 4}}}\n  '-': {limit: 8}\n"
+        "policy: {half_life: 3d, preemption: quota, reservations: 8}",
+    )
+    policy = load(cwd).policy
+    vision = policy.teams["vision"]
+    assert vision.quota == Quota(2.0, 16, 64)
+    assert (vision.of("ana").limit, vision.of("bob").limit, policy.teams["-"].quota.limit) == (8, 4, 8)
+    assert (policy.half_life, policy.preemption, policy.reservations) == (3 * 86400, "quota", 8)
+    assert policy_of(policy_as_texts(policy)) == policy
+    assert load(cwd, ORCH_TEAMS="{nlp: {limit: 8}}", ORCH_POLICY_OVERDUE="2h").policy.teams == {
+        "nlp": Team(Quota(limit=8))
+    }
+
+
+def test_without_teams_the_policy_is_the_default(cwd: Path) -> None:
+    assert load(cwd).policy == Policy() == policy_of({})
+
+
+def test_every_mistake_in_teams_is_told_at_its_place(cwd: Path) -> None:
+    cluster_file(
+        cwd,
+        "teams:\n"
+        "  a b: {}\n"
+        "  vision: {shar: 2, limit: many, guaranteed: [1], share: 0}\n"
+        "  nlp: 3\n"
+        "  audio: {guaranteed: 9, limit: 8, users: {ana: 3, bob: {users: {}}}}\n"
+        "  text: {guaranteed: 4, users: {ana: {guaranteed: 3}, bob: {guaranteed: 2}}}\n"
+        "policy: {margin: 0.5, preemption: maybe, overdue: 1s}",
+    )
+    told = refusal(cwd, ORCH_TEAMS="{x: {limit: y}}")
+    assert told[0] == "ORCH_TEAMS: teams: x.limit: must be a whole number from 0 to 1,000,000, not 'y'"
+    assert [
+        line.split(": ", 2)[0] + ": " + line.split(": ", 2)[1].removeprefix("metadata.orch.") for line in told[1:]
+    ] == [
+        "cluster.yaml:5:7: teams.a b",
+        "cluster.yaml:6:16: teams.vision.shar",
+        "cluster.yaml:6:32: teams.vision.limit",
+        "cluster.yaml:6:50: teams.vision.guaranteed",
+        "cluster.yaml:6:62: teams.vision.share",
+        "cluster.yaml:7:12: teams.nlp",
+        "cluster.yaml:8:14: teams.audio",
+        "cluster.yaml:8:53: teams.audio.users.ana",
+        "cluster.yaml:8:62: teams.audio.users.bob.users",
+        "cluster.yaml:9:13: teams.text",
+        "cluster.yaml:10:22: policy.margin",
+        "cluster.yaml:10:39: policy.preemption",
+        "cluster.yaml:10:55: policy.overdue",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ env:
   LR: 2
   "BAD NAME": 1
 secrets: [A, 1B]
-throughput: {samples: x}
+retry: {infra: 3}
 grace: 30
 priority: high
 tags: {sweep: [a]}
@@ -139,7 +139,7 @@ tags: {sweep: [a]}
         "job.yaml:9:3: env.BAD NAME: 'BAD NAME' is no name of a variable: "
         "letters, digits and '_', not beginning with a digit",
         "job.yaml:10:14: secrets.1: '1B' is no name of a variable: letters, digits and '_', not beginning with a digit",
-        "job.yaml:11:1: throughput: not available yet. Leave it out; `orch schema` marks the keys that come later",
+        "job.yaml:11:1: retry: not available yet. Leave it out; `orch schema` marks the keys that come later",
         "job.yaml:12:8: grace: has no unit. Did you mean '30s' (seconds) or '30m' (minutes)?",
         "job.yaml:13:11: priority: must be a whole number, not 'high'",
         "job.yaml:14:15: tags.sweep: must be text, not a list",
@@ -233,12 +233,12 @@ def test_an_override_may_set_an_empty_text_and_hold_an_equals_sign() -> None:
     [
         ("workers=2y8", "--set workers=2y8: workers: must be NODESxPER_NODE"),
         ("workrs=2", "--set workrs=2: workrs: unknown key. Did you mean 'workers'?"),
-        ("throughput={samples: x}", "--set throughput={samples: x}: throughput: not available yet"),
+        ("retry={infra: 3}", "--set retry={infra: 3}: retry: not available yet"),
         ("workers", "--set workers: must be KEY=VALUE"),
         ("=x", "--set =x: must be KEY=VALUE"),
         (
             "workers.x=1",
-            "--set workers.x=1: workers.x: only env, requires and tags have entries that can be set one by one",
+            "--set workers.x=1: workers.x: only env, requires, tags and throughput have entries that can be set one by one",
         ),
         ("env.RANK=1", "--set env.RANK=1: env.RANK: 'RANK' is set by orch"),
         ("tags=[", "--set tags=[: tags: is not YAML"),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from orchestrator.array import written
 from orchestrator.checks import NAME, SET_BY_ORCH, default_name
 from orchestrator.jobfile import JobFileError, parse_job
 from orchestrator.schema import job_schema, starter_job
@@ -294,6 +295,20 @@ def test_an_array_a_dependency_or_a_limit_that_cannot_be_is_refused(values: dict
     with pytest.raises(ValidationError) as caught:
         an_array(**values)
     assert [str(problem) for problem in problems(caught.value)] == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (["0", "1", "2"], "0..2"),
+        (["-1", "0", "1"], "-1..1"),
+        (["0", "1"], "[0, 1]"),
+        (["1", "01", "2"], "[1, 01, 2]"),
+        (["0.1", "1e-3"], "[0.1, 1e-3]"),
+    ],
+)
+def test_values_are_written_as_people_write_them(values: list[str], text: str) -> None:
+    assert written(values) == text
 
 
 def test_what_a_job_is_to_follow_is_ids_and_names() -> None:

@@ -2,8 +2,8 @@
 
 Run by the interpreter of the job as `python -u rank.py FD PRELOAD PADDING`, with ORCH_PADDING in its environment: the
 zygote. It imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. As `python -u rank.py
-become FLAGS script.py ...` it is a cold rank that sets FLAGS of cuDNN first. Python 3.9 or later, standard library
-only.
+become FLAGS script.py ...` it is a cold rank that sets FLAGS of cuDNN first. Either kind is watched where ORCH_PROGRESS
+is in its environment (../../progress/observer.py). Python 3.9 or later, standard library only.
 
 The script is not run by `runpy`: that tears its module down while the interpreter still lives, and DDP's destructor
 then waits for a lock which its caller holds. It runs in a module that stays `__main__` until the interpreter ends, as
@@ -26,7 +26,7 @@ import array  # noqa: E402
 import contextlib  # noqa: E402
 import ctypes  # noqa: E402
 import gc  # noqa: E402
-import importlib  # noqa: E402
+import importlib.util  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
@@ -50,6 +50,8 @@ HEAD_START_S = 0.1
 TORCH_FIXED_SEED = 67280421310721
 """What some versions of torch start every process with; others draw a seed."""
 ZYGOTE_FOLDER = os.getcwd()
+PROGRESS_FOLDER = os.path.join(THIS_FILE.rsplit("/", 3)[0], "progress")
+OBSERVER_FILE = os.path.join(PROGRESS_FOLDER, "observer.py")
 Script = Tuple[CodeType, Dict[str, Any]]
 """The compiled script, and the namespace to run it in."""
 
@@ -106,6 +108,7 @@ def serve(control: socket.socket) -> Script:
     """
     libc = ctypes.CDLL(None)
     openblas = openblas_setters()
+    progress = observers()
     wanted = SPARES
     spares: list[socket.socket] = []
     quiet = 0.0
@@ -130,7 +133,7 @@ def serve(control: socket.socket) -> Script:
                         other.close()
                     for descriptor in passed:
                         os.close(descriptor)
-                    return wait_for_script(mine, libc, openblas)
+                    return wait_for_script(mine, libc, openblas, progress)
                 spares += more
             elif ready:
                 os.write(passed[1], json.dumps({"refused": f"it has {threads} threads"}).encode())
@@ -180,7 +183,7 @@ def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
     return [ours for ours, _ in pairs], None
 
 
-def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Script:
+def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any], progress: list[ModuleType]) -> Script:
     """The life of a rank until its script begins."""
     # A rank without its launcher has no lease, so the kernel ends it with the launcher.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
@@ -209,9 +212,36 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any]) -> Scri
     if not line.recv(1) or os.getppid() != asked["launcher"]:
         os._exit(1)
     line.close()
+    observe(progress)
     script = script_of(rank["argv"][0])
     follow_rank_zero(rank["env"])
     return script
+
+
+def module_of(name: str) -> ModuleType:
+    """A module of PROGRESS_FOLDER, under no name in sys.modules: the script may have one that is called the same."""
+    spec = importlib.util.spec_from_file_location("orch_" + name, os.path.join(PROGRESS_FOLDER, name + ".py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def observers() -> list[ModuleType]:
+    """What observing needs, loaded; nothing where this interpreter cannot load it: a rank runs all the same."""
+    with contextlib.suppress(Exception):
+        return [module_of("file"), module_of("observer")]
+    return []
+
+
+def observe(modules: list[ModuleType]) -> None:
+    """Has what the script does written down, where its environment says so and that can be done."""
+    path = os.environ.get("ORCH_PROGRESS")
+    if path and modules:
+        layout, observer = modules
+        with contextlib.suppress(Exception):
+            observer.observe(layout, path)
 
 
 def follow_rank_zero(env: dict[str, str]) -> None:
@@ -364,14 +394,31 @@ def script_of(name: str) -> Script:
     return compile(source, path, "exec", dont_inherit=True), namespace
 
 
+def without_ours(error: BaseException, seen: set[int]) -> Any:
+    """The error's traceback without the frames of this file and of the observer, those of its causes too."""
+    seen.add(id(error))
+    for other in (error.__cause__, error.__context__):
+        if other is not None and id(other) not in seen:
+            other.__traceback__ = without_ours(other, seen)
+    frames, at = [], error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename not in (THIS_FILE, OBSERVER_FILE):
+            frames.append(at)
+        at = at.tb_next
+    following = None
+    for frame in reversed(frames):
+        frame.tb_next = following
+        following = frame
+    return following
+
+
 def hide_this_file(error: BaseException) -> None:
     """Has an uncaught exception shown as in a plain run: without frames of this file, by the script's own hook."""
     script_hook = sys.excepthook
 
     def hook(kind: Any, value: Any, traceback: Any) -> None:
         sys.excepthook = script_hook
-        while traceback is not None and traceback.tb_frame.f_code.co_filename == THIS_FILE:
-            traceback = traceback.tb_next
+        traceback = without_ours(value, set())
         sys.last_traceback = traceback
         script_hook(kind, value.with_traceback(traceback), traceback)
 
@@ -392,9 +439,10 @@ def zygote() -> Script:
 
 
 def become() -> Script:
-    """Of a cold rank: imports torch as its script would, from where and as whom the script would, and sets the flags."""
+    """Of a cold rank: is observed, and where flags are set imports torch as its script would, from where it would."""
     flags = json.loads(sys.argv[2])
     show_in_proc(sys.argv[3:], None)
+    observe(observers())
     mine = sys.modules.keys() - LOADED_BY_PYTHON
     script = script_of(sys.argv[0])
     folder = os.path.dirname(os.path.realpath(sys.argv[0]))
@@ -402,6 +450,8 @@ def become() -> Script:
         # The script may have a module of that name beside it, and means that one.
         if os.path.exists(f"{folder}/{name}.py") or os.path.exists(f"{folder}/{name}/__init__.py"):
             del sys.modules[name]
+    if not flags:
+        return script
     try:
         importlib.import_module("torch")
     except ModuleNotFoundError as error:

@@ -16,7 +16,7 @@ import subprocess
 from dataclasses import dataclass, field
 
 from attempts import Attempt, Rank, now, started
-from rank_request import check_rank
+from rank_request import check_rank, is_script
 from spawning import spawn
 from sweeper import Sweeper
 from why_cold import why_cold
@@ -41,8 +41,9 @@ class Starting:
 
 
 def cold_argv(rank: Message) -> list[str]:
-    """The command of a cold rank: the script itself, or what becomes it once it has set cuDNN's flags."""
-    before = [RANK_PROGRAM, "become", json.dumps(rank["cudnn"])] if rank["cudnn"] else []
+    """The command of a cold rank: the script itself, or what becomes it, once it is observed and cuDNN's flags are set."""
+    becomes = rank["cudnn"] or ("ORCH_PROGRESS" in rank["env"] and is_script(rank))
+    before = [RANK_PROGRAM, "become", json.dumps(rank["cudnn"])] if becomes else []
     return [rank["python"], "-u", *before, *rank["argv"]]
 
 

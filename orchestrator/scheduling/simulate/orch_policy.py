@@ -26,6 +26,10 @@ from orchestrator.spec import JobSpec
 EPOCH = datetime(2026, 1, 5, tzinfo=UTC)
 """What the scheduler is told at second 0 of a trace."""
 
+SOONEST_S = 1.0
+"""A moment that the scheduler wants to look at again is put off so far: times of day are exact to a microsecond only, and one that
+lies nearer would not come."""
+
 REMEMBERED = 20
 """Durations of a name that the controller keeps."""
 
@@ -67,8 +71,10 @@ class Orch:
         self._memory = decided.memory
         stops = [self._stop(preemption.run, at) for preemption in decided.preemptions]
         starts = [self._start(start.run, start.placement, world.topology, at) for start in decided.starts]
-        # What a preemption frees is given out by the next plan.
+        # What a preemption frees is given out by the next plan, as is what a plan left that had enough to do.
         again = 0.0 if stops else decided.look_again_s
+        if again:
+            again = max(again, SOONEST_S)
         return Decision(stops, starts, None if again is None else now + again)
 
     def _start(self, run: Run, placement: Placement, topology: Topology, at: datetime) -> tuple[Life, Parts]:

@@ -1,0 +1,418 @@
+"""How far a gang is and what its time went into, from looks at its ranks. Pure.
+
+A gang gets on when one of its ranks does: ranks that train together stop together. What counts as getting on is what
+the script shows: optimizer steps; or else its own reports; or else batches, once there are so many that a first step
+would have come; or else lines that its `throughput:` patterns found.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+
+from orchestrator.control.progress_kind import (
+    Kind,
+    count_of,
+    first_at,
+    mean_step,
+    newest_at,
+    own_time,
+    samples_of,
+    saved_count,
+    step_time,
+    was_read,
+)
+from orchestrator.control.rank_progress import RankProgress
+from orchestrator.progress.histogram import difference, merged, quantile
+from orchestrator.progress.values import GangSample, Progress, RankSample, Source, patience_ms
+
+GANG_S, RANK_S = 10, 60
+"""The length of the newest rows of the gang's series, and of its ranks'."""
+STEPLESS_BATCHES = 10
+"""So many batches without any step are those of a script that has no optimizer steps to see."""
+RATES = {"samples": "samples_per_s", "tokens": "tokens_per_s"}
+"""What a `throughput:` pattern's name means beside its own value."""
+
+
+@dataclass
+class _Rank:
+    look: RankProgress
+    offset: int
+    """Wall-clock nanoseconds minus the node's monotonic ones: the least that was seen, as a report only comes late."""
+    own: deque[int] = field(default_factory=lambda: deque(maxlen=64))
+    """The latest times that DDP told of a step's own work, in nanoseconds."""
+
+    def wall(self, at: int) -> int:
+        return at + self.offset
+
+    @property
+    def own_time(self) -> float | None:
+        """A step's own work, its wait for data included, in seconds: the median, as the first steps take longer."""
+        if not self.own or not self.look.steps:
+            return None
+        return (median(self.own) + self.look.data_wait / self.look.steps) / 1e9
+
+
+class GangProgress:
+    """One attempt's progress, from its first look to its end."""
+
+    def __init__(self, before: Progress | None = None, previous: Progress | None = None) -> None:
+        """`before` is what a controller before this one had recorded of it, `previous` that of the run's attempt before."""
+        self._ranks: dict[int, _Rank] = {}
+        self._previous = previous
+        self._kind: Kind | None = None
+        before = before or Progress()
+        self._first_ms = _ms(before.first_step_at)
+        self._counted_to = _ms(before.last_step_at)
+        self._busy, self._save, self._idle = before.busy_ms, before.save_ms, before.idle_ms
+        self._resumed = before.resumed
+        # Breakpoints of (count, busy): when a checkpoint is complete, they say how much work it holds.
+        self._path = [(before.saved_steps, before.busy_ms - before.unsaved_ms), (before.steps, before.busy_ms)]
+        self._saved_busy = before.busy_ms - before.unsaved_ms
+        self._saved_count, self._saves, self._saved_ms = before.saved_steps, before.saves, _ms(before.saved_at)
+        self._save_seen: dict[int, int] = {}
+        self._adopted = before.save_ms if before.first_step_at else None
+        self._logged: dict[str, tuple[float, int]] = {}
+        self._log_first: tuple[int, dict[str, float]] | None = None
+        self._log_read = 0
+        self._gang_base: tuple[int, dict[int, RankProgress]] | None = None
+        self._rank_base: tuple[int, dict[int, RankProgress]] | None = None
+        self._over = False
+        self._gang_rows: list[GangSample] = []
+        self._rank_rows: list[RankSample] = []
+
+    @property
+    def began(self) -> bool:
+        """Whether any progress was seen."""
+        return self._first_ms is not None
+
+    @property
+    def looks(self) -> dict[int, RankProgress]:
+        """The newest look at each rank that has shown anything."""
+        return {number: rank.look for number, rank in self._ranks.items()}
+
+    def observe(self, looks: Iterable[RankProgress], now: datetime) -> None:
+        """Takes looks in; an older one than was seen of its rank changes nothing."""
+        wall = _ns(now)
+        for look in looks:
+            known = self._ranks.get(look.rank)
+            if known is None or look.began_at != known.look.began_at:
+                self._ranks[look.rank] = known = _Rank(look, wall - look.at)
+                self._read_own(known, 0)
+            elif look.at > known.look.at:
+                before, known.look = known.look.own_time_at, look
+                known.offset = min(known.offset, wall - look.at)
+                self._read_own(known, before)
+            self._read_log(look)
+        self._advance()
+        self._close_windows(wall // 1_000_000)
+
+    def _read_own(self, rank: _Rank, before: int) -> None:
+        if rank.look.own_time_at > before:
+            rank.own.append(rank.look.own_time)
+
+    def _read_log(self, look: RankProgress) -> None:
+        if look.logged_at <= self._log_read:
+            return
+        self._log_read = look.logged_at
+        if self._log_first is None:
+            self._log_first = look.logged_at, look.logged
+        for name, value in look.logged.items():
+            total, looks = self._logged.get(name, (0.0, 0))
+            self._logged[name] = total + value, looks + 1
+
+    # -- counting --------------------------------------------------------------------------------------------------
+
+    def _kind_now(self) -> Kind | None:
+        looks = [rank.look for rank in self._ranks.values()]
+        if any(look.steps for look in looks):
+            return "steps"
+        if any(look.reports for look in looks):
+            return "reports"
+        if max((look.batches for look in looks), default=0) >= STEPLESS_BATCHES:
+            return "batches"
+        return "log" if any(look.logged_at for look in looks) else None
+
+    def _advance(self) -> None:
+        kind = self._kind_now()
+        if kind is None:
+            return
+        if kind != self._kind:
+            if self._kind is not None:
+                # What was counted in batches cannot be set against steps: the newest checkpoint starts them.
+                self._path = [(0, self._busy)]
+            self._kind = kind
+        ranks = self._ranks.values()
+        if self._first_ms is None:
+            self._first_ms = (
+                min(rank.wall(first_at(rank.look, kind)) for rank in ranks if first_at(rank.look, kind)) // 10**6
+            )
+            self._counted_to = self._first_ms
+            self._resumed = any(was_read(rank.look, kind) for rank in ranks)
+        assert self._counted_to is not None
+        to = max(rank.wall(rank.look.progressed_at) for rank in ranks if rank.look.progressed_at) // 10**6
+        gap = to - self._counted_to
+        if gap > 0:
+            saved = min(gap, self._new_save_ms())
+            done = max(0, self._count() - self._path[-1][0])
+            busy = self._busy_part(gap - saved, done)
+            self._save += saved
+            self._busy += busy
+            self._idle += gap - saved - busy
+            self._counted_to = to
+        if self._count() > self._path[-1][0]:
+            self._path.append((self._count(), self._busy))
+        self._take_checkpoint()
+
+    def _new_save_ms(self) -> int:
+        """How long the gang waited for saves since the last time: as long as the rank that waited longest."""
+        most = max(rank.look.save_time - self._seen_save_time(rank.look) for rank in self._ranks.values())
+        self._save_seen |= {number: rank.look.save_time for number, rank in self._ranks.items()}
+        return most // 10**6
+
+    def _seen_save_time(self, look: RankProgress) -> int:
+        """What of the rank's save time is counted already."""
+        if look.rank in self._save_seen:
+            return self._save_seen[look.rank]
+        if self._adopted is not None:
+            return self._adopted * 10**6 + look.early_save_time
+        if self._kind == "steps":
+            return look.early_save_time
+        # Saves before the first step belong to the start.
+        return 0 if look.save_began_at >= first_at(look, self._kind) else look.save_time
+
+    def _busy_part(self, span: int, steps: int) -> int:
+        """How much of a time without saves, at whose end the gang had got on, was no standstill."""
+        step = self._step_ms()
+        if step is None:
+            return span
+        return min(span, max(patience_ms(step), int(2 * steps * step)))
+
+    def _step_ms(self) -> float | None:
+        """A typical step: the median, which no pause changes much."""
+        typical = quantile(merged([rank.look.step_times for rank in self._ranks.values()]), 0.5)
+        if typical is not None:
+            return typical * 1000
+        count = self._path[-1][0]
+        return self._busy / (count - 1) if count > 1 and self._busy else None
+
+    def _count(self) -> int:
+        return max((count_of(rank.look, self._kind) for rank in self._ranks.values()), default=0)
+
+    def _take_checkpoint(self) -> None:
+        """A checkpoint counts once nobody saves any more: each rank may write a part of it."""
+        looks = [rank.look for rank in self._ranks.values()]
+        if any(look.saving for look in looks):
+            return
+        newest = max(
+            (look for look in looks if look.saved), key=lambda look: saved_count(look, self._kind), default=None
+        )
+        if newest is None or (newest.saved <= self._saves and saved_count(newest, self._kind) <= self._saved_count):
+            return
+        self._saves = max(look.saved for look in looks)
+        self._saved_count = saved_count(newest, self._kind)
+        self._saved_ms = self._ranks[newest.rank].wall(newest.saved_at) // 10**6
+        self._saved_busy = self._busy_at(self._saved_count)
+        self._path = [(self._saved_count, self._saved_busy)] + [p for p in self._path if p[0] > self._saved_count]
+
+    def _busy_at(self, count: int) -> int:
+        """The work that had been done at that count, between the breakpoints around it."""
+        for (c0, b0), (c1, b1) in zip(self._path, self._path[1:], strict=False):
+            if c0 <= count <= c1:
+                return b0 + (b1 - b0) * (count - c0) // max(1, c1 - c0)
+        return self._path[-1][1] if count >= self._path[-1][0] else self._path[0][1]
+
+    # -- the series ------------------------------------------------------------------------------------------------
+
+    def _close_windows(self, now_ms: int, *, end: bool = False) -> None:
+        if not self.began or not self._ranks:
+            return
+        looks = {number: rank.look for number, rank in self._ranks.items()}
+        if self._gang_base is None or self._rank_base is None:
+            self._gang_base = self._rank_base = now_ms, looks
+            return
+        began, base = self._gang_base
+        if now_ms - began >= GANG_S * 1000 or (end and now_ms > began):
+            self._gang_rows.append(self._gang_sample(began, now_ms, base, looks))
+            self._gang_base = now_ms, looks
+        began, base = self._rank_base
+        if now_ms - began >= RANK_S * 1000 or (end and now_ms > began):
+            for number, look in looks.items():
+                if number in base:
+                    self._rank_rows.append(_rank_sample(began, now_ms, base[number], look, self._kind))
+            self._rank_base = now_ms, looks
+
+    def _gang_sample(
+        self, began: int, now_ms: int, base: dict[int, RankProgress], looks: dict[int, RankProgress]
+    ) -> GangSample:
+        kind = self._kind
+        pairs = [(base[number], look) for number, look in looks.items() if number in base]
+        times = merged([difference(before.step_times, look.step_times) for before, look in pairs])
+        samples = [
+            samples_of(look, kind) - samples_of(before, kind) for before, look in pairs if samples_of(look, kind)
+        ]
+        own = [time for pair in pairs if (time := own_time(*pair, kind)) is not None]
+        return GangSample(
+            _time(began),
+            GANG_S,
+            now_ms - began,
+            max((count_of(look, kind) - count_of(before, kind) for before, look in pairs), default=0),
+            sum(samples) if samples else None,
+            max((t for pair in pairs if (t := step_time(*pair, kind)) is not None), default=None),
+            quantile(times, 0.5),
+            quantile(times, 0.99),
+            min(own, default=None),
+            max(own, default=None),
+            self._metrics(),
+        )
+
+    def _metrics(self) -> dict[str, float]:
+        told: dict[str, float] = {}
+        for _, rank in sorted(self._ranks.items(), reverse=True):
+            told |= rank.look.metrics
+        for _, rank in sorted(self._ranks.items(), reverse=True):
+            told |= {RATES.get(name, name): value for name, value in rank.look.logged.items()}
+        return told
+
+    def take_rows(self) -> tuple[list[GangSample], list[RankSample]]:
+        """The rows that have been finished since they were last taken."""
+        taken = self._gang_rows, self._rank_rows
+        self._gang_rows, self._rank_rows = [], []
+        return taken
+
+    def end(self, now: datetime) -> None:
+        """The attempt is over: what is open is closed."""
+        self._over = True
+        self._close_windows(_ns(now) // 10**6, end=True)
+
+    # -- the summary -----------------------------------------------------------------------------------------------
+
+    def summary(self) -> Progress | None:
+        """Everything up to the newest progress, with the saves after it once the attempt is over; None before any."""
+        if self._first_ms is None or self._counted_to is None:
+            return None
+        kind = self._kind
+        looks = {number: rank.look for number, rank in self._ranks.items()}
+        steps = max(self._count(), self._path[-1][0])
+        speed = self._speed(looks)
+        own = self._rank_times()
+        waits = [
+            look.data_wait / (look.batch_at - look.first_batch_at)
+            for look in looks.values()
+            if look.batch_at > look.first_batch_at
+        ]
+        times = merged([look.step_times for look in looks.values()])
+        return Progress(
+            source=self._source(looks),
+            steps=steps,
+            samples=_total(samples_of(look, kind) for look in looks.values()),
+            samples_per_s=speed[0],
+            step_time=speed[1],
+            step_time_p50=quantile(times, 0.5),
+            step_time_p99=quantile(times, 0.99),
+            rank_time_min=min(own.values(), default=None),
+            rank_time_max=max(own.values(), default=None),
+            slowest_rank=max(own, key=lambda number: own[number], default=None) if len(own) > 1 else None,
+            data_wait=min(1.0, sum(waits) / len(waits)) if waits else None,
+            first_step_at=_time(self._first_ms),
+            last_step_at=_time(self._counted_to),
+            busy_ms=self._busy,
+            save_ms=self._save + (self._last_saves() if self._over else 0),
+            idle_ms=self._idle,
+            unsaved_ms=self._busy - self._saved_busy,
+            saves=self._saves,
+            saved_steps=self._saved_count,
+            saved_at=None if self._saved_ms is None else _time(self._saved_ms),
+            resumed=self._resumed,
+            repeated_steps=self._repeated(),
+            metrics=self._metrics(),
+        )
+
+    def _rank_times(self) -> dict[int, float]:
+        """What a step takes each rank: its own work where that is known of all, or else from step to step."""
+        own = {number: time for number, rank in self._ranks.items() if (time := rank.own_time) is not None}
+        if own.keys() == self._ranks.keys():
+            return own
+        means = {number: mean_step(rank.look, self._kind) for number, rank in self._ranks.items()}
+        return {number: time for number, time in means.items() if time is not None}
+
+    def _last_saves(self) -> int:
+        """How long the gang waited for saves after its last progress, one that was broken off included."""
+        most = 0
+        for rank in self._ranks.values():
+            look = rank.look
+            broken_off = look.at - max(look.save_began_at, look.progressed_at) if look.saving else 0
+            most = max(most, look.save_time - self._seen_save_time(look) + broken_off)
+        return most // 10**6
+
+    def _speed(self, looks: dict[int, RankProgress]) -> tuple[float | None, float | None]:
+        """Samples a second and seconds a step: from the end of the first step to that of the last, without saves."""
+        told = {name: total / looks for name, (total, looks) in self._logged.items()}
+        rate, step_time = told.get("samples"), told.get("step_time")
+        if rate is None and self._log_first is not None and "samples_total" in told:
+            at, first = self._log_first
+            newest = max(looks.values(), key=lambda look: look.logged_at)
+            if newest.logged_at > at:
+                rate = (newest.logged["samples_total"] - first.get("samples_total", 0)) * 1e9 / (newest.logged_at - at)
+        if self._kind in (None, "log"):
+            return rate, step_time
+        # Each rank by its own clock: their first steps need not end together.
+        times, rates = [], []
+        for look in looks.values():
+            steps = count_of(look, self._kind)
+            span = (newest_at(look, self._kind) - first_at(look, self._kind)) / 1e9 - (self._save + self._idle) / 1e3
+            if steps > 1 and span > 0:
+                times.append(span / (steps - 1))
+                rates.append(samples_of(look, self._kind) / steps / times[-1])
+        if rate is None and sum(rates) > 0:
+            rate = sum(rates)
+        if step_time is None and times:
+            step_time = sum(times) / len(times)
+        return rate, step_time
+
+    def _source(self, looks: dict[int, RankProgress]) -> Source:
+        if any(look.reported_samples for look in looks.values()) or self._kind == "reports":
+            return "report"
+        return "log" if self._kind == "log" or self._logged.keys() & {"samples", "samples_total", "tokens"} else "auto"
+
+    def _repeated(self) -> int | None:
+        if self._previous is None or self._resumed is None:
+            return None
+        return self._previous.steps - (self._previous.saved_steps if self._resumed else 0)
+
+
+def _rank_sample(began: int, now_ms: int, before: RankProgress, look: RankProgress, kind: Kind | None) -> RankSample:
+    return RankSample(
+        look.rank,
+        _time(began),
+        RANK_S,
+        now_ms - began,
+        max(0, count_of(look, kind) - count_of(before, kind)),
+        samples_of(look, kind) - samples_of(before, kind) if samples_of(look, kind) else None,
+        step_time(before, look, kind),
+        own_time(before, look, kind) if look.own_time else None,
+        (look.data_wait - before.data_wait) // 10**6,
+    )
+
+
+def _total(counts: Iterable[int]) -> int | None:
+    return sum(counts) or None
+
+
+def _ns(at: datetime) -> int:
+    return _milliseconds(at) * 10**6
+
+
+def _milliseconds(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
+
+
+def _ms(at: datetime | None) -> int | None:
+    return None if at is None else _milliseconds(at)
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
