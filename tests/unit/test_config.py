@@ -113,7 +113,7 @@ def test_every_key_has_a_variable_and_a_row(cwd: Path, key: str) -> None:
         "policy.split": "1.5",
         "policy.assumed_duration": "2h",
         "dashboard.proxy": "8300",
-        "preflight": "off",
+        "preflight": "quick",
         "history.keep_runs": "365d",
         "history.keep_series": "30d",
         "history.keep_logs": "forever",
