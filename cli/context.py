@@ -83,6 +83,15 @@ def get_run(api: Controller, ref: str, query: dict[str, Any] | None = None) -> d
         return run
 
 
+def one_run(found: dict[str, Any]) -> dict[str, Any]:
+    """What was found, which must be a run. Raises Fail(2) for an array."""
+    array = found.get("array") or {}
+    if "size" in array:
+        name = found["name"]
+        raise Fail(f"{name} is an array of {array['size']:,} runs: name one of them, such as '{name}[0]'", USAGE)
+    return found
+
+
 def secrets_of(names: list[str] | tuple[str, ...], what: str) -> dict[str, str]:
     """The secrets' values from the environment. Raises Fail(2) that names all that are missing."""
     missing = [name for name in names if name not in os.environ]

@@ -42,6 +42,27 @@ def side_by_side(refs: tuple[str, ...]) -> dict[str, Any]:
     return answer_or_ref
 
 
+def why(ref: str) -> dict[str, Any]:
+    """Why a run waits, or ended as it did; of one that waits only the controller knows. Raises Fail(3)."""
+    settings = context.config()
+    try:
+        api = context.controller(settings)
+        with context.naming(api, ref):
+            answer: dict[str, Any] = api.call("GET", "runs", ref, "why")
+            return answer
+    except Unreachable as down:
+        return read(settings, down, lambda store: _why(store, ref))
+
+
+def _why(store: Store, ref: str) -> dict[str, Any]:
+    from orchestrator.history.render import why_json
+
+    run = store.get(ref)
+    if run is None:
+        raise Fail(f"no such run: {ref!r}", NOT_FOUND)
+    return why_json(run)
+
+
 def many(query: dict[str, Any]) -> list[Run]:
     """Runs as `orch runs` lists them; `query` in the API's words."""
     settings = context.config()

@@ -145,7 +145,7 @@ def show(run: str, lock: bool, output: str) -> None:
     if lock:
         from cli.versions import print_lock
 
-        print_lock(found, output)
+        print_lock(context.one_run(found), output)
     elif "size" in (found.get("array") or {}) and output in ("table", "csv", "name"):
         _show_array(found, output)
     elif output == "json":

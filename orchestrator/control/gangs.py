@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.control.aside import Aside
 from orchestrator.control.backend import (
     AgentGone,
     Backend,
@@ -39,6 +40,9 @@ from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
 
+COUNTED_AT_ONCE = 50
+"""Runs: others' writes wait for them."""
+
 
 class Gangs:
     """Every attempt that holds a place."""
@@ -56,8 +60,13 @@ class Gangs:
         self.limits = Limits(runtime, self)
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
+        self._uncounted: list[Run] = []
         self._gangs: dict[tuple[int, int], Gang] = {}
         self.measuring = Measuring(runtime)
+        self.aside: dict[tuple[int, int], Aside] = {}
+        """By run and a negative number: what runs on its nodes and is no attempt of it."""
+        self.keeps: Callable[[str], bool] = lambda node: False
+        """Whether a node is kept for a run that has no attempt there yet."""
 
     def of(self, run: Run) -> Gang | None:
         """The run's live attempt."""
@@ -68,6 +77,10 @@ class Gangs:
 
     def _on(self, node: str) -> list[Gang]:
         return [gang for gang in self._gangs.values() if node in gang.parts]
+
+    def needs(self, node: str) -> bool:
+        """Whether the cluster must not get the node back."""
+        return bool(self._on(node)) or self.keeps(node)
 
     # -- beginnings ----------------------------------------------------------------------------------------------
 
@@ -128,7 +141,7 @@ class Gangs:
                 part.state = PartState.ENDED
         else:
             address = self.roster.nodes[first].facts.address
-            orders = [self._order(gang, run, rank, address, port) for rank in range(len(parts))]
+            orders = [self.order(gang, run, rank, address, port) for rank in range(len(parts))]
             await asyncio.gather(*(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True)))
         await self._take_stock(gang)
 
@@ -144,7 +157,8 @@ class Gangs:
         else:
             gang.observe(part.node, status)
 
-    def _order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
+    def order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
+        """What the agent of the gang's node `node_rank` is told to start."""
         settings, spec = self._runtime.settings, gang.spec
         part = gang.placement.nodes[node_rank]
         facts = [self._network_of(node.node) for node in gang.placement.nodes]
@@ -203,6 +217,10 @@ class Gangs:
 
     async def _take_in(self, node: str, report: Report, fresh: bool) -> None:
         for chunk in report.logs:
+            if chunk.attempt < 1:
+                if (aside := self.aside.get((chunk.run, chunk.attempt))) is not None:
+                    aside.take(chunk)
+                continue
             try:
                 self._logs.write(chunk)
             except OSError as error:
@@ -210,6 +228,9 @@ class Gangs:
             self._runtime.tell(chunk.run)
         self.measuring.take_in(node, report)
         for status in report.parts:
+            if (aside := self.aside.get((status.run, status.attempt))) is not None and node in aside.gang.parts:
+                aside.observe(node, status)
+                continue
             gang = self._gangs.get((status.run, status.attempt))
             if gang is None or node not in gang.parts:
                 self._runtime.spawn(self._clear_away(node, status))
@@ -228,6 +249,10 @@ class Gangs:
                 await self._take_stock(gang)
 
     async def _lost(self, node: str, how: str) -> None:
+        for aside in self.aside.values():
+            if node in aside.gang.parts:
+                aside.gang.lose(node, Failure("node_lost", f"node {node} {how}", node=node), fenced=True)
+                aside.news.set()
         for gang in self._on(node):
             text = f"node {node} {how} while the run was on it"
             gang.lose(node, Failure("node_lost", text, node=node), fenced=True)
@@ -346,7 +371,7 @@ class Gangs:
             fenced=until,
         )
         runtime.counts.attempts[outcome.value] += 1
-        runtime.spawn(self._count(run))
+        self._count(run)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
@@ -360,9 +385,20 @@ class Gangs:
         else:
             runtime.wake.set()
 
-    async def _count(self, run: Run) -> None:
+    def _count(self, run: Run) -> None:
         """What its GPU time was used for; what a controller that dies leaves uncounted, the next one counts."""
-        await self._runtime.write(self._runtime.store.count, run, self._runtime.now())
+        self._uncounted.append(run)
+        if len(self._uncounted) == 1:
+            self._runtime.spawn(self._count_all())
+
+    async def _count_all(self) -> None:
+        """Those that end while others are counted are counted together."""
+        try:
+            while runs := self._uncounted[:COUNTED_AT_ONCE]:
+                await self._runtime.write(self._runtime.store.count, runs, self._runtime.now())
+                del self._uncounted[: len(runs)]
+        finally:
+            self._uncounted.clear()
 
     async def _record_end(self, *what: Any, **more: Any) -> Run:
         """Tried until it is written: an end that is not recorded would hold its GPUs for ever."""
@@ -393,7 +429,7 @@ class Gangs:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""
         with suppress(AgentGone):
             await self.roster.agent(node).forget(self._runtime.epoch, run, attempt)
-        await self.roster.release(node, lambda name: bool(self._on(name)))
+        await self.roster.release(node, self.needs)
 
 
 def _backend_of(spec: JobSpec, device: str) -> str:

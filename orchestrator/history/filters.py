@@ -20,9 +20,11 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
+    Text,
     UnaryExpression,
     and_,
     any_,
+    bindparam,
     exists,
     false,
     func,
@@ -206,9 +208,21 @@ def batches(connection: Connection, wanted: RunFilter, after: int, size: int) ->
 
 def among(connection: Connection, column: Any, ids: Sequence[int]) -> ColumnElement[bool]:
     """Whether the column is one of many ids: one parameter, however many they are."""
-    if connection.dialect.name == "sqlite":
-        return column.in_(select(func.json_each(json.dumps(list(ids))).table_valued("value").c.value))  # type: ignore[no-any-return]
-    return column == any_(literal(list(ids), ARRAY(BigInteger)))  # type: ignore[no-any-return]
+    return in_ids(connection.dialect.name, column, ids_of(connection.dialect.name, ids))
+
+
+def in_ids(dialect: str, column: Any, ids: Any = None) -> ColumnElement[bool]:
+    """The same with what ids_of made of them, or with a parameter `ids` that takes it."""
+    if dialect == "sqlite":
+        given = bindparam("ids", type_=Text) if ids is None else ids
+        return column.in_(select(func.json_each(given).table_valued("value").c.value))  # type: ignore[no-any-return]
+    kind = ARRAY(BigInteger)
+    return column == any_(bindparam("ids", type_=kind) if ids is None else literal(ids, kind))  # type: ignore[no-any-return]
+
+
+def ids_of(dialect: str, ids: Sequence[int]) -> Any:
+    """Many ids as one parameter."""
+    return json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
 
 
 def _count(connection: Connection, ids: Select[int]) -> int:

@@ -130,7 +130,9 @@ def _questions(connection: Connection, wanted: RunFilter, by: Sequence[str]) -> 
     if sums is None or (first is not None and end is not None and first >= end):
         return [_ask(_runs(dialect), by, dialect, and_(true(), *choose(connection, wanted).clauses))]
     source, known = _periods(sums), _known_to(connection, sums, wanted)
-    found = [_ask(source, by, dialect, and_(*known, span)) for span in _spans(sums, _longest(by), first, end)]
+    found = [
+        _ask(source, by, dialect, and_(*known, span), period) for period, span in _spans(sums, _longest(by), first, end)
+    ]
     cut = []
     if wanted.since is not None and first is not None and wanted.since < midnight(first):
         cut.append(replace(wanted, until=midnight(first)))
@@ -150,13 +152,13 @@ def _longest(by: Sequence[str]) -> str:
     return calendar[0] if len(calendar) == 1 else "day" if calendar else "month"
 
 
-def _spans(sums: Sums, period: str, first: date | None, end: date | None) -> list[ColumnElement[bool]]:
+def _spans(sums: Sums, period: str, first: date | None, end: date | None) -> list[tuple[str, ColumnElement[bool]]]:
     """The periods from the day `first` up to, without, the day `end`, and single days before and after them."""
     there = sums.__table__.c
 
-    def within(kind: str, start: date | None, stop: date | None) -> ColumnElement[bool]:
+    def within(kind: str, start: date | None, stop: date | None) -> tuple[str, ColumnElement[bool]]:
         bounds = [] if start is None else [there.start >= start]
-        return and_(there.period == kind, *bounds, *([] if stop is None else [there.start < stop]))
+        return kind, and_(there.period == kind, *bounds, *([] if stop is None else [there.start < stop]))
 
     whole = first
     if first is not None and periods_of(first)[period] < first:
@@ -213,9 +215,19 @@ def _runs(dialect: str) -> _Source:
     return _Source(keys, figures, RunRow.__table__.outerjoin(RunSummaryRow.__table__, one.run_id == run.id))
 
 
-def _ask(source: _Source, by: Sequence[str], dialect: str, where: ColumnElement[bool]) -> Select[Any]:
-    keys = [_calendar(name, source.keys["day"], dialect) if name in _CALENDAR else source.keys[name] for name in by]
-    asked = [key.label(f"key_{name}") for name, key in zip(by, keys, strict=True)]
+def _ask(
+    source: _Source, by: Sequence[str], dialect: str, where: ColumnElement[bool], period: str | None = None
+) -> Select[Any]:
+    """`period` is what the source's days begin, where that is known."""
+
+    def key(name: str) -> ColumnElement[Any]:
+        if name not in _CALENDAR:
+            return source.keys[name]
+        day = source.keys["day"]
+        return cast(day, Text) if name == period != "month" else _calendar(name, day, dialect)
+
+    keys = [key(name) for name in by]
+    asked = [one.label(f"key_{name}") for name, one in zip(by, keys, strict=True)]
     sums = [cast(func.sum(source.figures[name]), BigInteger).label(name) for name in _WHOLE]
     sums += [cast(func.sum(source.figures[name]), Double).label(name) for name in _REAL]
     return select(*asked, *sums).select_from(source.rows).where(where).group_by(*keys)

@@ -24,10 +24,10 @@ from orchestrator.history.models import (
     AllocationRow,
     ArrayRow,
     AttemptRow,
-    Base,
     DependencyRow,
     EventRow,
     NodeRow,
+    ProgressRow,
     RunRow,
     WaitRow,
 )
@@ -154,13 +154,10 @@ class GpuUse:
 
 def metrics(connection: Connection, ids: range) -> dict[int, dict[str, float]]:
     """By run, the newest value of each metric that its latest attempt with any reported."""
-    table = Base.metadata.tables.get("attempt_progress")
-    if table is None:
-        return {}  # nothing measures runs yet
     rows = connection.execute(
-        select(table.c.run_id, table.c.metrics)
-        .where(table.c.run_id >= ids.start, table.c.run_id < ids.stop)
-        .order_by(table.c.run_id, table.c.attempt)
+        select(ProgressRow.run_id, ProgressRow.metrics)
+        .where(ProgressRow.run_id >= ids.start, ProgressRow.run_id < ids.stop)
+        .order_by(ProgressRow.run_id, ProgressRow.attempt)
     )
     return {row.run_id: row.metrics for row in rows if row.metrics}
 

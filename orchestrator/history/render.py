@@ -34,6 +34,27 @@ def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
     }
 
 
+def why_json(run: Run) -> dict[str, Any]:
+    """What is on record of why a run waited, and ended as it did: the JSON of `orch why` but for a wait that goes on."""
+    last = run.attempt
+    ended = {
+        "at": time_json(run.finished_at),
+        "reason": run.reason,
+        "attempts": len(run.attempts),
+        "outcome": None if last is None or last.outcome is None else last.outcome.value,
+        "failure": None if last is None or last.failure is None else asdict(last.failure),
+    }
+    return {
+        "id": run.id,
+        "name": run.label,
+        "state": run.state.value,
+        "reason": run.reason,
+        "waits": None,
+        "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
+        "ended": ended if run.ended else None,
+    }
+
+
 def list_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
     """The same without spec, events, and what there is one of for each rank."""
     return {

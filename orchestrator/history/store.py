@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref
 from orchestrator.bench.results import Bench
+from orchestrator.bench.trial import Kept
 from orchestrator.history import (
     benches,
     compare,
@@ -30,6 +31,7 @@ from orchestrator.history import (
     queries,
     retention,
     summaries,
+    trials,
 )
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
@@ -43,7 +45,6 @@ from orchestrator.history.models import (
     ArrayRow,
     ControlRow,
     NodeRow,
-    RunRow,
 )
 from orchestrator.history.rows import Rows
 from orchestrator.history.submit import Answer
@@ -214,7 +215,7 @@ class Store:
         `stop`.
         """
         with self._write(gathered=True) as connection:
-            return self._record(self._run(connection, run_id), event, now, reason, by, waited)
+            return self._record(connection, self._run(connection, run_id), event, now, reason, by, waited)
 
     def record_each(
         self,
@@ -231,11 +232,13 @@ class Store:
             for run_id in run_ids:
                 with suppress(IllegalTransition):
                     run = self._run(connection, run_id)
-                    recorded.append(self._record(run, event, now, reason, by, (waited or {}).get(run_id)))
+                    over = (waited or {}).get(run_id)
+                    recorded.append(self._record(connection, run, event, now, reason, by, over))
             return recorded
 
     def _record(
         self,
+        connection: Connection,
         run: Run,
         event: Event,
         now: datetime,
@@ -255,6 +258,11 @@ class Store:
         if was_queued and waited is not None:
             moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
         self._changes.runs[run.id] = run
+        if event is Event.RETRY_ASKED and run.element is not None and not self._knows(run.element.array):
+            # All its runs had ended, and it was forgotten.
+            array = queries.array_of(connection, run.id)
+            assert array is not None
+            self._changes.arrays[array.id] = array
         if run.ended or event is Event.RETRY_ASKED:
             self._to_sum[run.id] = run
         return run
@@ -273,22 +281,16 @@ class Store:
     ) -> list[Run]:
         """Changes keys of the runs' specs; `what` says it in words. Raises IllegalTransition, NoSuchRun, ValidationError."""
         with self._write() as connection:
+            own = moves.own_specs(connection, run_ids)
             found = []
             for run_id in run_ids:
                 run = self._run(connection, run_id)
                 spec = JobSpec.model_validate(run.spec.model_dump(mode="json") | dict(changed))
                 given = spec.model_dump(mode="json")
                 # An array's run says only what is its own.
-                kept = (
-                    given
-                    if run.element is None
-                    else moves.own(connection, run_id) | {key: given[key] for key in changed}
-                )
-                run = replace(
-                    moves.move(self._rows, run, Event.CHANGED, now, attempt=None, reason=what, by=by), spec=spec
-                )
-                connection.execute(update(RunRow).where(RunRow.id == run_id).values(spec=kept, priority=spec.priority))
-                self._changes.runs[run_id] = run
+                kept = given if run.element is None else own[run_id] | {key: given[key] for key in changed}
+                run = moves.move(self._rows, run, Event.CHANGED, now, attempt=None, reason=what, by=by)
+                self._changes.runs[run_id] = run = moves.respecify(self._rows, run, spec, kept)
                 found.append(run)
             return found
 
@@ -375,12 +377,16 @@ class Store:
                 measurements.fold(connection, key, now, ended=None)
                 self._changes.runs[one.run] = self._recount(connection, run, now) if one.count else run
 
-    def count(self, run: Run, now: datetime) -> None:
-        """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
+    def count(self, runs: Sequence[Run], now: datetime) -> None:
+        """Counts the GPU time of runs of which an attempt has ended, as `finish` gave them, and shortens their series."""
         with self._write() as connection:
-            if run.attempts and run.attempts[-1].progress is not None:
-                measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
-            self._recount(connection, run, now)
+            for run in runs:
+                if run.attempts and run.attempts[-1].progress is not None:
+                    measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
+            # As they are now: one may have been queued again since.
+            with summaries.recounting(connection, [self._open(run.id) or run for run in runs]):
+                for run in runs:
+                    measurements.recount(connection, run, now, self.prices)
 
     def count_missed(self, now: datetime) -> int:
         """Counts what a controller that was killed left uncounted: attempts that ended after their GPU time was; how many."""
@@ -395,7 +401,7 @@ class Store:
         if not any(attempt.ended_at for attempt in run.attempts):
             return measurements.recount(connection, run, now, self.prices)
         # As it is now: it may have been queued again since.
-        with summaries.recounting(connection, self._run(connection, run.id)):
+        with summaries.recounting(connection, [self._run(connection, run.id)]):
             return measurements.recount(connection, run, now, self.prices)
 
     def release_fenced(self, now: datetime) -> int:
@@ -449,6 +455,11 @@ class Store:
         """
         with self._write() as connection:
             return retention.drop_series(connection, before, after, most)
+
+    def record_trials(self, found: Sequence[Kept]) -> None:
+        """Keeps what came of short collectives between nodes."""
+        with self._write() as connection:
+            trials.record(connection, found)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
@@ -518,13 +529,22 @@ class Store:
 
     def _run(self, connection: Connection, run_id: int) -> Run:
         """The run as this transaction sees it. Raises NoSuchRun."""
-        assert self._book is not None
-        if self._group is not None and run_id in self._group[1].runs:
-            return self._group[1].runs[run_id]
-        run = self._book.runs.get(run_id) or queries.run_by_id(connection, run_id)
+        run = self._open(run_id) or queries.run_by_id(connection, run_id)
         if run is None:
             raise NoSuchRun(run_id)
         return run
+
+    def _open(self, run_id: int) -> Run | None:
+        """The same without a question: None for one that had ended before this transaction began."""
+        assert self._book is not None
+        if self._group is not None and run_id in self._group[1].runs:
+            return self._group[1].runs[run_id]
+        return self._book.runs.get(run_id)
+
+    def _knows(self, array: int) -> bool:
+        assert self._book is not None
+        grouped = self._group is not None and array in self._group[1].arrays
+        return array in self._book.arrays or array in self._changes.arrays or grouped
 
     def _holder(self, connection: Connection, gpu: Gpu) -> Hold | None:
         assert self._book is not None
@@ -652,6 +672,11 @@ class Store:
         """The results of `orch bench` that `wanted` describes, oldest first."""
         with self._database.read() as connection:
             return benches.filtered(connection, wanted or BenchFilter())
+
+    def trials(self, since: datetime) -> list[Kept]:
+        """What came of short collectives between nodes, oldest first."""
+        with self._database.read() as connection:
+            return trials.since(connection, since)
 
     def related_benches(self, shown: Sequence[Bench], now: datetime) -> list[Bench]:
         """What these results are to be held against."""

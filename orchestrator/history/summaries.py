@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from orchestrator.history.filters import among
+from orchestrator.history.filters import ids_of, in_ids
 from orchestrator.history.ledger_days import cost_of, day_of, periods_of, shares, spread
 from orchestrator.history.models import Base, GpuTimeRow, ProgressRow
 from orchestrator.history.rows import Phase, Rows
@@ -81,21 +82,26 @@ def _blamed(attempt: Attempt) -> str | None:
 
 
 @contextmanager
-def recounting(connection: Connection, run: Run) -> Iterator[None]:
-    """Around every change of gpu_time of a run of which an attempt has ended: makes its summary anew, and keeps the sums right."""
-    before = _before(connection, [run.id]).get(run.id)
+def recounting(connection: Connection, runs: Sequence[Run]) -> Iterator[None]:
+    """Around every change of gpu_time of runs with an ended attempt: makes their summaries anew, and keeps the sums right."""
+    before = _before(connection, [run.id for run in runs])
     sums = _Sums()
-    if before is not None and before["state"] is not None:
-        sums.count(run, before, _sources(connection, [run.id]), -1)
-        connection.execute(update(RunSummaryRow).where(RunSummaryRow.run_id == run.id).values(state=None))
+    if counted := [run for run in runs if run.id in before and before[run.id]["state"] is not None]:
+        ids = [run.id for run in counted]
+        sources = _sources(connection, ids)
+        for run in counted:
+            sums.count(run, before[run.id], sources, -1)
+            before[run.id]["state"] = None
+        connection.execute(update(RunSummaryRow).where(RunSummaryRow.run_id.in_(ids)).values(state=None))
     yield
-    _refresh(connection, [run], sums)
+    _refresh(connection, runs, sums, before)
 
 
 def refresh(connection: Connection, runs: Sequence[Run]) -> None:
     """Makes the summaries of these runs anew, and the sums that they are counted in: what has ended, or is tried again."""
     for start in range(0, len(runs), 1000):
-        _refresh(connection, runs[start : start + 1000], _Sums())
+        some = runs[start : start + 1000]
+        _refresh(connection, some, _Sums(), _before(connection, [run.id for run in some]))
 
 
 def so_far(connection: Connection, run: Run) -> dict[str, Any]:
@@ -115,22 +121,22 @@ class _Sources:
 def _sources(connection: Connection, runs: Sequence[int]) -> _Sources:
     found = _Sources()
     if runs:
+        dialect = connection.dialect.name
         for table, of in ((AttemptNodeRow, found.nodes), (ProgressRow, found.progress), (GpuTimeRow, found.time)):
-            question = select(table).where(among(connection, table.run_id, runs)).order_by(table.run_id, table.attempt)
-            for row in connection.execute(question):
+            for row in connection.execute(_of_runs(dialect, table), {"ids": ids_of(dialect, runs)}):
                 of[row.run_id].append(row)
+        for rows in found.progress.values():
+            rows.sort(key=lambda row: row.attempt)
     return found
 
 
 def _before(connection: Connection, runs: Sequence[int]) -> dict[int, dict[str, Any]]:
-    question = select(RunSummaryRow).where(among(connection, RunSummaryRow.run_id, runs))
-    return {row["run_id"]: dict(row) for row in connection.execute(question).mappings()}
+    dialect = connection.dialect.name
+    rows = connection.execute(_of_runs(dialect, RunSummaryRow), {"ids": ids_of(dialect, runs)}).mappings()
+    return {row["run_id"]: dict(row) for row in rows}
 
 
-def _refresh(connection: Connection, runs: Sequence[Run], sums: _Sums) -> None:
-    if not runs:
-        return
-    before = _before(connection, [run.id for run in runs])
+def _refresh(connection: Connection, runs: Sequence[Run], sums: _Sums, before: Mapping[int, Mapping[str, Any]]) -> None:
     sources = _sources(connection, [run.id for run in runs if run.attempts])
     after = []
     for run in runs:
@@ -144,9 +150,7 @@ def _refresh(connection: Connection, runs: Sequence[Run], sums: _Sums) -> None:
         sums.count(run, summary, sources, 1)
         after.append(summary)
     if after:
-        statement = _insert(connection, RunSummaryRow)
-        new = {name: statement.excluded[name] for name in after[0] if name != "run_id"}
-        connection.execute(statement.on_conflict_do_update(index_elements=["run_id"], set_=new), after)
+        connection.execute(_replacing(connection.dialect.name), after)
     sums.write(connection)
 
 
@@ -209,14 +213,12 @@ def beside(connection: Connection, run: int, attempt: Attempt) -> set[int]:
     leaves = {row.leaf for row in mine if row.leaf is not None}
     nodes = {row.node for row in mine if row.leaf is None}
     found: set[int] = set()
-    for place, names in ((AttemptNodeRow.leaf, leaves), (AttemptNodeRow.node, nodes)):
+    times = {"began": attempt.started_at, "over": attempt.ended_at or datetime.max.replace(tzinfo=UTC)}
+    for place, names in (("leaf", leaves), ("node", nodes)):
         # Two questions: with an OR, SQLite would go through all that ever ended there.
-        for later in (AttemptNodeRow.ended_at > attempt.started_at, AttemptNodeRow.ended_at.is_(None)):
+        for ended in (True, False):
             if names:
-                wanted = select(AttemptNodeRow.run_id).distinct().where(place.in_(names), later)
-                if attempt.ended_at is not None:
-                    wanted = wanted.where(AttemptNodeRow.started_at < attempt.ended_at)
-                found |= set(connection.execute(wanted).scalars())
+                found |= set(connection.execute(_there(place, ended), times | {"names": sorted(names)}).scalars())
     return found - {run}
 
 
@@ -289,13 +291,7 @@ class _Sums:
     def write(self, connection: Connection) -> None:
         """Adds the figures to the rows of their keys, which are made where they are missing."""
         for table, rows in self._of.items():
-            statement = _insert(connection, table)
-            new, there = statement.excluded, table.__table__
-            summed: dict[str, Any] = {c.name: c + new[c.name] for c in there.columns if c.name in _SUMMED}
-            if "last_failure_at" in there.columns:
-                summed["last_failure_at"] = func.coalesce(new["last_failure_at"], there.c["last_failure_at"])
-            key = [column.name for column in there.primary_key]
-            connection.execute(statement.on_conflict_do_update(index_elements=key, set_=summed), list(rows.values()))
+            connection.execute(_adding(connection.dialect.name, table), list(rows.values()))
         self._of.clear()
 
 
@@ -303,5 +299,40 @@ _NO_ATTEMPT = {"attempts": 0, "infra_failures": 0}
 _NO_TIME = dict.fromkeys(TIMES, 0)
 
 
-def _insert(connection: Connection, table: type[Base]) -> Any:
-    return (postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert)(table)
+@cache
+def _adding(dialect: str, table: type[Base]) -> Any:
+    """Adds figures to the row of their key, which is made where it is missing."""
+    statement = _insert(dialect, table)
+    new, there = statement.excluded, table.__table__
+    summed: dict[str, Any] = {c.name: c + new[c.name] for c in there.columns if c.name in _SUMMED}
+    if "last_failure_at" in there.columns:
+        summed["last_failure_at"] = func.coalesce(new["last_failure_at"], there.c["last_failure_at"])
+    key = [column.name for column in there.primary_key]
+    return statement.on_conflict_do_update(index_elements=key, set_=summed)
+
+
+@cache
+def _replacing(dialect: str) -> Any:
+    """A run's summary in place of the one before."""
+    statement = _insert(dialect, RunSummaryRow)
+    new = {c.name: statement.excluded[c.name] for c in RunSummaryRow.__table__.columns if c.name != "run_id"}
+    return statement.on_conflict_do_update(index_elements=["run_id"], set_=new)
+
+
+def _insert(dialect: str, table: type[Base]) -> Any:
+    return (postgresql_insert if dialect == "postgresql" else sqlite_insert)(table)
+
+
+@cache
+def _of_runs(dialect: str, table: Any) -> Any:
+    """The table's rows of the runs that are given as `ids`, in the form of `ids_of`."""
+    return select(table).where(in_ids(dialect, table.run_id))
+
+
+@cache
+def _there(place: str, ended: bool) -> Any:
+    """The runs that were at one of the places `names` after `began`, and had begun before `over`."""
+    row = AttemptNodeRow
+    later = row.ended_at > bindparam("began") if ended else row.ended_at.is_(None)
+    names = getattr(row, place).in_(bindparam("names", expanding=True))
+    return select(row.run_id).distinct().where(names, later, row.started_at < bindparam("over"))

@@ -16,10 +16,19 @@ import sys
 import time
 import weakref
 from importlib.util import spec_from_file_location
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 LOOK_AT_DDP_NS, LOOK_SOON_NS = 1_000_000_000, 50_000_000
 Patch = Callable[[Any], None]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def untraced(function: F) -> F:
+    """Has torch.compile call the function between its compiled parts: it may neither inline nor import what is here."""
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return function
 
 
 def watch_training(
@@ -94,9 +103,6 @@ def watch_training(
         except Exception:  # noqa: S110 - the script must not notice
             pass
 
-    # torch.compile leaves it alone: it is called between the compiled parts.
-    stepped._torchdynamo_disable = True  # type: ignore[attr-defined]
-
     def drawn(iterator: Any, data: Any, began: int) -> None:
         nonlocal batches, batch_samples, data_wait, last_iterator, trains, most, full
         try:
@@ -129,7 +135,7 @@ def watch_training(
         nowhere = memoryview(bytearray(file.SIZE))
         slots, counts = nowhere.cast("q"), nowhere[file.HISTOGRAM :].cast("q")
 
-    return stepped, drawn, leave_child
+    return untraced(stepped), drawn, leave_child
 
 
 def look_at_ddp(file: Any, slots: Any, models: list[Any], now: int) -> bool:
@@ -218,7 +224,7 @@ class Observer:
             finally:
                 self.end_save(begun, complete=complete, blocked=_thread.get_ident() == self.thread)
 
-        return save
+        return untraced(save)
 
     def around_async_save(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         """torch.distributed.checkpoint.async_save: blocks while it copies, and is complete when its future is."""
@@ -235,7 +241,7 @@ class Observer:
                 future.add_done_callback(lambda done: self.async_saved(begun, done))
             return result
 
-        return async_save
+        return untraced(async_save)
 
     def async_saved(self, begun: tuple[int, int, int, int], done: Any) -> None:
         if not done.cancelled() and done.exception() is None:
@@ -249,7 +255,7 @@ class Observer:
             self.slots[self.file.S_LOAD_AT] = self.clock()
             return result
 
-        return load
+        return untraced(load)
 
     # -- where it takes hold -------------------------------------------------------------------------------------------
 
@@ -267,7 +273,7 @@ class Observer:
             drawn(iterator, data, began)
             return data
 
-        iterators.__next__ = __next__
+        iterators.__next__ = untraced(__next__)
 
     def patch_ddp(self, module: Any) -> None:
         ddp = module.DistributedDataParallel
@@ -278,7 +284,7 @@ class Observer:
             plain(model, *args, **kwargs)
             self.models.append(weakref.ref(model))
 
-        ddp.__init__ = __init__
+        ddp.__init__ = untraced(__init__)
 
     def patch_functions(self, module: Any, also: str, **around: Callable[[Any], Any]) -> None:
         """Wraps functions in the module and in the package that has taken them over by name."""

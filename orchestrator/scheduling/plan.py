@@ -17,6 +17,7 @@ from orchestrator.scheduling import choice
 from orchestrator.scheduling.ask import Ask
 from orchestrator.scheduling.decision import Choice, Kind, Plan, Preemption, Reason, Reservation, Start, Sure, Wait
 from orchestrator.scheduling.estimates import Bound, stay_of
+from orchestrator.scheduling.fairness import Account
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.order import Order, Usage
 from orchestrator.scheduling.quota import Claim, Claims, Excess, Held, account_of
@@ -67,6 +68,9 @@ class Cycle:
         self.preemptions: list[Preemption] = []
         self.reservations: list[Reservation] = []
         self._places_left = snapshot.policy.reservations if places is None else places
+        self._more_places = max(0, self._places_left - snapshot.policy.reservations)
+        """Places that are kept beyond what the policy says, to see further: nobody is preempted for those."""
+        self._over: dict[tuple[Account, int], Reason] = {}
         self._later: list[float] = []
         self._views: dict[object, tuple[Bound, View]] = {}
         self.capacity = snapshot.free.topology.empty.room[0] if snapshot.free.topology.nodes else 0
@@ -121,12 +125,16 @@ class Cycle:
 
     def consider(self, ask: Ask) -> Reason | None:
         """Starts the run, or says why it waits."""
-        block = self.snapshot.blocked.get(ask.id)
-        if block is not None:
+        if self.snapshot.blocked and (block := self.snapshot.blocked.get(ask.id)) is not None:
             return self._blocked(ask, block)
+        # Many wait for the same limit, and each would be told the same.
+        key = ask.account, ask.gpus
+        if (known := self._over.get(key)) is not None:
+            return known
         excess = self.held.excess(ask.account, ask.gpus)
         if excess is not None:
-            return self._over_quota(ask, excess)
+            reason = self._over[key] = self._over_quota(ask, excess)
+            return reason
         found = self._fit(ask)
         if isinstance(found, Reason):
             return found
@@ -178,6 +186,7 @@ class Cycle:
         return found
 
     def _start(self, ask: Ask, fit: _Fit) -> None:
+        self._over.clear()
         used = self.room.used(fit.parts, fit.view)
         before, weighed = None if used is None else used.run, None if fit.weighed is None else fit.weighed[0]
         self.starts.append(Start(ask.run, fit.placement, before, weighed))
@@ -215,14 +224,16 @@ class Cycle:
         if self._places_left <= 0:
             return reason
         opening = self.future.first(ask)
-        cleared, later = self.future.clear(ask, self.order.entitled(ask), opening)
-        if later is not None:
-            self._later.append(later)
+        cleared = None
+        if self._places_left > self._more_places:
+            cleared, later = self.future.clear(ask, self.order.entitled(ask), opening)
+            if later is not None:
+                self._later.append(later)
         if cleared is not None:
             self.preemptions.extend(Preemption(v.run, ask.run, v.lost_gpu_s, v.by_quota) for v in cleared.victims)
             wait = max(victim.gone_in for victim in cleared.victims)
             opening = Opening(cleared.parts, Bound(wait, sure=True), tuple(v.run.id for v in cleared.victims))
-        if opening is None:
+        if opening is None or not self._may_keep(opening):
             return reason
         self._places_left -= 1
         self._keep(ask, opening)
@@ -233,6 +244,10 @@ class Cycle:
             )
             return Reason(Kind.PREEMPTING, text, {"wait_s": opening.bound.seconds or 0.0})
         return reason
+
+    def _may_keep(self, opening: Opening) -> bool:
+        """Of places of which nobody can say when they are free, only the first is kept: each more would leave GPUs idle."""
+        return opening.bound.seconds is not None or all(kept.start is not None for kept in self.reservations)
 
     def _keep(self, ask: Ask, opening: Opening) -> None:
         self._views.clear()
@@ -249,7 +264,7 @@ class Cycle:
     # -- a tighter place later -----------------------------------------------------------------------------------
 
     def _weigh(self, ask: Ask, placement: Placement) -> tuple[Choice, Opening] | None:
-        if ask.gpus == 1 or placement.busbw_predicted is None or self.future.overdue(ask):
+        if ask.gpus == 1 or placement.busbw_predicted is None:
             return None
         found = choice.weigh(
             ask,
@@ -259,21 +274,26 @@ class Cycle:
             self.memory,
             waiting=len(self.asks) - len(self.starts) - 1,
             capacity=self.capacity,
+            overdue=self.future.overdue(ask),
         )
         if found is not None:
             self.choices[ask.id] = found[0]
         return found
 
     def _wait_for_better(self, ask: Ask, chosen: Choice, opening: Opening) -> Reason:
-        if self._places_left > 0:
+        if self._places_left > 0 and self._may_keep(opening):
             self._places_left -= 1
             self._keep(ask, opening)
-        else:
+        elif chosen.wait_s is not None:
             self._later.append(chosen.wait_s)
+        tighter, level = (_WORDS.get(name, name) for name in (chosen.tighter, chosen.level))
+        here = f"at the place that is free now, over one {level}"
+        if chosen.wait_s is None or chosen.done_waiting_s is None:
+            text = f"waits for a place within one {tighter}: steps take {chosen.slowdown:.2g} times as long {here}"
+            return Reason(Kind.CHOICE, text, {"done_now_s": chosen.done_now_s, "slowdown": chosen.slowdown})
         text = (
             f"would be done in {span(chosen.done_waiting_s)} if it waits {span(chosen.wait_s)} for a place within one "
-            f"{_WORDS.get(chosen.tighter, chosen.tighter)}, in {span(chosen.done_now_s)} at the place that is free now, over one "
-            f"{_WORDS.get(chosen.level, chosen.level)}"
+            f"{tighter}, in {span(chosen.done_now_s)} {here}"
         )
         numbers = {"done_waiting_s": chosen.done_waiting_s, "done_now_s": chosen.done_now_s, "wait_s": chosen.wait_s}
         return Reason(Kind.CHOICE, text, numbers)

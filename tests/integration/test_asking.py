@@ -60,11 +60,11 @@ class Past:
                 )
         self.store.finish(run, event, outcome, self.now, failure=failure)
         ended = self.store.get(run)
-        self.store.count(ended, self.now)
+        self.store.count([ended], self.now)
         allocated = round(minutes * 60_000) * 2
         lost = allocated // 2 if outcome is Outcome.INFRA_ERROR else 0
         figures = {"starting_ms": 1000, "productive_ms": allocated - 1000 - lost, "lost_ms": lost, "checkpoint_ms": 0}
-        with self.store._database.write() as connection, recounting(connection, ended):
+        with self.store._database.write() as connection, recounting(connection, [ended]):
             connection.execute(
                 update(GpuTimeRow)
                 .where(GpuTimeRow.run_id == run, GpuTimeRow.attempt == number)

@@ -73,7 +73,7 @@ def ran(store, clock, nodes=("n0",), speed=1000.0, nccl="2.29", code="a" * 64, f
         event, outcome = Event.FAILED, Outcome.USER_ERROR
         failure = Failure("exit", "rank 0 ended with 1", rank=0, node=nodes[0])
     store.finish(run, event, outcome, clock(), failure=failure)
-    store.count(store.get(run), clock())
+    store.count([store.get(run)], clock())
     clock.advance(60)
     return run
 
@@ -280,7 +280,7 @@ def test_a_run_that_lives_or_whose_gpus_are_fenced_does_not_expire(store, clock)
     fenced = store.submit(NewRun(a_spec(), "ana", None, "/w"), clock())[0].id
     store.place(fenced, a_placement(n0=(0,)), clock())
     until = {"n0": clock() + timedelta(seconds=30)}
-    store.count(store.finish(fenced, Event.FAILED, Outcome.INFRA_ERROR, clock(), fenced=until), clock())
+    store.count([store.finish(fenced, Event.FAILED, Outcome.INFRA_ERROR, clock(), fenced=until)], clock())
     clock.advance(10 * DAY)
     assert store.expire_runs(clock(), clock(), 10) == []
     assert {run.id for run in store.runs()} == {lives, fenced}

@@ -72,8 +72,8 @@ def begin(store, clock, run, *nodes):
 def end(store, clock, run, attempt, seconds, event=Event.SUCCEEDED, outcome=Outcome.SUCCEEDED, failure=None):
     """Ends the attempt and counts its time, as the controller does."""
     ended = store.finish(run, event, outcome, clock.advance(seconds), failure=failure)
-    store.count(ended, clock())
-    with store._database.write() as connection, recounting(connection, ended):
+    store.count([ended], clock())
+    with store._database.write() as connection, recounting(connection, [ended]):
         connection.execute(update(GpuTimeRow).where(GpuTimeRow.run_id == run).values(price=2.0))
     return ended
 
@@ -242,7 +242,7 @@ def test_the_sums_are_what_their_sources_add_up_to_after_every_history(new_datab
         elif what == "cancel" and run.state == "queued":
             store.record(run.id, Event.CANCEL_ASKED, clock())
         elif what == "lose more" and run.attempts:
-            with store._database.write() as connection, recounting(connection, run):
+            with store._database.write() as connection, recounting(connection, [run]):
                 connection.execute(
                     update(GpuTimeRow)
                     .where(GpuTimeRow.run_id == run.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.progress import file
-from orchestrator.progress.observer import most_of, size_of, watch_training
+from orchestrator.progress.observer import Observer, most_of, size_of, watch_training
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -155,3 +156,22 @@ def test_a_loaders_own_batch_size_is_known() -> None:
     data = torch.utils.data.TensorDataset(torch.zeros(9, 1))
     assert most_of(iter(torch.utils.data.DataLoader(data, batch_size=4))) == 4
     assert most_of(iter(torch.utils.data.DataLoader(data, batch_size=None))) is None
+
+
+def test_torch_compile_is_kept_out_of_everything_that_is_put_into_torch(tmp_path: Path) -> None:
+    """torch 2.11 inlined the hook of a compiled optimizer, could not import its module, and ended the script."""
+    put: list[Any] = []
+    iterators, ddp = type("Iterator", (), {"__next__": lambda _: None}), type("Ddp", (), {})
+    functions = {name: lambda: None for name in ("save", "load", "save_state_dict", "async_save", "load_state_dict")}
+    functions |= {name: lambda: None for name in ("save_file", "save_model", "load_file", "load_model")}
+    module = SimpleNamespace(
+        register_optimizer_step_post_hook=put.append,
+        _BaseDataLoaderIter=iterators,
+        DistributedDataParallel=ddp,
+        **functions,
+    )
+    for patch in Observer(file, str(tmp_path / "progress")).patches().values():
+        patch(module)
+    put += [iterators.__next__, ddp.__init__, *(getattr(module, name) for name in functions)]
+    assert len(put) == 12
+    assert all(one._torchdynamo_disable for one in put)
