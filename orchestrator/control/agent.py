@@ -369,7 +369,8 @@ class NodeAgent:
                     mark=mark,
                     nccl_log=folder.nccl if part.nccl_log == "file" else None,
                 )
-                | {PROGRESS_VARIABLE: str(folder.progress(rank.rank))},
+                # What is no attempt has no progress, and is not slowed by being watched.
+                | ({PROGRESS_VARIABLE: str(folder.progress(rank.rank))} if part.attempt > 0 else {}),
                 "cpus": list(cpus[rank.local_rank]) if cpus else None,
                 "cudnn": part.cudnn,
             }
