@@ -20,6 +20,7 @@ COMMANDS = {
     "show": ("runs", "One run whole."),
     "why": ("why", "Why a run waits, or ended as it did."),
     "runs": ("runs", "The history of runs, the latest first."),
+    "report": ("report", "Runs, or the cluster, as pictures in one HTML file."),
     "logs": ("logs", "What the ranks of a run printed."),
     "cancel": ("change", "Ends runs, or takes them out of the queue."),
     "set": ("change", "Changes what a run asks for."),

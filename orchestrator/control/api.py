@@ -114,6 +114,8 @@ class Api:
                 web.post("/api/v1/runs/{ref}/set", self._set),
                 web.get("/api/v1/runs/{ref}/why", self._why),
                 web.get("/api/v1/runs/{ref}/logs", self._logs),
+                web.get("/api/v1/runs/{ref}/report", self._run_report),
+                web.get("/api/v1/report", self._cluster_report),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
                 web.get("/api/v1/benches", self._benches),
                 web.get("/api/v1/nodes", self._nodes),
@@ -387,6 +389,14 @@ class Api:
             keep_on=query.get("follow") == "1",
         )
         return await _stream(request, lines)
+
+    async def _run_report(self, request: web.Request) -> web.Response:
+        """What the run's page is drawn from."""
+        return web.json_response(await self._controller.run_pictured(request.match_info["ref"]))
+
+    async def _cluster_report(self, request: web.Request) -> web.Response:
+        """What the cluster's page is drawn from: of the time since then."""
+        return web.json_response(await self._controller.cluster_pictured(_moment(request.query.get("since"))))
 
     async def _benches(self, request: web.Request) -> web.Response:
         """Results of `orch bench`, oldest first."""
