@@ -26,7 +26,7 @@ MOST_RUNS = 20
 )
 @click.option("--json", "as_json", is_flag=True, help="The data that it would be drawn from, to stdout.")
 def report(runs: tuple[str, ...], path: str | None, since: float, as_json: bool) -> None:
-    """Draws runs, or the cluster, as one HTML file.
+    """Runs, or the cluster, as pictures in one HTML file.
 
     Of a run: throughput with its attempts, ranks by time, step times, what its GPUs were used for, where it ran and over
     which links, and its like before it. Without RUN the cluster: GPU-hours by use, team and user, what the nodes were

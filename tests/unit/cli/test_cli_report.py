@@ -30,7 +30,8 @@ def test_a_page_goes_into_the_file_that_is_named_and_its_name_to_stdout(answered
     done = orch("report", 42, "-o", "page.html")
     assert (done.returncode, done.stdout) == (0, "page.html\n")
     page = (orch.home.parent / "page.html").read_text()
-    assert page.startswith("<!DOCTYPE html>") and "resnet50" in page
+    assert page.startswith("<!DOCTYPE html>")
+    assert "resnet50" in page
     assert not list(orch.home.parent.glob("*.part"))
 
 
@@ -41,13 +42,15 @@ def test_into_a_pipe_goes_the_page_itself_and_with_json_its_data(answered: Any, 
 
 def test_a_run_that_is_not_there_leaves_no_file(stub: Any, orch: Any) -> None:
     done = orch("report", 7, "-o", "page.html")
-    assert done.returncode == 3 and "no such run" in done.stderr
+    assert done.returncode == 3
+    assert "no such run" in done.stderr
     assert not (orch.home.parent / "page.html").exists()
 
 
 def test_a_file_that_cannot_be_written_is_a_mistake_of_use(answered: Any, orch: Any) -> None:
     done = orch("report", 42, "-o", "nowhere/page.html")
-    assert done.returncode == 2 and "nowhere/page.html cannot be written" in done.stderr
+    assert done.returncode == 2
+    assert "nowhere/page.html cannot be written" in done.stderr
 
 
 def test_without_a_run_the_cluster_is_asked_for_since_then(stub: Any, orch: Any) -> None:

@@ -13,7 +13,8 @@ from orchestrator.pictures.scale import figure, percent, span, ticks, time_ticks
 @given(st.floats(1e-9, 1e12), st.integers(2, 8))
 def test_an_axis_begins_at_zero_and_reaches_the_highest_value(high: float, wanted: int) -> None:
     labels = ticks(high, wanted)
-    assert labels[0] == 0 and labels[-1] >= high * (1 - 1e-6)
+    assert labels[0] == 0
+    assert labels[-1] >= high * (1 - 1e-6)
     assert 2 <= len(labels) <= wanted + 2
     assert labels == sorted(labels)
 
@@ -22,7 +23,8 @@ def test_an_axis_begins_at_zero_and_reaches_the_highest_value(high: float, wante
 def test_times_on_an_axis_are_inside_it_and_few(low: float, spread: float) -> None:
     found = [at for at, _ in time_ticks(low, low + spread)]
     assert all(low <= at <= low + spread for at in found)
-    assert len(found) <= 8 and found == sorted(set(found))
+    assert len(found) <= 8
+    assert found == sorted(set(found))
 
 
 @pytest.mark.parametrize(
