@@ -25,6 +25,7 @@ COMMANDS = {
     "cancel": ("change", "Ends runs, or takes them out of the queue."),
     "set": ("change", "Changes what a run asks for."),
     "retry": ("change", "Queues an ended run again."),
+    "top": ("top", "The cluster, what runs and what waits, live."),
     "nodes": ("cluster", "The nodes: their state and what is on them."),
     "topo": ("topo", "The tree of the cluster, and what is free of it."),
     "bench": ("bench", "Measures what links carry, beside what they promise."),

@@ -10,6 +10,7 @@ from datetime import datetime
 from orchestrator.control.backend import GpuLook, Report
 from orchestrator.control.gang_progress import RANK_S, GangProgress
 from orchestrator.control.gpu_usage import GpuUse
+from orchestrator.control.live import Live
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.runtime import Runtime
 from orchestrator.history.errors import StaleEpoch, StoreError
@@ -85,6 +86,8 @@ class Measuring:
         self._gangs: dict[tuple[int, int], GangProgress] = {}
         self._gpus: dict[tuple[int, int], GpuWindows] = {}
         self._turn = 0
+        self.live = Live()
+        """How the runs do now."""
 
     def start(self) -> None:
         self._runtime.spawn(self._count_missed())
@@ -107,6 +110,7 @@ class Measuring:
         for look in report.gpus:
             if (windows := self._gpus.get((look.run, look.attempt))) is not None:
                 windows.add(node, look, self._runtime.now())
+                self.live.looked(node, look)
 
     def _take_in_ranks(self, looks: Iterable[RankProgress]) -> None:
         by_gang: dict[tuple[int, int], list[RankProgress]] = {}
@@ -140,6 +144,7 @@ class Measuring:
             log.error("what was measured of run %s last is lost: %s", run, error)
         finally:
             self._gpus.pop((run, attempt), None)
+            self.live.ended((run, attempt))
 
     async def _write_all(self) -> None:
         await self._write(self._gangs)
@@ -150,6 +155,7 @@ class Measuring:
         taken = []
         for (run, attempt), gang in gangs.items():
             rows = gang.take_rows()
+            self.live.stepped((run, attempt), rows[0])
             gpus = self._gpus[run, attempt].take_rows()
             # Runs take turns: counting one is several statements.
             count = live and (len(gangs) < 10 or (self._turn + run) % COUNT_EVERY == 0)
