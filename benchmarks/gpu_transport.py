@@ -69,7 +69,7 @@ CASES: dict[str, tuple[dict[str, str], str, str, str]] = {
         {"APART": "1", "NCCL_SOCKET_IFNAME": "lo"},
         "worse than planned",
         "NET/Socket",
-        "NCCL takes one host for several",
+        "NCCL_HOSTID differs between ranks of one host",
     ),
 }
 

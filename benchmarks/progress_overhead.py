@@ -6,7 +6,8 @@ In one process with one thread: blocks of steps, by turns observed and not (the 
 DataLoader's iterator are put in and taken out), so that what else changes in the process meets both alike. A step draws a
 batch, runs forward and backward, spins until it has used its time by the thread's CPU clock, and steps an optimizer.
 Printed are the medians over the blocks of CPU time and wall-clock time a step, and their ratios; the noise of the machine
-shows in the wall-clock time and in the spread. Beside them the observer's own work for a step, measured alone.
+shows in the wall-clock time and in the spread. Beside them the observer's own work for a step, measured alone, with warm and
+with cold caches.
 """
 
 from __future__ import annotations
@@ -53,17 +54,34 @@ def block_of(steps: int, step_s: float) -> Block:
     return block
 
 
-def alone(folder: Path) -> float:
-    """CPU seconds of the observer's work for one step and one batch."""
+def alone(folder: Path, step_s: float) -> tuple[float, float]:
+    """CPU seconds of the observer's work for one step and one batch: called at once again, and after a step's work.
+
+    In the second its code and data have left the caches, as they have in training.
+    """
     one = observer.Observer(file, str(folder / "alone"))
-    one.compiling, one.grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-    optimizer, batch, iterator = object(), (torch.zeros(4, 8), torch.zeros(4)), object()
+    optimizer = object()
+    loader = DataLoader(TensorDataset(torch.zeros(1_000_000, 1)), batch_size=4)
+    iterator = iter(loader)
+    next(iterator)
+    batch = next(iterator)
     count = 100_000
     began = time.thread_time()
     for _ in range(count):
-        one.count_batch(iterator, batch, one.clock())
+        one.drawn(iterator, batch, one.clock())
         one.stepped(optimizer, (), {})
-    return (time.thread_time() - began) / count
+    warm = (time.thread_time() - began) / count
+    matrix, cold, empty = torch.randn(700, 700), [], []
+    for turn in range(600):
+        end = time.thread_time() + step_s
+        while time.thread_time() < end:
+            matrix @ matrix
+        began = time.thread_time()
+        if turn % 2:
+            one.drawn(iterator, batch, one.clock())
+            one.stepped(optimizer, (), {})
+        (cold if turn % 2 else empty).append(time.thread_time() - began)
+    return warm, statistics.median(cold) - statistics.median(empty)
 
 
 def main() -> None:
@@ -74,10 +92,12 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        own = alone(Path(name))
-        print(
-            f"the observer alone: {own * 1e6:.2f} us a step, {own / asked.step_ms * 1e5:.3f} % of {asked.step_ms:g} ms"
+        ways_to_call = zip(
+            ("again at once", "after a step's work"), alone(Path(name), asked.step_ms / 1000), strict=True
         )
+        for how, own in ways_to_call:
+            share = own / asked.step_ms * 1e5
+            print(f"the observer alone, {how}: {own * 1e6:.2f} us a step, {share:.3f} % of {asked.step_ms:g} ms")
         plain_next, plain_hooks = loading._BaseDataLoaderIter.__next__, dict(optim._global_optimizer_post_hooks)
         observer.observe(file, str(Path(name) / "progress"))
         ways = {

@@ -33,6 +33,7 @@ from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.run import Attempt
 from orchestrator.scheduling.snapshot import Snapshot
+from orchestrator.scheduling.why import why
 from orchestrator.testing import START, a_run
 from orchestrator.testing.hardware import cluster, node
 from orchestrator.testing.queue import Queue
@@ -146,6 +147,14 @@ def cycles(nodes: int, waiting: int) -> None:
         decided, spent = timed(snapshot, now, memory)
         memory = decided.memory
         print(f"| {what} | {spent:.0f} | {len(decided.starts)} |", flush=True)
+    print("\n| `why` of the run at | ms | suggestions |\n|---|---|---|")
+    for position in (1, 10, 100, 1_000, len(decided.waits) // 2, len(decided.waits)):
+        run = decided.waits[min(position, len(decided.waits)) - 1].run.id
+        begin = time.process_time()
+        told = why(run, snapshot, now, memory)
+        print(
+            f"| place {position:,} | {(time.process_time() - begin) * 1000:.0f} | {len(told.suggestions)} |", flush=True
+        )
 
 
 def kueue(share: int) -> None:

@@ -9,9 +9,10 @@ deterministic; only the CPU seconds change from run to run. `--write` puts the t
 yardsticks: Pollux's workloads under the rules that its own simulator was run with (a decision every 60 s, 30 s for every start,
 policies that know no time limits), beside what that simulator said.
 pollux: the same workloads on the same 16 nodes of 4 T4, four nodes to a leaf, decisions at once, 30 s for a restart.
-philly: 30,735 jobs of 14 days on nodes of 8, 16 to a leaf, speeds by the bandwidth model.
-v100: the same arrivals, sizes and durations, with models of Gavel's table given to jobs by their number, on nodes of 8 V100 with
-25 Gb/s Ethernet between.
+philly: all 30,735 jobs of 14 days on 250 nodes of 8, and a quarter of them on 40; 16 nodes to a leaf, speeds by the bandwidth
+model.
+v100: that quarter's arrivals, sizes and durations, with models of Gavel's table given to jobs by their number, on 43 nodes of 8
+V100 with 25 Gb/s Ethernet between.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape, all_to_all
 from orchestrator.scheduling.simulate.clusters import plain
 from orchestrator.scheduling.simulate.gavel_profile import GavelProfile
-from orchestrator.scheduling.simulate.jobs import Trace
+from orchestrator.scheduling.simulate.jobs import Trace, sampled
 from orchestrator.scheduling.simulate.measures import Measures
 from orchestrator.scheduling.simulate.profiles import read_profiles
 from orchestrator.scheduling.simulate.replay import Costs
@@ -50,6 +51,9 @@ TOLD = {
     "greedy:spread": ("fjf-spread", (6071, 4645, 12043)),
 }
 """By our policy: what it is called there, and the mean completion in seconds that Pollux's simulator gave for each of WORKLOADS."""
+
+QUARTER = 0.25
+"""Of Philly's jobs, where a queue is wanted: as crowded as the whole on four times the nodes, and done in minutes."""
 
 COMPARED = ("fifo", "fifo-backfill", "las", "orch")
 
@@ -125,21 +129,23 @@ def pollux(traces: Path) -> Iterator[str]:
 def philly(traces: Path) -> Iterator[str]:
     trace = read_trace(traces / PHILLY)
     yield from HEAD
-    for nodes in (250, 160):
-        for measures, cpu_s in measured(trace, plain(nodes, 8), COMPARED, Rules()):
-            yield row(f"Philly, {nodes} x 8", measures, cpu_s)
+    for measures, cpu_s in measured(trace, plain(250, 8), COMPARED, Rules()):
+        yield row("Philly, 250 x 8", measures, cpu_s)
+    separated = (*COMPARED[:-1], "fifo-backfill:one-node", "las:one-node", "orch")
+    for measures, cpu_s in measured(sampled(trace, QUARTER, seed=0), plain(40, 8), separated, Rules()):
+        yield row("a quarter of Philly, 40 x 8", measures, cpu_s)
 
 
 def one_node(traces: Path) -> Iterator[str]:
     profile = read_profiles(traces / "gavel")
     assert isinstance(profile, GavelProfile)
     models = sorted(name for name in profile.slowdowns if name[-1].isdigit() and len(profile.slowdowns[name]) == 3)
-    trace = read_trace(traces / PHILLY)
+    trace = sampled(read_trace(traces / PHILLY), QUARTER, seed=0)
     jobs = tuple(replace(job, model=models[int(job.id) % len(models)]) for job in trace.jobs)
     policies = ("greedy:one-node", "greedy:pack", "greedy:in-order", "greedy:spread", "fifo-backfill", "orch")
-    yield "| 172 nodes of 8 V100 | completion, mean h | median h | p95 h | gangs split | GPU-hours over the best placements' |"
+    yield "| 43 nodes of 8 V100 | completion, mean h | median h | p95 h | gangs split | GPU-hours over the best placements' |"
     yield "|---|---|---|---|---|---|"
-    for m, _ in measured(Trace(jobs), v100(172), policies, Rules(), [profile]):
+    for m, _ in measured(Trace(jobs), v100(43), policies, Rules(), [profile]):
         done = m.completion
         yield (
             f"| {m.policy} | {done.mean / 3600:.1f} | {done.median / 3600:.1f} | {done.p95 / 3600:.1f} | {m.split:.0%} | "

@@ -76,11 +76,20 @@ def naming(api: Controller, ref: str) -> Iterator[None]:
         raise Fail(error.message + (f". Did you mean {' or '.join(near)}?" if near else ""), NOT_FOUND) from None
 
 
-def get_run(api: Controller, ref: str) -> dict[str, Any]:
+def get_run(api: Controller, ref: str, query: dict[str, Any] | None = None) -> dict[str, Any]:
     """A run whole. Raises Fail(3) with the names that come near."""
     with naming(api, ref):
-        run: dict[str, Any] = api.call("GET", "runs", ref)
+        run: dict[str, Any] = api.call("GET", "runs", ref, query=query)
         return run
+
+
+def one_run(found: dict[str, Any]) -> dict[str, Any]:
+    """What was found, which must be a run. Raises Fail(2) for an array."""
+    array = found.get("array") or {}
+    if "size" in array:
+        name = found["name"]
+        raise Fail(f"{name} is an array of {array['size']:,} runs: name one of them, such as '{name}[0]'", USAGE)
+    return found
 
 
 def secrets_of(names: list[str] | tuple[str, ...], what: str) -> dict[str, str]:

@@ -48,7 +48,7 @@ def logs(
         raise click.UsageError("what NCCL said has no times and is whole soon: leave out --follow and --since")
     settings = context.config()
     try:
-        found = context.get_run(context.controller(settings), run)
+        found = context.one_run(context.get_run(context.controller(settings), run))
         query = {"rank": rank, "attempt": attempt, "since": since, "follow": int(follow), "nccl": int(nccl) or None}
         lines = _from_controller(settings, found["id"], query)
     except Unreachable as down:

@@ -47,6 +47,7 @@ def _fields(run: Run) -> list[tuple[str, Any]]:
     ]
     found += [(f"metric.{name}", value) for name, value in (_of(run, "metrics") or {}).items()]
     found += [(f"gpu_seconds.{name}", value) for name, value in (run.get("gpu_seconds") or {}).items()]
+    found += [(f"scaling.{one['workers']}", one["efficiency"]) for one in run.get("scaling") or []]
     names = ("goodput", "effective_training_time_ratio", "queue_seconds", "cost")
     return found + [(name, run.get(name)) for name in names]
 
@@ -73,6 +74,9 @@ def _lines(run: Run) -> list[tuple[str, Any]]:
         device = ((run.get("attempts") or [{}])[-1].get("placement") or {}).get("device")
         held = f"{span(used['allocated'])} of {'slots' if device == 'cpu' else 'GPUs'}"
         lines.append(("gpu time", f"{held}: {', '.join(parts)}"))
+    if len(sizes := run.get("scaling") or []) > 1:
+        told = ", ".join(f"{one['workers']} workers {one['efficiency']:.0%}" for one in sizes)
+        lines.append(("scaling", f"{told} (samples/s a worker, over runs of this name)"))
     if run.get("queue_seconds"):
         lines.append(("queued", span(run["queue_seconds"])))
     if run.get("cost") is not None:

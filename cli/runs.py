@@ -11,11 +11,8 @@ import click
 from cli import context, history, measured
 from cli import output as out
 from cli.output import Column
-from cli.times import Ago, between, local, now, span
+from cli.times import between, local, now, span
 from cli.versions import version_lines
-
-STATES = ("queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled")
-SORTS = ("id", "name", "user", "team", "state", "priority", "submitted", "started", "finished")
 
 
 def _where(run: dict[str, Any]) -> str:
@@ -128,74 +125,6 @@ def ps(everything: bool, limit: int | None, output: str) -> None:
 
 
 @click.command()
-@click.option("--name", help="Of this name.")
-@click.option("--user", help="Submitted by this user.")
-@click.option("--team", help="Of this team.")
-@click.option("--state", type=click.Choice(STATES), help="In this state.")
-@click.option("--since", type=Ago(), help="Submitted within 12h, 7d ... or since a date.")
-@click.option("--array", metavar="ARRAY", help="Of this array, by its name or as 101[].")
-@click.option("--best", type=click.IntRange(1, 100_000), help="Of the array the N best, by the metric of --by.")
-@click.option(
-    "--by", metavar="METRIC", help="What runs report: loss (the smallest is best), -accuracy (the largest is)."
-)
-@click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; all of them where there are several.")
-@click.option(
-    "--sort",
-    type=click.Choice([*SORTS, *(f"-{name}" for name in SORTS)]),
-    default="-submitted",
-    show_default=True,
-    metavar="FIELD",
-    help=f"By {', '.join(SORTS)}; with - the largest first.",
-)
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
-@out.output_option
-def runs(
-    name: str | None,
-    user: str | None,
-    team: str | None,
-    state: str | None,
-    since: float | None,
-    array: str | None,
-    best: int | None,
-    by: str | None,
-    tags: tuple[str, ...],
-    sort: str,
-    limit: int,
-    output: str,
-) -> None:
-    """The history of runs, the latest first.
-
-    \b
-    orch runs --state failed --since 7d
-    orch runs --tag sweep=a --sort -finished --json
-    orch runs --array sweep --best 3 --by loss
-    """
-    if (best is None) != (by is None) or (best is not None and array is None):
-        raise click.UsageError("--best and --by go together, with --array: --array sweep --best 3 --by loss")
-    for tag in tags:
-        if "=" not in tag:
-            raise click.UsageError(f"--tag {tag}: write it as KEY=VALUE")
-    query = {
-        "name": name,
-        "user": user,
-        "team": team,
-        "state": state,
-        "since": None if since is None else (now() - timedelta(seconds=since)).isoformat(),
-        "array": array,
-        "best": best,
-        "by": by,
-        "tag": list(tags) or None,
-        "sort": sort,
-        "limit": limit,
-    }
-    metric = (by or "").removeprefix("-")
-    value = Column(metric, lambda run: (run.get("metrics") or {}).get(metric), right=True)
-    columns = (*RUNS[:2], value, *RUNS[2:]) if by else RUNS
-    empty = f"no run of {array} has reported {metric}" if by else "no run is like that"
-    out.print_rows(history.many(query), columns, output, "id", empty)
-
-
-@click.command()
 @context.run_argument()
 @click.option(
     "--lock", is_flag=True, help="Print the `requires:` block that pins the versions of its last good attempt."
@@ -212,11 +141,11 @@ def show(run: str, lock: bool, output: str) -> None:
     orch show resnet50 --json | jq .attempts
     orch show resnet50 --lock >> job.yaml
     """
-    found = history.one(run)
+    found = history.one(run, like=not lock)
     if lock:
         from cli.versions import print_lock
 
-        print_lock(found, output)
+        print_lock(context.one_run(found), output)
     elif "size" in (found.get("array") or {}) and output in ("table", "csv", "name"):
         _show_array(found, output)
     elif output == "json":
@@ -284,6 +213,7 @@ def _show(run: dict[str, Any]) -> None:
                 for key, value in (run.get("spec") or {}).items()
                 if key not in ("name", "after")
             ),
+            ("slower", compared["text"] if (compared := run.get("compared") or {}).get("slower") else None),
         ]
     )
     for attempt in run.get("attempts") or []:

@@ -229,6 +229,7 @@ def _rules(given: dict[str, Any]) -> Rules:
     return Rules(
         costs,
         las_threshold_gpu_s=given["las_threshold"] * 3600,
+        settings=context.config().policy,
         talk=given["communication"],
         limit_factor=given["limits"],
     )

@@ -1,7 +1,6 @@
 """`orch top`: the cluster as it is now, in the terminal, until q is pressed.
 
-Drawn with plain escape codes: rich's Live takes no keys, and textual, which does, would be a third of the command line's dependencies
-and 0.4 s of every start, for one screen.
+Drawn with plain escape codes: rich's Live takes no keys, and textual, which does, is a large dependency for one screen.
 """
 
 from __future__ import annotations
@@ -144,7 +143,8 @@ def _details(api: Controller, run: int) -> Iterator[str]:
     if why := failure_of(found) or found.get("reason"):
         yield why
     if speed := found.get("throughput"):
-        yield f"{number(speed.get('samples_per_s'))} samples/s, {short(speed.get('step_time'))} a step, {number(speed['steps'])} steps"
+        rate = f"{number(speed['samples_per_s'])} samples/s, " if speed.get("samples_per_s") else ""
+        yield f"{rate}{short(speed.get('step_time'))} a step, {number(speed['steps'])} steps"
         if speed.get("metrics"):
             yield ", ".join(f"{name} {value:.5g}" for name, value in speed["metrics"].items())
     for attempt in found.get("attempts") or ():

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli import context
+from cli import context, history
 from cli import output as out
 from cli.times import local, span
 
@@ -25,9 +25,7 @@ def why(run: str, output: str) -> None:
     orch why 42
     orch why 'sweep[3]' --json
     """
-    api = context.answering_controller()
-    with context.naming(api, run):
-        answer: dict[str, Any] = api.call("GET", "runs", run, "why")
+    answer = history.why(run)
     if output == "json":
         out.print_json(answer)
     elif output == "jsonl":

@@ -56,6 +56,12 @@ class Config:
     """Files that say how the nodes hang together: topology.conf, ibnetdiscover's output, a CSV of levels, ..."""
     hardware: Path | None
     """The file that declares the nodes' hardware, under `hardware:`."""
+    history_keep_runs: float | None
+    """Seconds for which an ended run is kept whole; None: for ever. The sums over days stay in any case."""
+    history_keep_series: float | None
+    """Seconds for which an ended run's series of throughput and GPU use are kept."""
+    history_keep_logs: float | None
+    """Seconds for which an ended run's logs are kept."""
     teams: Mapping[str, Team]
     """Who gets how much."""
     policy_half_life: float
@@ -158,6 +164,14 @@ def _duration(least: float, most: float) -> Callable[[str, Place], float]:
     return parse
 
 
+def _keep(text: str, place: Place) -> float | None:
+    return None if text == "forever" else _duration(86_400, 100 * 365 * 86_400)(text, place)
+
+
+def _kept(seconds: float | None) -> str:
+    return "forever" if seconds is None else format_duration(seconds)
+
+
 def _size(least: int, most: int) -> Callable[[str, Place], int]:
     def parse(text: str, place: Place) -> int:
         size = parse_size(text)
@@ -237,6 +251,9 @@ KEYS: dict[str, Key] = {
         _port,
         lambda port: str(port or ""),
     ),
+    "history.keep_runs": Key("How long a run is kept after its end, or forever; sums stay", _keep, _kept),
+    "history.keep_series": Key("How long its series of throughput and GPU use are kept", _keep, _kept),
+    "history.keep_logs": Key("How long its logs are kept", _keep, _kept),
     "fabric": Key(
         "Files that say how the nodes hang together, a list (in ORCH_FABRIC with : between them)",
         _paths,
@@ -329,6 +346,9 @@ def _defaults(home: Path) -> dict[str, Any]:
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
         "dashboard.proxy": None,
+        "history.keep_runs": None,
+        "history.keep_series": None,
+        "history.keep_logs": None,
         "fabric": (),
         "hardware": None,
         "teams": {},

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -27,12 +27,12 @@ from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
+from orchestrator.history.asking import asked
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.errors import StoreError
-from orchestrator.history.queries import RunFilter
 from orchestrator.jobfile import parse_job
 from orchestrator.placement.draw import draw_free
-from orchestrator.scheduling.lifecycle import IllegalTransition, State
+from orchestrator.scheduling.lifecycle import IllegalTransition
 from orchestrator.scheduling.run import Array, Code, NewRun
 from orchestrator.spec import JobSpec
 
@@ -109,6 +109,7 @@ class Api:
                 web.post("/api/v1/check", self._check),
                 web.post("/api/v1/runs", self._submit),
                 web.get("/api/v1/runs", self._runs),
+                web.get("/api/v1/compare", self._compare),
                 web.get("/api/v1/runs/{ref}", self._show),
                 web.post("/api/v1/runs/{ref}/cancel", self._cancel),
                 web.post("/api/v1/runs/{ref}/retry", self._retry),
@@ -266,7 +267,7 @@ class Api:
     # -- code ----------------------------------------------------------------------------------------------------
 
     async def _has_code(self, request: web.Request) -> web.Response:
-        return web.Response(status=200 if self._code.has(request.match_info["sha"]) else 404)
+        return web.Response(status=200 if self._code.wanted(request.match_info["sha"]) else 404)
 
     async def _put_code(self, request: web.Request) -> web.Response:
         chunks = request.content.iter_chunked(1 << 20)
@@ -304,17 +305,27 @@ class Api:
     async def _runs(self, request: web.Request) -> web.Response:
         if request.query.get("live") == "1":
             return web.json_response(await self._live(request))
-        wanted = _filter(request)
-        if (ref := request.query.get("array")) is not None:
-            array = await self._controller.find_array(ref)
+        given = {name: request.query.getall(name) for name in request.query}
+        best = _number(request.query.get("best"), "best")
+        by = given.pop("by", [""])[-1] if best is not None else ""
+        try:
+            question = asked(given)
+        except ValueError as error:
+            raise Refused(2, str(error)) from None
+        if question.array is not None:
+            array = await self._controller.find_array(question.array)
             if array is None:
-                raise Refused(3, f"no such array: {ref!r}")
-            wanted = replace(wanted, ids=array.runs)
-            if (best := _number(request.query.get("best"), "best")) is not None:
-                by = request.query.get("by", "")
+                raise Refused(3, f"no such array: {question.array!r}")
+            if best is not None:
                 found = await self._controller.best(array, by, best)
                 return web.json_response([render.list_json(run) | {"metrics": metrics} for run, metrics in found])
-        return web.json_response([render.list_json(run) for run in await self._controller.runs(wanted)])
+            question = question.of_array(array.runs)
+        if question.by or question.columns:
+            try:
+                return web.json_response(await self._controller.asked(question))
+            except ValueError as error:
+                raise Refused(2, str(error)) from None
+        return web.json_response([render.list_json(run) for run in await self._controller.runs(question.wanted)])
 
     async def _live(self, request: web.Request) -> list[dict[str, Any]]:
         """What runs, then what waits in its order; with `arrays=1` an array is one row."""
@@ -333,7 +344,15 @@ class Api:
         ref = request.match_info["ref"]
         if (array := await self._controller.find_array(ref)) is not None:
             return web.json_response(await self._array(array) | {"spec": array.spec.model_dump(mode="json")})
-        return web.json_response(render.show_json(await self._controller.find(ref)))
+        run = await self._controller.find(ref)
+        sizes = await self._controller.scaling(run.name)
+        answer = render.show_json(run) | {"scaling": render.scaling_json(sizes)}
+        if request.query.get("like") == "1":
+            answer["compared"] = await self._controller.against_its_like(run)
+        return web.json_response(answer)
+
+    async def _compare(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._controller.compare(request.query.getall("run", [])))
 
     async def _array(self, array: Array) -> dict[str, Any]:
         first = await self._controller.find(str(array.id))
@@ -455,24 +474,6 @@ def _moment(text: str | None) -> datetime | None:
         return datetime.fromisoformat(text) if text else None
     except ValueError:
         raise Refused(2, f"since: {text!r} is not a time") from None
-
-
-def _filter(request: web.Request) -> RunFilter:
-    query = request.query
-    state = query.get("state")
-    if state is not None and state not in list(State):
-        raise Refused(2, f"state: {state!r} is none of {', '.join(State)}")
-    tags = dict(tag.partition("=")[::2] for tag in query.getall("tag", []))
-    return RunFilter(
-        name=query.get("name"),
-        user=query.get("user"),
-        team=query.get("team"),
-        state=None if state is None else State(state),
-        since=_moment(query.get("since")),
-        tags=tags,
-        sort=query.get("sort", "-submitted"),
-        limit=_number(query.get("limit"), "limit") or 50,
-    )
 
 
 async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | None]) -> web.StreamResponse:

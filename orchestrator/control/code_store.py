@@ -32,6 +32,13 @@ class CodeStore:
     def has(self, sha256: str) -> bool:
         return bool(SHA256.match(sha256)) and self._path(sha256).exists()
 
+    def wanted(self, sha256: str) -> bool:
+        """Whether it is there; if so it stays for a while, though no run names it yet."""
+        there = self.has(sha256)
+        if there:
+            os.utime(self._path(sha256))
+        return there
+
     async def put(self, sha256: str, chunks: AsyncIterable[bytes]) -> None:
         """Stores a snapshot; on disk when it returns. Raises CodeTooLarge, and ValueError where the hash differs."""
         path = self._path(sha256)

@@ -20,6 +20,7 @@ from orchestrator.array import parse_ref
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
 from orchestrator.control.changes import Change, parse_changes
+from orchestrator.control.expiry import Expiry
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
@@ -29,7 +30,9 @@ from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.hardware.model import Cluster
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.asking import Asked
+from orchestrator.history.filters import RunFilter
+from orchestrator.history.ledger import Scale
 from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
@@ -90,6 +93,7 @@ class Controller:
         await self.roster.start()
         await self.gangs.give_up_missing()
         self.gangs.measuring.start()
+        Expiry(runtime).start()
         await self.queue.start()
 
     async def close(self) -> None:
@@ -292,7 +296,9 @@ class Controller:
         for run in runs:
             _check_limit(run, spec, now, self.queue.last.reservations)
         what = change.words(runs[0].spec, spec)
-        changed = await self.runtime.write(self._store.change, [run.id for run in runs], change.keys, now, what, by)
+        changed: list[Run] = []
+        for part in _parts([run.id for run in runs]):
+            changed += await self.runtime.write(self._store.change, part, change.keys, now, what, by)
         for run in changed:
             if (gang := self.gangs.of(run)) is not None:
                 self.gangs.limits.set(gang, run.spec.time_limit)
@@ -309,7 +315,8 @@ class Controller:
         """One run whole. Raises Refused(3)."""
         run = await self.runtime.read(self._store.get, int(ref) if ref.isdigit() else ref)
         if run is None:
-            raise Refused(3, f"no such run: {ref!r}")
+            gone = await self.runtime.read(self._store.expired, int(ref)) if ref.isdigit() and len(ref) < 19 else None
+            raise Refused(3, gone or f"no such run: {ref!r}")
         return self.with_reason(run)
 
     async def find_array(self, ref: str) -> Array | None:
@@ -339,6 +346,25 @@ class Controller:
         """What the cluster's page is drawn from, of the time since then: the last 30 days where nothing is said."""
         now = self.runtime.now()
         return await self.runtime.read(self._store.cluster_pictured, since or now - timedelta(days=30), now)
+
+    async def asked(self, question: Asked) -> list[dict[str, Any]]:
+        """Groups, or flat rows. Raises ValueError."""
+        if question.by:
+            return await self.runtime.read(self._store.groups, question.wanted, question.by, question.sort)
+        return await self.runtime.read(self._store.rows, question.wanted, question.columns)
+
+    async def compare(self, refs: Sequence[str]) -> dict[str, Any]:
+        """Runs side by side. Raises Refused(3)."""
+        found = await self.runtime.read(self._store.compare, refs)
+        if not isinstance(found, dict):
+            raise Refused(3, f"no such run: {found!r}")
+        return found
+
+    async def against_its_like(self, run: Run) -> dict[str, Any] | None:
+        return await self.runtime.read(self._store.against_its_like, run)
+
+    async def scaling(self, name: str) -> list[Scale]:
+        return await self.runtime.read(self._store.scaling, name)
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
         return [self.with_reason(run) for run in await self.runtime.read(self._store.runs, wanted)]

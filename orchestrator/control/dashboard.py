@@ -17,7 +17,7 @@ from aiohttp import web
 
 from orchestrator.control.controller import Controller
 from orchestrator.control.follow import Positions, log_lines
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.pictures.runs_page import runs_page
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Run

@@ -7,9 +7,11 @@ would have come; or else lines that its `throughput:` patterns found.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from statistics import median
 
 from orchestrator.control.progress_kind import (
     Kind,
@@ -40,18 +42,18 @@ class _Rank:
     look: RankProgress
     offset: int
     """Wall-clock nanoseconds minus the node's monotonic ones: the least that was seen, as a report only comes late."""
-    own_sum: int = 0
-    own_looks: int = 0
+    own: deque[int] = field(default_factory=lambda: deque(maxlen=64))
+    """The latest times that DDP told of a step's own work, in nanoseconds."""
 
     def wall(self, at: int) -> int:
         return at + self.offset
 
     @property
     def own_time(self) -> float | None:
-        """The mean of a step's own work, its wait for data included, in seconds."""
-        if not self.own_looks or not self.look.steps:
+        """A step's own work, its wait for data included, in seconds: the median, as the first steps take longer."""
+        if not self.own or not self.look.steps:
             return None
-        return (self.own_sum / self.own_looks + self.look.data_wait / self.look.steps) / 1e9
+        return (median(self.own) + self.look.data_wait / self.look.steps) / 1e9
 
 
 class GangProgress:
@@ -110,8 +112,7 @@ class GangProgress:
 
     def _read_own(self, rank: _Rank, before: int) -> None:
         if rank.look.own_time_at > before:
-            rank.own_sum += rank.look.own_time
-            rank.own_looks += 1
+            rank.own.append(rank.look.own_time)
 
     def _read_log(self, look: RankProgress) -> None:
         if look.logged_at <= self._log_read:

@@ -42,6 +42,9 @@ from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
 
+COUNTED_AT_ONCE = 50
+"""Runs: others' writes wait for them."""
+
 
 class Gangs:
     """Every attempt that holds a place."""
@@ -59,6 +62,7 @@ class Gangs:
         self.limits = Limits(runtime, self)
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
+        self._uncounted: list[Run] = []
         self._gangs: dict[tuple[int, int], Gang] = {}
         self.measuring = Measuring(runtime)
 
@@ -352,7 +356,7 @@ class Gangs:
             fenced=until,
         )
         runtime.counts.attempts[outcome.value] += 1
-        runtime.spawn(self._count(run))
+        self._count(run)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
@@ -367,9 +371,20 @@ class Gangs:
         else:
             runtime.wake.set()
 
-    async def _count(self, run: Run) -> None:
+    def _count(self, run: Run) -> None:
         """What its GPU time was used for; what a controller that dies leaves uncounted, the next one counts."""
-        await self._runtime.write(self._runtime.store.count, run, self._runtime.now())
+        self._uncounted.append(run)
+        if len(self._uncounted) == 1:
+            self._runtime.spawn(self._count_all())
+
+    async def _count_all(self) -> None:
+        """Those that end while others are counted are counted together."""
+        try:
+            while runs := self._uncounted[:COUNTED_AT_ONCE]:
+                await self._runtime.write(self._runtime.store.count, runs, self._runtime.now())
+                del self._uncounted[: len(runs)]
+        finally:
+            self._uncounted.clear()
 
     async def _record_end(self, *what: Any, **more: Any) -> Run:
         """Tried until it is written: an end that is not recorded would hold its GPUs for ever."""

@@ -52,6 +52,9 @@ class ClusterNote:
     dashboard_proxy: int | None = None
     """The port on which Ray's dashboard asks for orch's runs."""
     local: bool = True
+    keep_runs: float | None = None
+    keep_series: float | None = None
+    keep_logs: float | None = None
 
 
 class Home:

@@ -156,6 +156,37 @@ def free_view(
     return free
 
 
+class FreeView:
+    """The same kept up: only what was taken and given back since is looked at, unless the nodes themselves changed."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Topology, Mapping[str, str], Mapping[str, Mapping[int, str]]] | None = None
+        self._busy: Mapping[str, Mapping[int, int]] = {}
+        self._free: Free | None = None
+
+    def now(
+        self,
+        topology: Topology,
+        busy: Mapping[str, Mapping[int, int]],
+        notes: Mapping[str, str],
+        unfit: Mapping[str, Mapping[int, str]],
+    ) -> Free:
+        """As `free_view`; the caller may change what it gets, but not `busy`."""
+        if self._free is None or self._of != (topology, notes, unfit):
+            self._free = free_view(topology, busy, notes, unfit)
+            self._of = (topology, notes, unfit)
+        else:
+            for name in self._busy.keys() | busy.keys():
+                before, after = self._busy.get(name, {}).keys(), busy.get(name, {}).keys()
+                if before != after and name in topology.index:
+                    kind = topology.nodes[topology.index[name]].kind
+                    has = set(kind.gpus_of(kind.full))
+                    self._free.give(name, (before - after) & has)
+                    self._free.take(name, (after - before) & has)
+        self._busy = busy
+        return self._free.copy()
+
+
 def unfit_gpus(states: Iterable[GpuState], indices: Sequence[int]) -> dict[int, str]:
     """By orch's index, the GPUs that no run should get, and why: the driver's own verdict, and MIG.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from orchestrator.control.gang import Gang
 from orchestrator.control.runtime import Runtime
+from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.scheduling.run import Run, Stop
 from orchestrator.units import format_duration
+
+log = logging.getLogger("orch.limits")
 
 
 class Ends(Protocol):
@@ -49,9 +53,17 @@ class Limits:
         self._since.pop((gang.run, gang.attempt), None)
 
     def _over(self, gang: Gang, limit_s: float) -> None:
-        run = self._runtime.book.runs.get(gang.run)
-        if run is None or gang.stop is not None or gang.failure is not None:
-            return
-        self._runtime.spawn(
-            self._ends.stop(run, Stop("time_limit", f"reached its time limit of {format_duration(limit_s)}"))
-        )
+        self._runtime.spawn(self._end(gang, limit_s))
+
+    async def _end(self, gang: Gang, limit_s: float) -> None:
+        """Tried until it is on record: a limit that is not enforced breaks promises to others."""
+        stop = Stop("time_limit", f"reached its time limit of {format_duration(limit_s)}")
+        while (run := self._runtime.book.runs.get(gang.run)) is not None and gang.stop is None and gang.failure is None:
+            try:
+                await self._ends.stop(run, stop)
+                return
+            except StaleEpoch:
+                raise
+            except StoreError as error:
+                log.error("the end of run %s could not be recorded yet: %s", gang.run, error)
+                await asyncio.sleep(1)

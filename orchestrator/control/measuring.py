@@ -13,7 +13,7 @@ from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.live import Live
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.runtime import Runtime
-from orchestrator.history.errors import StaleEpoch, StoreError
+from orchestrator.history.errors import StaleEpoch
 from orchestrator.history.measurements import Measured
 from orchestrator.progress.values import GpuSample
 from orchestrator.scheduling.run import Run
@@ -22,7 +22,7 @@ log = logging.getLogger("orch.measuring")
 
 WRITE_S = 10.0
 """How often what was measured goes into the database; a controller that dies loses no more than this."""
-COUNT_EVERY = 6
+FEW, COUNT_EVERY = 10, 6
 """Where many runs are live, the GPU time of each is counted at every so manieth writing."""
 
 
@@ -122,45 +122,51 @@ class Measuring:
                     gang.observe(found, self._runtime.now())
                 except Exception:
                     # What a script shows of itself must not keep its node's reports from being taken in.
-                    log.exception("what run %s shows of itself cannot be read", key[0])
+                    self._give_up(key)
 
     def of(self, run: int, attempt: int) -> GangProgress | None:
         """The live attempt's progress."""
         return self._gangs.get((run, attempt))
 
     async def end(self, run: int, attempt: int) -> None:
-        """The attempt is over: what is not written yet is written before its end is recorded."""
-        gang = self._gangs.pop((run, attempt), None)
-        if gang is None:
+        """The attempt is over: what is not written yet is written before its end is recorded, which nothing here prevents."""
+        key = run, attempt
+        gang, gpus = self._gangs.pop(key, None), self._gpus.pop(key, None)
+        if gang is None or gpus is None:
             return
-        gang.end(self._runtime.now())
-        self._gpus[run, attempt].close_all()
+        self.live.ended(key)
         try:
-            # Of one of which nothing was seen there is nothing to write; its GPU time is counted once its end is recorded.
-            await self._write({(run, attempt): gang}, live=False)
+            gang.end(self._runtime.now())
+            gpus.close_all()
+            last = self._measured(key, gang, gpus, count=False)
+            # Its GPU time is counted once its end is recorded.
+            if last.told:
+                await self._runtime.write(self._runtime.store.measure, [last], self._runtime.now())
         except StaleEpoch:
             raise
-        except StoreError as error:
-            log.error("what was measured of run %s last is lost: %s", run, error)
-        finally:
-            self._gpus.pop((run, attempt), None)
-            self.live.ended((run, attempt))
+        except Exception:
+            log.exception("what was measured of run %s last is lost", run)
 
     async def _write_all(self) -> None:
-        await self._write(self._gangs)
-
-    async def _write(self, gangs: dict[tuple[int, int], GangProgress], *, live: bool = True) -> None:
-        now = self._runtime.now()
         self._turn += 1
-        taken = []
-        for (run, attempt), gang in gangs.items():
-            rows = gang.take_rows()
-            self.live.stepped((run, attempt), rows[0])
-            gpus = self._gpus[run, attempt].take_rows()
-            # Runs take turns: counting one is several statements.
-            count = live and (len(gangs) < 10 or (self._turn + run) % COUNT_EVERY == 0)
-            one = Measured(run, attempt, gang.summary(), tuple(rows[0]), tuple(rows[1]), tuple(gpus), count)
-            if live or one.told:
+        taken, few = [], len(self._gangs) < FEW
+        for key, gang in list(self._gangs.items()):
+            # Many runs take turns: counting one is several statements.
+            count = few or (self._turn + key[0]) % COUNT_EVERY == 0
+            try:
+                one = self._measured(key, gang, self._gpus[key], count=count)
+                self.live.stepped(key, one.gang)
                 taken.append(one)
+            except Exception:
+                self._give_up(key)
         if taken:
-            await self._runtime.write(self._runtime.store.measure, taken, now)
+            await self._runtime.write(self._runtime.store.measure, taken, self._runtime.now())
+
+    def _give_up(self, key: tuple[int, int]) -> None:
+        log.exception("run %s is measured no more", key[0])
+        del self._gangs[key], self._gpus[key]
+        self.live.ended(key)
+
+    def _measured(self, key: tuple[int, int], gang: GangProgress, gpus: GpuWindows, *, count: bool) -> Measured:
+        rows, rank_rows = gang.take_rows()
+        return Measured(*key, gang.summary(), tuple(rows), tuple(rank_rows), tuple(gpus.take_rows()), count)

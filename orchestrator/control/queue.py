@@ -19,6 +19,7 @@ from orchestrator.control.usage import Past
 from orchestrator.control.waits import Waits
 from orchestrator.history.book import Changes
 from orchestrator.history.errors import DoubleBooked, StaleEpoch, StoreError
+from orchestrator.placement.fabric import fabric_of
 from orchestrator.scheduling.decision import Plan, Start
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.memory import Memory
@@ -49,6 +50,7 @@ class Queue:
         self._took_s = 0.0
         """To decide, the last time."""
         self._turned_at = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self._new: asyncio.TimerHandle | None = None
         """When what was submitted is looked at."""
         self.waits = Waits()
@@ -102,13 +104,25 @@ class Queue:
         runtime = self._runtime
         await runtime.wake.wait()
         runtime.wake.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         again_s = await self._turn()
         if again_s == 0:
             runtime.wake.set()
         elif again_s is not None:
-            runtime.wake_in(again_s + 0.01)
+            self._wake_in(again_s + 0.01)
         self._turned_at = time.monotonic()
         await asyncio.sleep(self._rest_s(runtime.settings.rest))
+
+    def _wake_in(self, seconds: float) -> None:
+        """A turn then, at the latest. There is one alarm, for the earliest: a turn sets it anew."""
+        loop = asyncio.get_running_loop()
+        if self._alarm is not None:
+            if self._alarm.when() <= loop.time() + seconds:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_later(seconds, self._runtime.wake.set)
 
     def _rest_s(self, times: float) -> float:
         return min(self._runtime.settings.longest_rest_s, self._took_s * times)
@@ -150,7 +164,9 @@ class Queue:
         runtime, run = self._runtime, start.run
         now = runtime.now()
         try:
-            placed = await runtime.write(runtime.store.place, run.id, start.placement, now, self.waits.over(run, now))
+            fabric = fabric_of(self._gangs.roster.inventory.topology, start.placement)
+            waited = self.waits.over(run, now)
+            placed = await runtime.write(runtime.store.place, run.id, start.placement, now, waited, fabric)
         except IllegalTransition:
             return  # it was cancelled while this was decided
         except StaleEpoch:
@@ -181,14 +197,15 @@ class Queue:
         """What there is now, and `also` as if they waited."""
         book, roster = self._runtime.book, self._gangs.roster
         waiting = (*book.waiting(), *also)
-        free = roster.free(book.busy())
+        free, live = roster.free(book.busy()), tuple(book.live())
         return Snapshot(
             waiting,
             free,
-            tuple(book.live()),
+            live,
             self._blocks(waiting),
             self._fitness.unfit(waiting, free.topology),
             ending=dict(self._ending),
+            checkpoints={run.id: saved for run in live if (saved := _saved_at(run)) is not None},
             history=self._past.durations,
             usage=self._past.ledger,
             policy=self._runtime.settings.policy,
@@ -231,7 +248,7 @@ class Queue:
         if min(ends) <= now:
             await runtime.write(runtime.store.release_fenced, now)
         if later := [end for end in ends if end > now]:
-            runtime.wake_in((min(later) - now).total_seconds() + 0.05)
+            self._wake_in((min(later) - now).total_seconds() + 0.05)
 
     async def _drop_what_cannot_run(self) -> None:
         """Ends what waits in vain: for a run that failed, or without its secrets."""
@@ -260,3 +277,9 @@ class Queue:
             return  # somebody was faster
         self._gangs.secrets.pop(run.id, None)
         runtime.tell(run.id)
+
+
+def _saved_at(run: Run) -> datetime | None:
+    """When its live attempt last wrote a whole checkpoint, where that was seen."""
+    progress = run.attempt.progress if run.attempt is not None else None
+    return None if progress is None else progress.saved_at

@@ -35,6 +35,7 @@ from orchestrator.control.runtime import Settings
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
+from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
 from orchestrator.policy_text import policy_of
 
@@ -295,6 +296,7 @@ class ControllerActor:
             lease_s=note.lease_s,
             log_limit=note.log_limit,
             preflight=note.preflight,
+            keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
             policy=policy_of(note.policy),
         )
         declared = read_declared(note)

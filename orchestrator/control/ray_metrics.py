@@ -1,4 +1,4 @@
-"""A few of the cluster's totals through Ray's own export, beside Ray's figures. Adapts to ray.util.metrics (Ray 2.60, DeveloperAPI).
+"""A few of the cluster's totals through Ray's own export, beside Ray's figures. Adapts to Ray 2.60's ray.util.metrics.
 
 Ray's exporter of the head's node shows them as `ray_orch_gpus` and `ray_orch_runs`; everything else is at orch's own /metrics.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.control.queue import Queue
 from orchestrator.control.waits import reason_json, since_when
-from orchestrator.history.render import time_json
+from orchestrator.history.render import time_json, why_json
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.suggestions import Suggestion
@@ -21,16 +21,7 @@ AHEAD = 10
 
 async def why(queue: Queue, run: Run, now: datetime) -> dict[str, Any]:
     """The JSON of `orch why`."""
-    waits = await _waits(queue, run, now) if run.state is State.QUEUED else None
-    return {
-        "id": run.id,
-        "name": run.label,
-        "state": run.state.value,
-        "reason": run.reason,
-        "waits": waits,
-        "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
-        "ended": _ended(run) if run.ended else None,
-    }
+    return why_json(run) | {"waits": await _waits(queue, run, now) if run.state is State.QUEUED else None}
 
 
 async def _waits(queue: Queue, run: Run, now: datetime) -> dict[str, Any]:
@@ -89,14 +80,3 @@ def _suggestion(one: Suggestion) -> dict[str, Any]:
 
 def _named(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"id": run.id, "name": run.label, "priority": run.spec.priority, "user": run.user} for run in runs]
-
-
-def _ended(run: Run) -> dict[str, Any]:
-    last = run.attempt
-    return {
-        "at": time_json(run.finished_at),
-        "reason": run.reason,
-        "attempts": len(run.attempts),
-        "outcome": None if last is None or last.outcome is None else last.outcome.value,
-        "failure": None if last is None or last.failure is None else asdict(last.failure),
-    }

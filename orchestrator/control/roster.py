@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.bench.calibrate import calibrate
 from orchestrator.bench.results import Bench
 from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
-from orchestrator.control.inventory import Inventory, Seen, free_view, take_inventory
+from orchestrator.control.inventory import FreeView, Inventory, Seen, take_inventory
 from orchestrator.control.runtime import Runtime
 from orchestrator.hardware.as_json import node_to_json
 from orchestrator.hardware.model import Cluster
@@ -77,6 +77,7 @@ class Roster:
         self._declared = declared
         self._benches: tuple[Bench, ...] = ()
         self._changed = True
+        self._view = FreeView()
         """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
         self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
 
@@ -115,11 +116,11 @@ class Roster:
     def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
         notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
-        return free_view(
+        return self._view.now(
             self.inventory.topology,
             busy,
             {name: note for name, note in notes.items() if note is not None},
-            {name: node.info.get("unfit", {}) for name, node in self.nodes.items()},
+            {name: unfit for name, node in self.nodes.items() if (unfit := node.info.get("unfit"))},
         )
 
     def lease_end(self, node: str) -> datetime:

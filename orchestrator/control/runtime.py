@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from orchestrator.control.counts import Counts
 from orchestrator.history.book import Book, Changes
 from orchestrator.history.errors import GroupUndone, StaleEpoch
+from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
 from orchestrator.policy import Policy
 from orchestrator.scheduling.run import NewRun, Run
@@ -38,6 +39,8 @@ class Settings:
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    keep: Keep = Keep()  # noqa: RUF009 - frozen
+    """How long the history keeps what is over."""
     survey_wait_s: float = 5.0
     """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
     rest: float = 0.5

@@ -28,7 +28,8 @@ from orchestrator.history.errors import (
     DatabaseUnreachable,
     StoreError,
 )
-from orchestrator.history.models import SCHEMA, Base
+from orchestrator.history.models import SCHEMA
+from orchestrator.history.summary_models import TABLES
 
 VERSION_TABLE = "orch_version"
 BUSY_TIMEOUT_S = 15
@@ -238,7 +239,7 @@ def _trusted(database: Database, readonly: bool) -> Database:
 def schema_of(connection: Connection, where: str) -> str | None:
     """The revision of the schema that is there, no newer than this code's; None where there is nothing yet."""
     there = set(inspect(connection).get_table_names())
-    ours = set(Base.metadata.tables)
+    ours = set(TABLES)
     if VERSION_TABLE not in there:
         foreign = there if connection.dialect.name == "sqlite" else there & ours
         if foreign:

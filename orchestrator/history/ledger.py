@@ -50,7 +50,7 @@ def account(attempt: Attempt, since: datetime, until: datetime, *, began_anew: b
         since_then = milliseconds(until - progress.last_step_at)
         if since_then <= patience_ms((progress.step_time_p50 or progress.step_time or 0) * 1000):
             busy = min(held - starting - saving, busy + since_then)
-    lost = 0 if kept else busy if began_anew else min(busy, progress.unsaved_ms)
+    lost = 0 if kept else busy if began_anew else min(busy, max(0, progress.unsaved_ms))
     return GpuTime(starting, busy - lost, saving, lost, held - starting - saving - busy)
 
 
@@ -79,12 +79,12 @@ def began_anew(attempts: Sequence[Attempt]) -> list[bool]:
 def gpu_time(run: Run, now: datetime | None = None) -> GpuTime:
     """What the run's GPUs were used for, all nodes and attempts together.
 
-    What was recorded of each node counts as recorded; an attempt of which nothing is recorded yet is counted from its own
-    times, up to `now` if it lives, and not without it.
+    What was recorded of each node counts as recorded. An attempt of which nothing is recorded yet, or not up to its end, is
+    counted from its own times, up to `now` if it lives, and not without it.
     """
     parts = []
     for attempt, anew in zip(run.attempts, began_anew(run.attempts), strict=True):
-        if attempt.used:
+        if attempt.used and (attempt.ended_at is None or all(node.until >= attempt.ended_at for node in attempt.used)):
             parts.append(total(node.time for node in attempt.used))
         elif (end := attempt.ended_at or now) is not None:
             one = account(attempt, attempt.started_at, end, began_anew=anew)

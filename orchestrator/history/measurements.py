@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select, update
 
 from orchestrator.history import ledger
 from orchestrator.history.models import (
@@ -50,7 +50,17 @@ class Measured:
         return self.progress is not None or bool(self.gang or self.ranks or self.gpus)
 
 
+LATEST = 200
+"""So many attempts of a name say how it scales."""
 _PARTS = [part.name for part in fields(GpuTime)]
+
+# Asked at the end of each attempt, and made once: to make a statement takes SQLAlchemy longer than SQLite takes to run it.
+_TIMES = select(GpuTimeRow).where(GpuTimeRow.run_id == bindparam("run")).order_by(GpuTimeRow.node)
+_NEW_TIME = insert(GpuTimeRow)
+_HELD = select(AllocationRow.attempt, AllocationRow.node, AllocationRow.since, AllocationRow.released_at).where(
+    AllocationRow.run_id == bindparam("run")
+)
+_HARDWARE = select(NodeRow.hardware).where(NodeRow.name == bindparam("node"))
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -97,11 +107,9 @@ def recount(connection: Connection, run: Run, now: datetime, prices: Mapping[str
     `prices` are per GPU-hour by model; what was counted before keeps the price of then.
     """
     held = _held(connection, run.id, now)
-    known = {
-        (row.attempt, row.node): row
-        for row in connection.execute(select(GpuTimeRow).where(GpuTimeRow.run_id == run.id))
-    }
+    known = {(row.attempt, row.node): row for row in connection.execute(_TIMES, {"run": run.id})}
     models: dict[str, str | None] = {}
+    new: list[dict[str, Any]] = []
     for attempt, anew in zip(run.attempts, ledger.began_anew(run.attempts), strict=True):
         for node, gpus in held.get(attempt.number, {}).items():
             time = sum(
@@ -114,20 +122,19 @@ def recount(connection: Connection, run: Run, now: datetime, prices: Mapping[str
             if row is None:
                 if node not in models:
                     models[node] = _model(connection, node)
-                connection.execute(
-                    insert(GpuTimeRow).values(
-                        **of,
-                        **values,
-                        gpus=len(gpus),
-                        device=attempt.placement.device,
-                        model=models[node],
-                        price=_price(prices, attempt.placement.device, models[node]),
-                        since=min(since for since, _ in gpus),
-                    )
-                )
+                first = {
+                    "gpus": len(gpus),
+                    "device": attempt.placement.device,
+                    "model": models[node],
+                    "price": _price(prices, attempt.placement.device, models[node]),
+                    "since": min(since for since, _ in gpus),
+                }
+                new.append(of | values | first)
             elif any(getattr(row, name) != value for name, value in values.items()):
                 _put(connection, GpuTimeRow, of, values)
-    used = used_by(connection, [run.id])
+    if new:
+        connection.execute(_NEW_TIME, new)
+    used = _used(connection.execute(_TIMES, {"run": run.id}))
     return replace(
         run, attempts=tuple(replace(one, used=used.get((run.id, one.number), one.used)) for one in run.attempts)
     )
@@ -149,15 +156,14 @@ def uncounted(connection: Connection) -> list[int]:
 def _held(connection: Connection, run: int, now: datetime) -> dict[int, dict[str, list[tuple[datetime, datetime]]]]:
     """By attempt and node, from when to when each GPU was held."""
     held: dict[int, dict[str, list[tuple[datetime, datetime]]]] = {}
-    columns = AllocationRow.attempt, AllocationRow.node, AllocationRow.since, AllocationRow.released_at
-    for attempt, node, since, released in connection.execute(select(*columns).where(AllocationRow.run_id == run)):
+    for attempt, node, since, released in connection.execute(_HELD, {"run": run}):
         held.setdefault(attempt, {}).setdefault(node, []).append((since, max(since, released or now)))
     return held
 
 
 def _model(connection: Connection, node: str) -> str | None:
     """The model of the node's GPUs, as it was last seen."""
-    hardware = connection.execute(select(NodeRow.hardware).where(NodeRow.name == node)).scalar() or {}
+    hardware = connection.execute(_HARDWARE, {"node": node}).scalar() or {}
     found = {gpu.get("model") for gpu in hardware.get("gpus") or [] if isinstance(gpu, dict)}
     return found.pop() if len(found) == 1 else None
 
@@ -202,8 +208,12 @@ def progress_of(connection: Connection, runs: Select[Any] | Sequence[int]) -> di
 
 def used_by(connection: Connection, runs: Select[Any] | Sequence[int]) -> dict[Key, tuple[NodeTime, ...]]:
     """By attempt, the GPU time of its nodes, by name."""
+    return _used(connection.execute(select(GpuTimeRow).where(GpuTimeRow.run_id.in_(runs)).order_by(GpuTimeRow.node)))
+
+
+def _used(rows: Iterable[Row[Any]]) -> dict[Key, tuple[NodeTime, ...]]:
     found: dict[Key, tuple[NodeTime, ...]] = {}
-    for row in connection.execute(select(GpuTimeRow).where(GpuTimeRow.run_id.in_(runs)).order_by(GpuTimeRow.node)):
+    for row in rows:
         time = GpuTime(*(getattr(row, f"{part}_ms") for part in _PARTS))
         one = NodeTime(row.node, row.gpus, row.device, row.since, row.until, time, row.model, row.price)
         found[row.run_id, row.attempt] = (*found.get((row.run_id, row.attempt), ()), one)
@@ -235,12 +245,14 @@ def gpu_series(connection: Connection, key: Key) -> list[GpuSample]:
 
 
 def sizes_and_rates(connection: Connection, name: str) -> list[tuple[int, float]]:
-    """Of the runs of that name: how many workers an attempt had, and how many samples a second it did."""
+    """Of the latest runs of that name: how many workers an attempt had, and how many samples a second it did."""
     question = (
         select(AttemptRow.placement, ProgressRow.samples_per_s)
         .join(ProgressRow, (ProgressRow.run_id == AttemptRow.run_id) & (ProgressRow.attempt == AttemptRow.number))
         .join(RunRow, RunRow.id == AttemptRow.run_id)
         .where(RunRow.name == name, ProgressRow.samples_per_s.is_not(None))
+        .order_by(AttemptRow.run_id.desc())
+        .limit(LATEST)
     )
     return [
         (sum(len(node["gpus"]) for node in placement["nodes"]), rate)

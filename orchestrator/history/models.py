@@ -16,7 +16,6 @@ from sqlalchemy import (
     CheckConstraint,
     DateTime,
     Dialect,
-    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -83,7 +82,7 @@ class Words(TypeDecorator[str]):
 Key = BigInteger().with_variant(Integer, "sqlite")
 
 
-def _one_of(
+def one_of(
     column: str, values: type[State] | type[Event] | type[Outcome] | tuple[str, ...], name: str
 ) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
@@ -95,7 +94,6 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime(),
         str: Words(),
         int: BigInteger(),
-        float: Float(),
         # Not JSONB: it refuses \u0000, which an environment or a log line may bring.
         dict[str, Any]: JSON(none_as_null=True),
     }
@@ -128,12 +126,16 @@ class RunRow(Base):
     """Goes up by one with each change, so that a reader can tell whether it has seen this one."""
 
     __table_args__ = (
-        _one_of("state", State, "runs_state"),
+        one_of("state", State, "runs_state"),
         UniqueConstraint("username", "submit_key", name="runs_one_per_key"),
-        Index("runs_by_name", "name", "id"),
+        Index("runs_by_name", "name", "id", postgresql_ops={"name": "text_pattern_ops"}),
         Index("runs_by_state", "state", "queued_at"),
         Index("runs_by_user", "username", "submitted_at"),
         Index("runs_by_submission", "submitted_at"),
+        Index("runs_by_team", "team", "submitted_at"),
+        Index("runs_by_end", "finished_at"),
+        Index("runs_by_code_sha256", "code_sha256", postgresql_ops={"code_sha256": "text_pattern_ops"}),
+        Index("runs_by_code_git", "code_git", postgresql_ops={"code_git": "text_pattern_ops"}),
         {"sqlite_autoincrement": True},
     )
 
@@ -161,7 +163,7 @@ class AttemptRow(Base):
 
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "number"),
-        _one_of("outcome", Outcome, "attempts_outcome"),
+        one_of("outcome", Outcome, "attempts_outcome"),
         CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="attempts_ended_with_outcome"),
         Index(
             "attempts_one_live",
@@ -214,8 +216,8 @@ class EventRow(Base):
     by: Mapped[str | None]
 
     __table_args__ = (
-        _one_of("event", Event, "events_event"),
-        _one_of("state", State, "events_state"),
+        one_of("event", Event, "events_event"),
+        one_of("state", State, "events_state"),
         Index("events_by_run", "run_id", "sequence"),
         {"sqlite_autoincrement": True},
     )
@@ -275,7 +277,7 @@ class NodeRow(Base):
     hardware: Mapped[dict[str, Any]]
     versions: Mapped[dict[str, Any]]
 
-    __table_args__ = (_one_of("state", ("up", "down"), "nodes_state"),)
+    __table_args__ = (one_of("state", ("up", "down"), "nodes_state"),)
 
 
 class TagRow(Base):
@@ -378,7 +380,7 @@ class ProgressRow(Base):
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "attempt"),
         ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
-        _one_of("source", SOURCES, "attempt_progress_source"),
+        one_of("source", SOURCES, "attempt_progress_source"),
     )
 
 

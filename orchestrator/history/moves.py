@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
@@ -16,6 +16,7 @@ from orchestrator.history.models import AllocationRow, AttemptRow, EventRow, Run
 from orchestrator.history.rows import Phase, Rows
 from orchestrator.scheduling.lifecycle import TERMINAL, Event, State, advance
 from orchestrator.scheduling.run import Attempt, Run
+from orchestrator.spec import JobSpec
 
 # Statements are made once: to make one takes SQLAlchemy longer than SQLite takes to run it.
 _MOVE = (
@@ -29,6 +30,11 @@ _MOVE = (
         finished_at=bindparam("new_finished_at"),
         version=RunRow.version + 1,
     )
+)
+_SPEC = (
+    update(RunRow)
+    .where(RunRow.id == bindparam("run"))
+    .values(spec=bindparam("new_spec"), priority=bindparam("new_priority"))
 )
 _EVENT = insert(EventRow)
 _ATTEMPT = insert(AttemptRow)
@@ -118,9 +124,14 @@ _AS_ROW: dict[str, Callable[[Any], Any]] = {
 def attempt_is(rows: Rows, run: Run, **values: Any) -> Run:
     """The run with these values of its last attempt, which are written."""
     attempt = run.attempts[-1]
-    row = {f"new_{key}": _AS_ROW.get(key, lambda same: same)(value) for key, value in values.items()}
-    rows.add(Phase.ATTEMPT_CHANGES, _attempt_is(tuple(values)), row | {"run": run.id, "old_number": attempt.number})
+    write_attempt(rows, run.id, attempt.number, **values)
     return replace(run, attempts=(*run.attempts[:-1], replace(attempt, **values)))
+
+
+def write_attempt(rows: Rows, run: int, number: int, **values: Any) -> None:
+    """These values of one attempt."""
+    row = {f"new_{key}": _AS_ROW.get(key, lambda same: same)(value) for key, value in values.items()}
+    rows.add(Phase.ATTEMPT_CHANGES, _attempt_is(tuple(values)), row | {"run": run, "old_number": number})
 
 
 @cache
@@ -132,10 +143,16 @@ def _attempt_is(columns: tuple[str, ...]) -> Update:
     )
 
 
-def own(connection: Connection, run_id: int) -> dict[str, Any]:
-    """What an array's run says for itself."""
-    spec: dict[str, Any] = connection.execute(select(RunRow.spec).where(RunRow.id == run_id)).scalar_one()
-    return spec
+def own_specs(connection: Connection, run_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """By run, what its row says for itself: of an array's run, what is not the array's."""
+    rows = connection.execute(select(RunRow.id, RunRow.spec).where(RunRow.id.in_(run_ids)))
+    return {row.id: row.spec for row in rows}
+
+
+def respecify(rows: Rows, run: Run, spec: JobSpec, kept: Mapping[str, Any]) -> Run:
+    """The run with another spec, of which its row says what is `kept`."""
+    rows.add(Phase.RUN_MOVES, _SPEC, {"run": run.id, "new_spec": dict(kept), "new_priority": spec.priority})
+    return replace(run, spec=spec)
 
 
 def remember_wait(rows: Rows, run: Run, number: int, now: datetime, waited: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, select
 from orchestrator.history import measurements, queries, render
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.benches import filtered as benches_like
+from orchestrator.history.compare import against_its_like
 from orchestrator.history.ledger import scaling
 from orchestrator.history.models import AttemptRow, GpuTimeRow, ProgressRow, RunRow
 from orchestrator.history.series import fold_gang, fold_gpus, fold_ranks
@@ -65,6 +66,7 @@ def run_pictured(connection: Connection, run: Run, now: datetime) -> dict[str, A
         },
         "measured_busbw": _bandwidth(connection, run),
         "past": _past(connection, run),
+        "compared": against_its_like(connection, run),
     }
 
 

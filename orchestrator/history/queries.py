@@ -1,4 +1,4 @@
-"""What the history can be asked: rows to Run and Attempt values, one run whole, and the filters of `orch runs`.
+"""What the history can be asked: rows to Run and Attempt values, one run whole, and lists of them.
 
 Every question takes a fixed number of statements, however many runs answer it.
 """
@@ -7,29 +7,28 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
+from sqlalchemy import Connection, Row, Select, func, or_, select
 
 from orchestrator.array import Ref, at, parse_ref
 from orchestrator.history.book import Book, Gpu, Hold
+from orchestrator.history.filters import RunFilter, among, page
 from orchestrator.history.measurements import measured, progress_of, used_by
 from orchestrator.history.models import (
     LIVE_STATES,
-    TERMINAL_STATES,
     AllocationRow,
     ArrayRow,
     AttemptRow,
-    Base,
     DependencyRow,
     EventRow,
     NodeRow,
+    ProgressRow,
     RunRow,
-    TagRow,
     WaitRow,
 )
 from orchestrator.placement.values import Placement
@@ -53,47 +52,7 @@ PLACEMENT = TypeAdapter(Placement)
 FAILURE = TypeAdapter(Failure)
 STOP = TypeAdapter(Stop)
 
-SORTS: dict[str, ColumnElement[Any]] = {
-    "id": RunRow.id.expression,
-    "name": RunRow.name.expression,
-    "user": RunRow.username.expression,
-    "team": RunRow.team.expression,
-    "state": RunRow.state.expression,
-    "priority": RunRow.priority.expression,
-    "submitted": RunRow.submitted_at.expression,
-    "started": RunRow.started_at.expression,
-    "finished": RunRow.finished_at.expression,
-}
-"""What runs can be sorted by; nothing else reaches the database."""
-
 _LARGEST_ID = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class RunFilter:
-    """Which runs, and in what order: the options of `orch runs`. What is None or empty does not filter."""
-
-    name: str | None = None
-    user: str | None = None
-    team: str | None = None
-    state: State | None = None
-    since: datetime | None = None
-    """Submitted at this time or later."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """All of them must be there."""
-    ids: range | None = None
-    """Only these: the runs of an array."""
-    sort: str = "-submitted"
-    """One of SORTS; with a minus, the largest first. Runs without the value come last either way."""
-    limit: int | None = None
-    live_only: bool = False
-    """Only runs that have not ended: what `orch ps` shows."""
-
-    def __post_init__(self) -> None:
-        if self.sort.removeprefix("-") not in SORTS:
-            raise ValueError(f"sort: {self.sort!r} is not one of {', '.join(SORTS)} (with - for the largest first)")
-        if self.limit is not None and self.limit < 0:
-            raise ValueError(f"limit: must be 0 or more, not {self.limit}")
 
 
 def run_by_id(connection: Connection, run: int, events: bool = False) -> Run | None:
@@ -195,13 +154,10 @@ class GpuUse:
 
 def metrics(connection: Connection, ids: range) -> dict[int, dict[str, float]]:
     """By run, the newest value of each metric that its latest attempt with any reported."""
-    table = Base.metadata.tables.get("attempt_progress")
-    if table is None:
-        return {}  # nothing measures runs yet
     rows = connection.execute(
-        select(table.c.run_id, table.c.metrics)
-        .where(table.c.run_id >= ids.start, table.c.run_id < ids.stop)
-        .order_by(table.c.run_id, table.c.attempt)
+        select(ProgressRow.run_id, ProgressRow.metrics)
+        .where(ProgressRow.run_id >= ids.start, ProgressRow.run_id < ids.stop)
+        .order_by(ProgressRow.run_id, ProgressRow.attempt)
     )
     return {row.run_id: row.metrics for row in rows if row.metrics}
 
@@ -250,24 +206,14 @@ def book(connection: Connection) -> Book:
 
 def filtered(connection: Connection, wanted: RunFilter) -> list[Run]:
     """The runs that `wanted` describes, with attempts, without events."""
-    question = select(RunRow)
-    equal = {"name": wanted.name, "username": wanted.user, "team": wanted.team, "state": wanted.state}
-    question = question.filter_by(**{column: value for column, value in equal.items() if value is not None})
-    if wanted.since is not None:
-        question = question.where(RunRow.submitted_at >= wanted.since)
-    if wanted.ids is not None:
-        question = question.where(RunRow.id >= wanted.ids.start, RunRow.id < wanted.ids.stop)
-    if wanted.live_only:
-        question = question.where(RunRow.state.not_in(TERMINAL_STATES))
-    for key, value in wanted.tags.items():
-        question = question.where(exists().where(TagRow.run_id == RunRow.id, TagRow.key == key, TagRow.value == value))
-    column = SORTS[wanted.sort.removeprefix("-")]
-    # Nulls last is said, because the two databases differ; the id settles ties the same way on each call.
-    down = wanted.sort.startswith("-")
-    question = question.order_by(
-        (column.desc() if down else column.asc()).nulls_last(), RunRow.id.desc() if down else RunRow.id
-    )
-    return _with_attempts(connection, question if wanted.limit is None else question.limit(wanted.limit))
+    found = page(connection, wanted)
+    runs = {run.id: run for run in by_ids(connection, found)}
+    return [runs[run] for run in found]
+
+
+def by_ids(connection: Connection, ids: Sequence[int]) -> list[Run]:
+    """These runs, by id, with attempts, without events."""
+    return _with_attempts(connection, select(RunRow).where(among(connection, RunRow.id, ids)).order_by(RunRow.id))
 
 
 def waiting(connection: Connection) -> list[Run]:

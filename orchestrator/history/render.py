@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +31,27 @@ def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
         **_worth(run, now),
         "events": [_event(one) for one in run.events],
         "waits": [{"attempt": wait.number, "until": time_json(wait.until), **wait.summary} for wait in run.waits],
+    }
+
+
+def why_json(run: Run) -> dict[str, Any]:
+    """What is on record of why a run waited, and ended as it did: the JSON of `orch why` but for a wait that goes on."""
+    last = run.attempt
+    ended = {
+        "at": time_json(run.finished_at),
+        "reason": run.reason,
+        "attempts": len(run.attempts),
+        "outcome": None if last is None or last.outcome is None else last.outcome.value,
+        "failure": None if last is None or last.failure is None else asdict(last.failure),
+    }
+    return {
+        "id": run.id,
+        "name": run.label,
+        "state": run.state.value,
+        "reason": run.reason,
+        "waits": None,
+        "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
+        "ended": ended if run.ended else None,
     }
 
 
@@ -110,6 +132,14 @@ def throughput(run: Run) -> dict[str, Any] | None:
         "repeated_steps": sum(one.repeated_steps or 0 for one in seen),
         "metrics": {name: _significant(value) for name, value in newest.metrics.items()},
     }
+
+
+def scaling_json(sizes: Sequence[ledger.Scale]) -> list[dict[str, Any]]:
+    """How the runs of a name scale, by size."""
+    return [
+        asdict(one) | {"samples_per_s": _significant(one.samples_per_s), "efficiency": _significant(one.efficiency)}
+        for one in sizes
+    ]
 
 
 def _progress(progress: Progress | None) -> dict[str, Any] | None:

@@ -20,6 +20,8 @@ class Phase(IntEnum):
     EVENT = 5
     WAIT_FORGOTTEN = 6
     WAIT = 7
+    NODE_TAKEN = 8
+    NODE_GIVEN_BACK = 9
 
 
 _BEGIN = {Phase.ATTEMPT_BEGINS, Phase.GPU_TAKEN}

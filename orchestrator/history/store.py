@@ -19,24 +19,36 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref
 from orchestrator.bench.results import Bench
-from orchestrator.history import benches, measurements, moves, pictured, queries
+from orchestrator.history import (
+    benches,
+    compare,
+    export,
+    groups,
+    listing,
+    measurements,
+    moves,
+    pictured,
+    queries,
+    retention,
+    summaries,
+)
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
 from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
+from orchestrator.history.filters import RunFilter
+from orchestrator.history.ledger import Scale, scaling
 from orchestrator.history.measurements import Measured
 from orchestrator.history.models import (
     AllocationRow,
     ArrayRow,
-    AttemptRow,
     ControlRow,
     NodeRow,
-    RunRow,
 )
-from orchestrator.history.queries import RunFilter
 from orchestrator.history.rows import Rows
 from orchestrator.history.submit import Answer
 from orchestrator.history.submit import submit as _submit
+from orchestrator.placement.fabric import NodeFabric
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import (
     TERMINAL,
@@ -73,6 +85,8 @@ class Store:
         self._changes = Changes()
         """What the write under way has done to runs and GPUs: whoever follows hears of nothing else."""
         self._rows = Rows()
+        self._to_sum: dict[int, Run] = {}
+        """Runs that ended without an attempt, or are tried again: summed up once their rows are written."""
         self.prices: Mapping[str, float] = {}
         """Of a GPU-hour, by model: what GPU time is counted with from now on."""
 
@@ -120,9 +134,10 @@ class Store:
             changes, rows = Changes(), Rows()
             with self._begin() as connection:
                 self._group = connection, changes, rows
+                self._to_sum = {}
                 try:
                     yield
-                    rows.flush(connection)
+                    self._flush(connection, rows)
                 except IntegrityError as error:
                     raise GroupUndone(str(error.orig)) from error
                 finally:
@@ -152,8 +167,16 @@ class Store:
                 self._group[2].flush(connection)
             return _submit(connection, new, now, self._changes)
 
-    def place(self, run_id: int, placement: Placement, now: datetime, waited: Mapping[str, Any] | None = None) -> Run:
-        """Begins the next attempt of a queued run on `placement`'s GPUs; `waited` says what it waited for.
+    def place(
+        self,
+        run_id: int,
+        placement: Placement,
+        now: datetime,
+        waited: Mapping[str, Any] | None = None,
+        fabric: Mapping[str, NodeFabric] | None = None,
+    ) -> Run:
+        """Begins the next attempt of a queued run on `placement`'s GPUs; `waited` says what it waited for, `fabric` what its
+        nodes are.
 
         Raises DoubleBooked, IllegalTransition, NoSuchRun.
         """
@@ -169,6 +192,7 @@ class Store:
                 moves.move(self._rows, run, Event.PLACED, now, attempt=number), attempts=(*run.attempts, attempt)
             )
             moves.begin_attempt(self._rows, run_id, attempt)
+            summaries.begin(self._rows, run_id, attempt, fabric or {})
             if waited is not None:
                 moves.remember_wait(self._rows, run, number, now, waited)
             self._changes.runs[run_id] = run
@@ -190,7 +214,7 @@ class Store:
         `stop`.
         """
         with self._write(gathered=True) as connection:
-            return self._record(self._run(connection, run_id), event, now, reason, by, waited)
+            return self._record(connection, self._run(connection, run_id), event, now, reason, by, waited)
 
     def record_each(
         self,
@@ -207,11 +231,13 @@ class Store:
             for run_id in run_ids:
                 with suppress(IllegalTransition):
                     run = self._run(connection, run_id)
-                    recorded.append(self._record(run, event, now, reason, by, (waited or {}).get(run_id)))
+                    over = (waited or {}).get(run_id)
+                    recorded.append(self._record(connection, run, event, now, reason, by, over))
             return recorded
 
     def _record(
         self,
+        connection: Connection,
         run: Run,
         event: Event,
         now: datetime,
@@ -231,6 +257,13 @@ class Store:
         if was_queued and waited is not None:
             moves.remember_wait(self._rows, run, len(run.attempts) + 1, now, waited)
         self._changes.runs[run.id] = run
+        if event is Event.RETRY_ASKED and run.element is not None and not self._knows(run.element.array):
+            # All its runs had ended, and it was forgotten.
+            array = queries.array_of(connection, run.id)
+            assert array is not None
+            self._changes.arrays[array.id] = array
+        if run.ended or event is Event.RETRY_ASKED:
+            self._to_sum[run.id] = run
         return run
 
     def stop(self, run_id: int, stop: Stop, now: datetime) -> Run:
@@ -247,22 +280,16 @@ class Store:
     ) -> list[Run]:
         """Changes keys of the runs' specs; `what` says it in words. Raises IllegalTransition, NoSuchRun, ValidationError."""
         with self._write() as connection:
+            own = moves.own_specs(connection, run_ids)
             found = []
             for run_id in run_ids:
                 run = self._run(connection, run_id)
                 spec = JobSpec.model_validate(run.spec.model_dump(mode="json") | dict(changed))
                 given = spec.model_dump(mode="json")
                 # An array's run says only what is its own.
-                kept = (
-                    given
-                    if run.element is None
-                    else moves.own(connection, run_id) | {key: given[key] for key in changed}
-                )
-                run = replace(
-                    moves.move(self._rows, run, Event.CHANGED, now, attempt=None, reason=what, by=by), spec=spec
-                )
-                connection.execute(update(RunRow).where(RunRow.id == run_id).values(spec=kept, priority=spec.priority))
-                self._changes.runs[run_id] = run
+                kept = given if run.element is None else own[run_id] | {key: given[key] for key in changed}
+                run = moves.move(self._rows, run, Event.CHANGED, now, attempt=None, reason=what, by=by)
+                self._changes.runs[run_id] = run = moves.respecify(self._rows, run, spec, kept)
                 found.append(run)
             return found
 
@@ -275,7 +302,7 @@ class Store:
 
     def record_environment(self, run_id: int, attempt: int, environment: Mapping[str, Mapping[str, Any]]) -> None:
         """Records the versions that an attempt was started with, by node; what was recorded before stays."""
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
             self._attempt_fact(connection, run_id, attempt, environment=environment)
 
     def set_transport(
@@ -285,7 +312,7 @@ class Store:
 
         Returns whether this was the first.
         """
-        with self._write() as connection:
+        with self._write(gathered=True) as connection:
             run = self._attempt_fact(connection, run_id, attempt, transport=dict(transport))
             if run is None:
                 return False
@@ -297,10 +324,11 @@ class Store:
     def _attempt_fact(self, connection: Connection, run_id: int, number: int, **fact: Any) -> Run | None:
         """Writes what is found out once about an attempt, and gives the run with it; None where it is known already."""
         (name,) = fact
-        known = (AttemptRow.run_id == run_id) & (AttemptRow.number == number) & getattr(AttemptRow, name).is_(None)
-        if not connection.execute(update(AttemptRow).where(known).values(**fact)).rowcount:
-            return None
         run = self._run(connection, run_id)
+        attempt = next((one for one in run.attempts if one.number == number), None)
+        if attempt is None or getattr(attempt, name) is not None:
+            return None
+        moves.write_attempt(self._rows, run_id, number, **fact)
         self._changes.runs[run_id] = run = _with(run, number, **fact)
         return run
 
@@ -330,6 +358,7 @@ class Store:
             run = moves.attempt_is(
                 self._rows, run, ended_at=now, outcome=outcome, failure=failure, exit_codes=dict(exit_codes or {})
             )
+            summaries.end(self._rows, run_id, run.attempts[-1])
             moves.release(self._rows, run_id, attempt, now, fenced or {}, self._changes)
             self._changes.runs[run_id] = run
             return run
@@ -345,24 +374,34 @@ class Store:
                     run = _with(run, one.attempt, progress=one.progress)
                 measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
                 measurements.fold(connection, key, now, ended=None)
-                self._changes.runs[one.run] = (
-                    measurements.recount(connection, run, now, self.prices) if one.count else run
-                )
+                self._changes.runs[one.run] = self._recount(connection, run, now) if one.count else run
 
-    def count(self, run: Run, now: datetime) -> None:
-        """Counts the GPU time of a run whose attempt has ended, and shortens its series."""
+    def count(self, runs: Sequence[Run], now: datetime) -> None:
+        """Counts the GPU time of runs of which an attempt has ended, as `finish` gave them, and shortens their series."""
         with self._write() as connection:
-            if run.attempts and run.attempts[-1].progress is not None:
-                measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
-            measurements.recount(connection, run, now, self.prices)
+            for run in runs:
+                if run.attempts and run.attempts[-1].progress is not None:
+                    measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
+            # As they are now: one may have been queued again since.
+            with summaries.recounting(connection, [self._open(run.id) or run for run in runs]):
+                for run in runs:
+                    measurements.recount(connection, run, now, self.prices)
 
     def count_missed(self, now: datetime) -> int:
         """Counts what a controller that was killed left uncounted: attempts that ended after their GPU time was; how many."""
         with self._write() as connection:
             missed = measurements.uncounted(connection)
             for run in missed:
-                measurements.recount(connection, self._run(connection, run), now, self.prices)
+                self._recount(connection, self._run(connection, run), now)
             return len(missed)
+
+    def _recount(self, connection: Connection, run: Run, now: datetime) -> Run:
+        """Counts the run's GPU time anew; and its summary, where an attempt of it has ended."""
+        if not any(attempt.ended_at for attempt in run.attempts):
+            return measurements.recount(connection, run, now, self.prices)
+        # As it is now: it may have been queued again since.
+        with summaries.recounting(connection, [self._run(connection, run.id)]):
+            return measurements.recount(connection, run, now, self.prices)
 
     def release_fenced(self, now: datetime) -> int:
         """Frees the GPUs whose fence has run out by `now`; returns how many."""
@@ -382,7 +421,7 @@ class Store:
                 connection.execute(update(AllocationRow).where(*which).values(released_at=now))
                 self._changes.held |= {(row.node, row.gpu): None for row in rows}
             for run in sorted({row.run_id for row in rows}):
-                measurements.recount(connection, self._run(connection, run), now, self.prices)
+                self._recount(connection, self._run(connection, run), now)
             return len(rows)
 
     def upsert_node(self, node: NodeRecord) -> None:
@@ -402,6 +441,19 @@ class Store:
         """Keeps what links were measured to carry; the same results again change nothing."""
         with self._write() as connection:
             benches.record(connection, found)
+
+    def expire_runs(self, before: datetime, now: datetime, most: int) -> list[int]:
+        """Deletes up to `most` runs that ended before `before`, with all that is known of them but the sums; their ids."""
+        with self._write() as connection:
+            return retention.expire_runs(connection, before, now, most)
+
+    def drop_series(self, before: datetime, after: int, most: int) -> tuple[int, bool]:
+        """Deletes the series of runs that ended before `before`; looks at `most` runs with ids above `after`.
+
+        Gives the id that it came to, and whether there is more to look at.
+        """
+        with self._write() as connection:
+            return retention.drop_series(connection, before, after, most)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
@@ -437,7 +489,7 @@ class Store:
             if self._group is None:
                 with self._begin() as connection:
                     yield connection
-                    self._rows.flush(connection)
+                    self._flush(connection, self._rows)
                 self._committed(self._changes)
                 return
             connection, changes, rows = self._group
@@ -445,17 +497,23 @@ class Store:
                 yield connection
                 rows.take_over(self._rows, connection)
             else:
-                rows.flush(connection)
+                self._flush(connection, rows)
                 # Not SQLAlchemy's own, which costs five times as much; the same words in both databases.
                 connection.exec_driver_sql("SAVEPOINT one_of_a_group")
                 try:
                     yield connection
-                    self._rows.flush(connection)
+                    self._flush(connection, self._rows)
                 except BaseException:
                     connection.exec_driver_sql("ROLLBACK TO SAVEPOINT one_of_a_group")
                     raise
                 connection.exec_driver_sql("RELEASE SAVEPOINT one_of_a_group")
             changes.add(self._changes)
+
+    def _flush(self, connection: Connection, rows: Rows) -> None:
+        """Writes what waits, and sums up what has ended with it."""
+        rows.flush(connection)
+        to_sum, self._to_sum = self._to_sum, {}
+        summaries.refresh(connection, list(to_sum.values()))
 
     def _committed(self, changes: Changes) -> None:
         assert self._book is not None
@@ -465,13 +523,22 @@ class Store:
 
     def _run(self, connection: Connection, run_id: int) -> Run:
         """The run as this transaction sees it. Raises NoSuchRun."""
-        assert self._book is not None
-        if self._group is not None and run_id in self._group[1].runs:
-            return self._group[1].runs[run_id]
-        run = self._book.runs.get(run_id) or queries.run_by_id(connection, run_id)
+        run = self._open(run_id) or queries.run_by_id(connection, run_id)
         if run is None:
             raise NoSuchRun(run_id)
         return run
+
+    def _open(self, run_id: int) -> Run | None:
+        """The same without a question: None for one that had ended before this transaction began."""
+        assert self._book is not None
+        if self._group is not None and run_id in self._group[1].runs:
+            return self._group[1].runs[run_id]
+        return self._book.runs.get(run_id)
+
+    def _knows(self, array: int) -> bool:
+        assert self._book is not None
+        grouped = self._group is not None and array in self._group[1].arrays
+        return array in self._book.arrays or array in self._changes.arrays or grouped
 
     def _holder(self, connection: Connection, gpu: Gpu) -> Hold | None:
         assert self._book is not None
@@ -540,6 +607,55 @@ class Store:
         """The runs that `wanted` describes, with attempts, without events."""
         with self._database.read() as connection:
             return queries.filtered(connection, wanted or RunFilter())
+
+    def rows(self, wanted: RunFilter, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The same as flat rows of JSON values; `columns` are of listing.COLUMNS."""
+        with self._database.read() as connection:
+            return listing.flat(connection, wanted, columns)
+
+    def groups(self, wanted: RunFilter, by: Sequence[str], sort: str | None = None) -> list[dict[str, Any]]:
+        """Sums over groups of them. Raises ValueError for a group or an order that there is not."""
+        with self._database.read() as connection:
+            return groups.groups(connection, wanted, by, sort)
+
+    def compare(self, refs: Sequence[int | str]) -> dict[str, Any] | str | int:
+        """Runs side by side and what explains the difference; one alone against its like. Gives a ref that is no run's."""
+        with self._database.read() as connection:
+            runs: dict[int, Run] = {}
+            for ref in refs:
+                if (run := queries.find(connection, ref)) is None:
+                    return ref
+                runs[run.id] = run
+            return compare.compare(connection, list(runs.values()))
+
+    def against_its_like(self, run: Run) -> dict[str, Any] | None:
+        """How the run's speed compares with that of the newest earlier runs of its like; None where it is not known."""
+        with self._database.read() as connection:
+            return compare.against_its_like(connection, run)
+
+    def export(self, what: str, wanted: RunFilter) -> Iterator[dict[str, Any]]:
+        """Rows of runs, attempts or series (export.FIELDS), by run id, read batch after batch."""
+        return export.rows(self._database, what, wanted)
+
+    def expired(self, run: int) -> str | None:
+        """That the run has expired, in a sentence; None where none of that id has."""
+        with self._database.read() as connection:
+            return retention.expired(connection, run)
+
+    def whose_logs_may_go(self, runs: Sequence[int], before: datetime) -> list[int]:
+        """Those of `runs` that ended before `before`, and those that have expired."""
+        with self._database.read() as connection:
+            return retention.whose_logs_may_go(connection, runs, before)
+
+    def unused_code(self, hashes: Sequence[str]) -> list[str]:
+        """Those of the snapshots that no run names."""
+        with self._database.read() as connection:
+            return retention.unused_code(connection, hashes)
+
+    def scaling(self, name: str) -> list[Scale]:
+        """How well the runs of that name use more workers, by size, the smallest first."""
+        with self._database.read() as connection:
+            return scaling(measurements.sizes_and_rates(connection, name))
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes that were ever seen, by name."""

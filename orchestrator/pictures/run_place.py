@@ -73,7 +73,7 @@ def _transport(found: Data | None) -> list[tuple[str, Content]]:
 def past_card(data: Data) -> Card:
     run, past = data["run"], data["past"]
     title = f"Beside earlier runs named {run['name']}"
-    sentence = (data.get("compared") or {}).get("sentence")
+    sentence = (data.get("compared") or {}).get("text")
     if len(past) < 2:
         return Card(title, empty("No earlier run of this name was measured."))
     axes = Axes(

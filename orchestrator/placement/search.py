@@ -49,7 +49,7 @@ def find(request: Request, topology: Topology, free: Free) -> tuple[Part, ...] |
                 search = _Search(wish, topology, free, models, scope)
                 found = search.run()
                 if wish.workers.nodes is None:
-                    found = Uneven(search.pool(), wish.workers.total, topology, scope).better(found)
+                    found = Uneven(search.pool, wish.workers.total, topology, scope, wish.device).better(found)
                 if found is not None and (best is None or found[0] < best[0]):
                     best = found
         if best is not None:

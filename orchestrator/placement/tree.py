@@ -108,6 +108,8 @@ class Topology:
         self.domains: list[TreeDomain] = []
         self._build(slots or {})
         self.index = {node.name: node.index for node in self.nodes}
+        self.ceilings: dict[tuple[Device, int], float] = {}
+        """By device and number of workers, a bandwidth that no place on several nodes exceeds; filled by searches."""
         ratios = oversubscription or {}
         self.oversubscription = [1.0] * len(self.levels)
         """By depth: what a message pays that climbs to that level, through the uplinks of all levels below it."""

@@ -6,12 +6,13 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, reduce
 
 from orchestrator.placement.bandwidth import Links, Span, predict
 from orchestrator.placement.gang import Part, predict_parts
-from orchestrator.placement.tree import Topology
+from orchestrator.placement.tree import Kind, Topology
+from orchestrator.placement.values import Device
 from orchestrator.placement.wishes import Scope
 
 Found = tuple[tuple[float, tuple[object, ...]], tuple[Part, ...]]
@@ -27,20 +28,26 @@ _Domain = tuple[list[int], list[int]]
 
 
 class Uneven:
-    """A search for one total over `pool`: the free bits of nodes, by their number in the tree."""
+    """A search for one total over a pool: the free bits of nodes, by their number in the tree."""
 
-    def __init__(self, pool: Mapping[int, int], total: int, topology: Topology, scope: Scope) -> None:
-        self._pool, self._total, self._topology, self._scope = pool, total, topology, scope
+    def __init__(
+        self, pool: Callable[[], Mapping[int, int]], total: int, topology: Topology, scope: Scope, device: Device
+    ) -> None:
+        self._make_pool, self._total, self._topology, self._scope, self._device = pool, total, topology, scope, device
         self._sorted: dict[Links, tuple[list[list[_Domain]], dict[int, tuple[int, int]]]] = {}
 
     def better(self, even: Found | None) -> Found | None:
         """A place that is faster than the best even one, if there is one; else that one."""
+        if self._total < 2 or self._scope.single_node:
+            return even
+        if even is not None and self._total <= _MOST_NODES and self._ceiling <= -even[0][0]:
+            return even
         room = sum(mask.bit_count() for mask in self._pool.values())
-        if self._total < 2 or self._scope.single_node or room < self._total:
+        if room < self._total:
             return even
         best = even
         most = min(self._total - 1, len(self._pool), _MOST_NODES)
-        bounds = [(-self._bound(nodes), nodes) for nodes in range(2, most + 1)]
+        bounds = [(-self._bound(nodes, self._kinds), nodes) for nodes in range(2, most + 1)]
         for bound, nodes in sorted(bounds):
             if best is not None and bound >= best[0][0]:
                 break
@@ -79,15 +86,29 @@ class Uneven:
             return math.inf
         return predict(links, self._total, Span(nodes), between=1.0).busbw
 
-    def _bound(self, nodes: int) -> float:
+    @cached_property
+    def _pool(self) -> Mapping[int, int]:
+        return self._make_pool()
+
+    @property
+    def _ceiling(self) -> float:
+        """No less than any place on several nodes gives, whatever is free: the same for every search of so many."""
+        known, key = self._topology.ceilings, (self._device, self._total)
+        if key not in known:
+            kinds = self._links_of(kind for kind in self._topology.kinds if kind.device == self._device)
+            most = min(self._total - 1, len(self._topology.nodes))
+            known[key] = max((self._bound(nodes, kinds) for nodes in range(2, most + 1)), default=-1.0)
+        return known[key]
+
+    def _bound(self, nodes: int, kinds: Sequence[tuple[int, Links]]) -> float:
         """No less than any place on so many nodes gives.
 
         Its largest part has at least the mean of ranks, its smallest at most: the one bounds what a ring inside a node
         carries, the other the NICs.
         """
         mean = self._total / nodes
-        large = [links for count, links in self._kinds if count >= mean]
-        small = [links for count, links in self._kinds if count <= mean]
+        large = [links for count, links in kinds if count >= mean]
+        small = [links for count, links in kinds if count <= mean]
         if not large or not small:
             return -1.0
         best = Links(
@@ -102,9 +123,12 @@ class Uneven:
     @cached_property
     def _kinds(self) -> list[tuple[int, Links]]:
         """What so many GPUs of a node have at best, of every kind of node in the pool."""
+        return self._links_of({self._topology.nodes[index].kind for index in self._pool})
+
+    def _links_of(self, kinds: Iterable[Kind]) -> list[tuple[int, Links]]:
         return [
             (count, option.links)
-            for kind in {self._topology.nodes[index].kind for index in self._pool}
+            for kind in kinds
             for count in range(1, min(kind.size, self._total - 1) + 1)
             for option in kind.subsets.options(kind.full, count)
         ]

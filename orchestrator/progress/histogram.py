@@ -27,7 +27,7 @@ def quantile(counts: Counts, part: float) -> float | None:
     """The time in seconds below which that part of the steps lies; within 3 %, as a bucket is a 16th of its octave."""
     wanted = part * sum(counts.values())
     for bucket, count in sorted(counts.items()):
-        if wanted <= count:
+        if count and wanted <= count:
             start, end = bucket_start(bucket), bucket_start(bucket + 1)
             return (start + (end - start) * wanted / count) / 1e9
         wanted -= count

@@ -16,10 +16,142 @@ import sys
 import time
 import weakref
 from importlib.util import spec_from_file_location
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 LOOK_AT_DDP_NS, LOOK_SOON_NS = 1_000_000_000, 50_000_000
 Patch = Callable[[Any], None]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def untraced(function: F) -> F:
+    """Has torch.compile call the function between its compiled parts: it may neither inline nor import what is here."""
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return function
+
+
+def watch_training(
+    file: Any, mapped: memoryview, models: list[Any], clock: Callable[[], int] = time.monotonic_ns
+) -> tuple[Any, Any, Callable[[], None]]:
+    """What counts a step, what counts a batch, and what a forked child must call first, as it is no rank.
+
+    One function around the three, and plain numbers in its cells: in a real step the caches are cold, and what costs is how
+    much memory is touched.
+    """
+    look_at = look_at_ddp
+    slots, counts = mapped.cast("q"), mapped[file.HISTOGRAM :].cast("q")
+    s_steps, s_step_at, s_first_step_at, s_samples = (
+        file.S_STEPS,
+        file.S_STEP_AT,
+        file.S_FIRST_STEP_AT,
+        file.S_SAMPLES,
+    )
+    s_batches, s_batch_samples, s_batch_at, s_first_batch_at, s_data_wait = (
+        file.S_BATCHES,
+        file.S_BATCH_SAMPLES,
+        file.S_BATCH_AT,
+        file.S_FIRST_BATCH_AT,
+        file.S_DATA_WAIT,
+    )
+    # Of bucket_of in file.py, written out below: a bucket's number is made of these.
+    shift, buckets, first_octave = 5, file.BUCKETS, file.OCTAVES_FROM
+    steps = samples = batches = batch_samples = data_wait = 0
+    last_step = looked_at_ddp = 0
+    # The optimizer whose steps count, and those that have stepped since it did: one of several that steps twice
+    # meanwhile takes its place.
+    leader, others = 0, set()
+    # The loaders' iterators by id: the one that gave a batch last, whether that was where gradients are kept, how large its
+    # batches are and before which number all are full (to ask a tensor costs as much as all the rest), and what each has
+    # given since the last step.
+    last_iterator, trains, full = 0, True, 0
+    most: Any = None
+    pending: dict[int, int] = {}
+
+    def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
+        nonlocal steps, last_step, leader, samples, looked_at_ddp
+        try:
+            key = id(optimizer)
+            if key != leader:
+                if leader and key not in others:
+                    others.add(key)
+                    return
+                leader = key
+            if others:
+                others.clear()
+            now = clock()
+            steps += 1
+            slots[s_steps] = steps
+            slots[s_step_at] = now
+            if last_step:
+                took = now - last_step
+                low = took.bit_length() - shift
+                bucket = ((low + shift - 1 - first_octave) << 4) + (took >> low if low > 0 else 0) - 16
+                counts[0 if bucket < 0 else bucket if bucket < buckets else buckets - 1] += 1
+            else:
+                slots[s_first_step_at] = now
+                slots[file.S_EARLY_SAVE_TIME] = slots[file.S_SAVE_TIME]
+            last_step = now
+            if pending:
+                # What other loaders gave meanwhile, for a validation say, was not trained on.
+                samples += pending.get(last_iterator, 0)
+                slots[s_samples] = samples
+                pending.clear()
+            if models and now - looked_at_ddp > LOOK_AT_DDP_NS:
+                # Soon again where it has measured nothing yet.
+                looked_at_ddp = now if look_at(file, slots, models, now) else now - LOOK_AT_DDP_NS + LOOK_SOON_NS
+        except Exception:  # noqa: S110 - the script must not notice
+            pass
+
+    def drawn(iterator: Any, data: Any, began: int) -> None:
+        nonlocal batches, batch_samples, data_wait, last_iterator, trains, most, full
+        try:
+            now = clock()
+            key = id(iterator)
+            number = iterator._num_yielded
+            if number == 1 or key != last_iterator:
+                # A new iterator may be where another one was that is gone.
+                last_iterator, trains, most = key, sys.modules["torch"].is_grad_enabled(), most_of(iterator)
+                full = full_batches(iterator) if size_of(data, most) == most else 0
+                if number == 1:
+                    pending.pop(key, None)
+                if not batches:
+                    slots[s_first_batch_at] = now
+            count = most if number < full else size_of(data, most)
+            batches += 1
+            batch_samples += count
+            data_wait += now - began
+            slots[s_batches] = batches
+            slots[s_batch_samples] = batch_samples
+            slots[s_data_wait] = data_wait
+            slots[s_batch_at] = now
+            if trains:
+                pending[key] = pending.get(key, 0) + count
+        except Exception:  # noqa: S110 - the script must not notice
+            pass
+
+    def leave_child() -> None:
+        nonlocal slots, counts
+        nowhere = memoryview(bytearray(file.SIZE))
+        slots, counts = nowhere.cast("q"), nowhere[file.HISTOGRAM :].cast("q")
+
+    return untraced(stepped), drawn, leave_child
+
+
+def look_at_ddp(file: Any, slots: Any, models: list[Any], now: int) -> bool:
+    """DDP times every hundredth step: forward, backward until the last gradient is there, and the all-reduces."""
+    for reference in models:
+        model = reference()
+        if model is None or model.logger is None:
+            continue
+        found = model._get_ddp_logging_data()
+        own = int(found.get("forward_compute_time", 0)) + int(found.get("backward_compute_time", 0))
+        if own > 0:
+            slots[file.S_OWN_TIME] = own
+            slots[file.S_COMM_TIME] = int(found.get("backward_comm_time", 0))
+            slots[file.S_OWN_TIME_AT] = now
+            return True
+    return False
 
 
 class Observer:
@@ -27,95 +159,20 @@ class Observer:
 
     def __init__(self, file: Any, path: str) -> None:
         self.file = file
-        self.slots = file.open_file(path).cast("q")
-        self.counts = self.slots[file.HISTOGRAM // 8 :]
+        mapped = file.open_file(path)
+        self.slots = mapped.cast("q")
         self.clock = time.monotonic_ns
         self.slots[file.S_PID] = os.getpid()
         self.slots[file.S_BEGAN] = self.clock()
-        self.compiling: Callable[[], bool] = bool
-        self.grad_enabled: Callable[[], bool] = lambda: True
-        # The optimizer whose steps count, and those that have stepped since it did: one of several that steps twice
-        # meanwhile takes its place.
-        self.leader = 0
-        self.others: set[int] = set()
-        self.last_step = 0
-        self.pending: dict[int, int] = {}
-        self.last_iterator = 0
         self.models: list[Any] = []
-        self.looked_at_ddp = 0
+        self.stepped, self.drawn, self.forget_training = watch_training(file, mapped, self.models)
         self.depth = 0
         self.thread = _thread.get_ident()
 
     def leave_child(self) -> None:
         """After a fork: a child is no rank, and what it does is its own."""
+        self.forget_training()
         self.slots = memoryview(bytearray(self.file.SIZE)).cast("q")
-        self.counts = self.slots[self.file.HISTOGRAM // 8 :]
-
-    # -- steps ---------------------------------------------------------------------------------------------------------
-
-    def stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        # Traced by torch.compile this is a constant, and the rest is not there.
-        if self.compiling():
-            return
-        try:
-            self.count_step(id(optimizer))
-        except Exception:  # noqa: S110 - the script must not notice
-            pass
-
-    def count_step(self, optimizer: int) -> None:
-        if optimizer != self.leader:
-            if self.leader and optimizer not in self.others:
-                self.others.add(optimizer)
-                return
-            self.leader = optimizer
-        if self.others:
-            self.others.clear()
-        file, slots, now = self.file, self.slots, self.clock()
-        slots[file.S_STEPS] += 1
-        if self.last_step:
-            self.counts[file.bucket_of(now - self.last_step)] += 1
-        else:
-            slots[file.S_FIRST_STEP_AT] = now
-            slots[file.S_EARLY_SAVE_TIME] = slots[file.S_SAVE_TIME]
-        self.last_step = slots[file.S_STEP_AT] = now
-        if self.pending:
-            # What other loaders gave meanwhile, for a validation say, was not trained on.
-            slots[file.S_SAMPLES] += self.pending.get(self.last_iterator, 0)
-            self.pending.clear()
-        if self.models and now - self.looked_at_ddp > LOOK_AT_DDP_NS:
-            # Soon again where it has measured nothing yet.
-            self.looked_at_ddp = now if self.look_at_ddp(now) else now - LOOK_AT_DDP_NS + LOOK_SOON_NS
-
-    def look_at_ddp(self, now: int) -> bool:
-        """DDP times every hundredth step: forward, backward until the last gradient is there, and the all-reduces."""
-        for reference in self.models:
-            model = reference()
-            if model is None or model.logger is None:
-                continue
-            found = model._get_ddp_logging_data()
-            own = int(found.get("forward_compute_time", 0)) + int(found.get("backward_compute_time", 0))
-            if own > 0:
-                self.slots[self.file.S_OWN_TIME] = own
-                self.slots[self.file.S_COMM_TIME] = int(found.get("backward_comm_time", 0))
-                self.slots[self.file.S_OWN_TIME_AT] = now
-                return True
-        return False
-
-    # -- batches -------------------------------------------------------------------------------------------------------
-
-    def count_batch(self, iterator: Any, data: Any, began: int) -> None:
-        file, slots, now = self.file, self.slots, self.clock()
-        count = size_of(data, most_of(iterator))
-        slots[file.S_BATCHES] += 1
-        slots[file.S_BATCH_SAMPLES] += count
-        slots[file.S_DATA_WAIT] += now - began
-        slots[file.S_BATCH_AT] = now
-        if not slots[file.S_FIRST_BATCH_AT]:
-            slots[file.S_FIRST_BATCH_AT] = now
-        # A batch that is drawn where no gradient is kept is not trained on.
-        if self.grad_enabled():
-            key = self.last_iterator = id(iterator)
-            self.pending[key] = self.pending.get(key, 0) + count
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -167,7 +224,7 @@ class Observer:
             finally:
                 self.end_save(begun, complete=complete, blocked=_thread.get_ident() == self.thread)
 
-        return save
+        return untraced(save)
 
     def around_async_save(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         """torch.distributed.checkpoint.async_save: blocks while it copies, and is complete when its future is."""
@@ -184,7 +241,7 @@ class Observer:
                 future.add_done_callback(lambda done: self.async_saved(begun, done))
             return result
 
-        return async_save
+        return untraced(async_save)
 
     def async_saved(self, begun: tuple[int, int, int, int], done: Any) -> None:
         if not done.cancelled() and done.exception() is None:
@@ -198,39 +255,25 @@ class Observer:
             self.slots[self.file.S_LOAD_AT] = self.clock()
             return result
 
-        return load
+        return untraced(load)
 
     # -- where it takes hold -------------------------------------------------------------------------------------------
 
     def patch_optimizer(self, module: Any) -> None:
-        def compiling() -> bool:
-            compiler = sys.modules.get("torch.compiler")
-            if compiler is not None and hasattr(compiler, "is_compiling"):
-                self.compiling = compiler.is_compiling
-            return self.compiling is not compiling and self.compiling()
-
-        # torch.compiler is loaded after torch.optim.
-        self.compiling = compiling
         module.register_optimizer_step_post_hook(self.stepped)
 
     def patch_loader(self, module: Any) -> None:
         iterators = module._BaseDataLoaderIter
-        plain, clock = iterators.__next__, self.clock
-        grad_enabled = getattr(sys.modules.get("torch"), "is_grad_enabled", None)
-        if grad_enabled is not None:
-            self.grad_enabled = grad_enabled
+        plain, clock, drawn = iterators.__next__, self.clock, self.drawn
 
         @functools.wraps(plain)
         def __next__(iterator: Any) -> Any:  # noqa: N807 - it takes that one's place
             began = clock()
             data = plain(iterator)
-            try:
-                self.count_batch(iterator, data, began)
-            except Exception:  # noqa: S110 - the script must not notice
-                pass
+            drawn(iterator, data, began)
             return data
 
-        iterators.__next__ = __next__
+        iterators.__next__ = untraced(__next__)
 
     def patch_ddp(self, module: Any) -> None:
         ddp = module.DistributedDataParallel
@@ -241,7 +284,7 @@ class Observer:
             plain(model, *args, **kwargs)
             self.models.append(weakref.ref(model))
 
-        ddp.__init__ = __init__
+        ddp.__init__ = untraced(__init__)
 
     def patch_functions(self, module: Any, also: str, **around: Callable[[Any], Any]) -> None:
         """Wraps functions in the module and in the package that has taken them over by name."""
@@ -279,6 +322,14 @@ def most_of(iterator: Any) -> int | None:
     sampler = getattr(iterator, "_index_sampler", None)
     size = getattr(sampler, "batch_size", None)
     return size if isinstance(size, int) and size > 0 else None
+
+
+def full_batches(iterator: Any) -> int:
+    """The number of the iterator's batch before which all are full, where torch's own sampler sees to that; else 0."""
+    sampler: Any = getattr(iterator, "_index_sampler", None)
+    kind_of_maps = 0
+    ours = type(sampler) is sys.modules["torch"].utils.data.BatchSampler
+    return len(sampler) if ours and getattr(iterator, "_dataset_kind", None) == kind_of_maps else 0
 
 
 def size_of(data: Any, most: int | None) -> int:

@@ -36,7 +36,7 @@ class Kind(StrEnum):
     PREEMPTING = "preempting"  # runs that give way to it are being stopped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reason:
     """One thing that keeps a run waiting."""
 
@@ -124,7 +124,7 @@ class Reservation:
     """The runs that hold some of it now."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wait:
     """A run that waits, and the foremost reason."""
 

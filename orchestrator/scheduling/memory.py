@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from orchestrator.placement.gang import Part
+from orchestrator.placement.gang import Part, placement_of
 from orchestrator.placement.reasons import why_not
-from orchestrator.placement.search import find, place
+from orchestrator.placement.search import find
 from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Placement, Request
 from orchestrator.policy import Policy
@@ -103,8 +103,8 @@ class Memory:
         """What it would get within `level` on the empty cluster."""
         if (shape, level) not in self._best:
             request = replace(self._requests[shape], near=level, required=True, exclude=frozenset())
-            answer = place(request, self.topology, self.topology.empty)
-            self._best[shape, level] = answer if isinstance(answer, Placement) else None
+            parts = find(request, self.topology, self.topology.empty)
+            self._best[shape, level] = None if parts is None else placement_of(self.topology, parts)
         return self._best[shape, level]
 
     # -- what was refused ----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from orchestrator.scheduling import choice
 from orchestrator.scheduling.ask import Ask
 from orchestrator.scheduling.decision import Choice, Kind, Plan, Preemption, Reason, Reservation, Start, Sure, Wait
 from orchestrator.scheduling.estimates import Bound, stay_of
+from orchestrator.scheduling.fairness import Account
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.order import Order, Usage
 from orchestrator.scheduling.quota import Claim, Claims, Excess, Held, account_of
@@ -26,6 +27,7 @@ from orchestrator.scheduling.snapshot import Block, Snapshot
 from orchestrator.scheduling.timeline import Opening
 from orchestrator.scheduling.unfit import left_out
 
+_WORDS = {"nvlink": "NVLink island"}
 MOST_STARTS = 256
 """A plan stops after so many and asks to be called again: what starts should not wait for what is still being decided."""
 
@@ -66,6 +68,9 @@ class Cycle:
         self.preemptions: list[Preemption] = []
         self.reservations: list[Reservation] = []
         self._places_left = snapshot.policy.reservations if places is None else places
+        self._more_places = max(0, self._places_left - snapshot.policy.reservations)
+        """Places that are kept beyond what the policy says, to see further: nobody is preempted for those."""
+        self._over: dict[tuple[Account, int], Reason] = {}
         self._later: list[float] = []
         self._views: dict[object, tuple[Bound, View]] = {}
         self.capacity = snapshot.free.topology.empty.room[0] if snapshot.free.topology.nodes else 0
@@ -120,12 +125,16 @@ class Cycle:
 
     def consider(self, ask: Ask) -> Reason | None:
         """Starts the run, or says why it waits."""
-        block = self.snapshot.blocked.get(ask.id)
-        if block is not None:
+        if self.snapshot.blocked and (block := self.snapshot.blocked.get(ask.id)) is not None:
             return self._blocked(ask, block)
+        # Many wait for the same limit, and each would be told the same.
+        key = ask.account, ask.gpus
+        if (known := self._over.get(key)) is not None:
+            return known
         excess = self.held.excess(ask.account, ask.gpus)
         if excess is not None:
-            return self._over_quota(ask, excess)
+            reason = self._over[key] = self._over_quota(ask, excess)
+            return reason
         found = self._fit(ask)
         if isinstance(found, Reason):
             return found
@@ -177,6 +186,7 @@ class Cycle:
         return found
 
     def _start(self, ask: Ask, fit: _Fit) -> None:
+        self._over.clear()
         used = self.room.used(fit.parts, fit.view)
         before, weighed = None if used is None else used.run, None if fit.weighed is None else fit.weighed[0]
         self.starts.append(Start(ask.run, fit.placement, before, weighed))
@@ -194,6 +204,9 @@ class Cycle:
     def _over_quota(self, ask: Ask, excess: Excess) -> Reason:
         if excess.never:
             return Reason(Kind.NEVER, excess.text)
+        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
+        if self._claims.taken(ask.account, excess.owner):
+            return Reason(Kind.QUOTA, excess.text, numbers)
         mine = [
             run
             for run in (*self.snapshot.running, *(start.run for start in self.starts))
@@ -201,8 +214,7 @@ class Cycle:
             or (excess.owner == "team" and account[0] == ask.account[0])
         ]
         free = self.future.quota_free(mine, excess.held + excess.gpus - excess.limit)
-        self._claims.add(ask.account, Claim(ask.run, ask.gpus, free, self.future.overdue(ask)))
-        numbers = {"held": excess.held, "limit": excess.limit, "asked": excess.gpus}
+        self._claims.add(ask.account, Claim(ask.run, ask.gpus, free, self.future.overdue(ask)), excess.owner)
         return Reason(Kind.QUOTA, excess.text, numbers)
 
     def _no_place(self, ask: Ask, view: View) -> Reason:
@@ -212,9 +224,11 @@ class Cycle:
         if self._places_left <= 0:
             return reason
         opening = self.future.first(ask)
-        cleared, later = self.future.clear(ask, self.order.entitled(ask), opening)
-        if later is not None:
-            self._later.append(later)
+        cleared = None
+        if self._places_left > self._more_places:
+            cleared, later = self.future.clear(ask, self.order.entitled(ask), opening)
+            if later is not None:
+                self._later.append(later)
         if cleared is not None:
             self.preemptions.extend(Preemption(v.run, ask.run, v.lost_gpu_s, v.by_quota) for v in cleared.victims)
             wait = max(victim.gone_in for victim in cleared.victims)
@@ -269,7 +283,8 @@ class Cycle:
             self._later.append(chosen.wait_s)
         text = (
             f"would be done in {span(chosen.done_waiting_s)} if it waits {span(chosen.wait_s)} for a place within one "
-            f"{chosen.tighter}, in {span(chosen.done_now_s)} from the {chosen.level} that is free now"
+            f"{_WORDS.get(chosen.tighter, chosen.tighter)}, in {span(chosen.done_now_s)} at the place that is free now, over one "
+            f"{_WORDS.get(chosen.level, chosen.level)}"
         )
         numbers = {"done_waiting_s": chosen.done_waiting_s, "done_now_s": chosen.done_now_s, "wait_s": chosen.wait_s}
         return Reason(Kind.CHOICE, text, numbers)

@@ -46,8 +46,10 @@ class Held:
         return team.quota.guaranteed - self.by_team.get(account[0], 0), of_user
 
     def excess(self, account: Account, gpus: int) -> Excess | None:
-        """What limit so many more would exceed, if any; the team's before the user's."""
+        """What limit so many more would exceed, if any: one that they would even alone, else the team's before the user's."""
         of_team, of_user = self.limits(account)
+        if of_user is not None and gpus > of_user:
+            return Excess("user", account[1], self.by_user.get(account, 0), of_user, gpus)
         if of_team is not None and (held := self.by_team.get(account[0], 0)) + gpus > of_team:
             return Excess("team", account[0], held, of_team, gpus)
         if of_user is not None and (held := self.by_user.get(account, 0)) + gpus > of_user:
@@ -106,9 +108,15 @@ class Claims:
         self._held = held
         self._by_owner: dict[str | Account, Claim] = {}
 
-    def add(self, account: Account, claim: Claim) -> None:
-        for owner, _, _ in self._limits(account):
-            self._by_owner.setdefault(owner, claim)
+    def taken(self, account: Account, owner: str) -> bool:
+        """Whether a run before has a claim to what the team (or the user) may hold."""
+        return (account[0] if owner == "team" else account) in self._by_owner
+
+    def add(self, account: Account, claim: Claim, owner: str | None = None) -> None:
+        """Of all limits that the run is under, or of its team's or its user's alone."""
+        for name, _, _ in self._limits(account):
+            if owner is None or (owner == "team") == isinstance(name, str):
+                self._by_owner.setdefault(name, claim)
 
     def against(self, account: Account, gpus: int, stay: Bound) -> Claim | None:
         """The claim that would have to wait if so many GPUs were taken for so long."""

@@ -58,6 +58,8 @@ class Room:
         self._memory = memory
         self.kept: list[Kept] = []
         self._by_stay: dict[Bound, View] = {}
+        self._tried: set[int] = set()
+        """The shapes that were looked for in all that is free."""
         self._views: dict[frozenset[int], View] = {}
         self.base = self._add(free.copy(), frozenset())
 
@@ -77,8 +79,13 @@ class Room:
 
     def find(self, request: Request, shape: int, view: View) -> tuple[Part, ...] | None:
         """The best place in a view, None where there is none."""
-        if shape in view.refused:
+        if shape in view.refused or shape in self.base.refused:
             return None
+        if view is not self.base and shape not in self._tried:
+            # Where little is free, one look at all of it spares one at each view.
+            self._tried.add(shape)
+            if self.find(request, shape, self.base) is None:
+                return None
         parts = find(request, view.free.topology, view.free)
         if parts is None:
             view.refused.add(shape)

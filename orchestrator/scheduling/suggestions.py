@@ -6,6 +6,7 @@ move it, or that frees GPUs which others before it may take, is tried by decidin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,10 +15,11 @@ from typing import Any
 from orchestrator.placement.bandwidth import short_model
 from orchestrator.placement.explain import hint_levels
 from orchestrator.placement.search import find
-from orchestrator.placement.tree import CLUSTER
+from orchestrator.placement.tree import CLUSTER, Free
 from orchestrator.placement.values import Placement
 from orchestrator.placement.wishes import matches
 from orchestrator.scheduling.ask import START_S, STOP_S, Ask
+from orchestrator.scheduling.decision import Kind
 from orchestrator.scheduling.fairness import Use
 from orchestrator.scheduling.plan import Cycle
 from orchestrator.scheduling.quota import account_of
@@ -31,6 +33,9 @@ MOST_ENDS = 2
 """So many runs are named whose end would start it."""
 MOST_TRIED = 8
 """So often everything is decided anew for one answer, at most."""
+MOST_LOOKED_AT = 12
+FIRST = 6
+"""So many of the runs before it are asked whether they would take what is freed."""
 HIGHEST = 1000
 
 
@@ -99,8 +104,8 @@ def without(snapshot: Snapshot, run_id: int, now: datetime) -> Snapshot:
 class _Trials:
     def __init__(self, cycle: Cycle, ask: Ask) -> None:
         self._cycle, self._ask, self._spec = cycle, ask, ask.run.spec
-        self._tries_left = max(1, MOST_TRIED - len(cycle.waits) // 500)
-        """How often everything may be decided anew, which takes longer the more there are before it."""
+        self._tries_left = max(1 if len(cycle.waits) > 4000 else 2, MOST_TRIED - len(cycle.asks) // 1000)
+        """How often everything may be decided anew, which takes longer the more there wait."""
 
     def all(self) -> Iterator[Suggestion]:
         if self._ask.id in self._cycle.snapshot.blocked:
@@ -225,33 +230,47 @@ class _Trials:
 
     # -- ends of others ------------------------------------------------------------------------------------------
 
-    def _ends(self) -> Iterable[Suggestion]:
+    def _ends(self) -> Iterator[Suggestion]:
+        found = 0
+        for run in self._whose_end_may_do():
+            placement = self._anew(without(self._cycle.snapshot, run.id, self._cycle.now))
+            if placement is not None:
+                found += 1
+                what = f"run {run.id} ({run.name} of {run.user}, {run.spec.workers} GPUs)"
+                yield Suggestion(f"when {what} ends, it starts, {where(placement)}", placement, ends=run.id)
+            if found == MOST_ENDS or self._tries_left == 0:
+                return
+
+    def _whose_end_may_do(self) -> Iterator[Run]:
+        """Running runs, the smallest first, that hold enough of what the run lacks."""
         cycle, ask = self._cycle, self._ask
         if cycle.memory.never(ask.shape) is not None:
             return
         view, kept = cycle.view(ask)[1].free, cycle.room.all_kept()
         counting = Counting(ask.request, cycle.memory.topology, view)
-        found = 0
+        over_limit = cycle.held.excess(ask.account, ask.gpus) is not None
+        looked_at = 0
         for run in sorted(cycle.snapshot.running, key=lambda run: (run.spec.workers.total, run.id)):
-            parts = cycle.memory.parts(run)
-            over_limit = cycle.held.excess(ask.account, ask.gpus) is not None
-            if run.id in cycle.snapshot.ending or not (over_limit or counting.would_do(parts)):
+            if run.id in cycle.snapshot.ending or looked_at == MOST_LOOKED_AT:
                 continue
+            if over_limit and account_of(run, cycle.snapshot.policy)[0] != ask.account[0]:
+                continue
+            parts = cycle.memory.parts(run)
+            if not over_limit and not counting.would_do(parts):
+                continue
+            looked_at += 1
             after = view.copy()
             give(after, parts, kept)
-            if find(ask.request, cycle.memory.topology, after) is None:
-                continue
-            placement = self._anew(without(cycle.snapshot, run.id, cycle.now))
-            if placement is not None:
-                found += 1
-                yield Suggestion(
-                    f"when run {run.id} ({run.name} of {run.user}, {run.spec.workers} GPUs) ends, it starts, "
-                    f"{where(placement)}",
-                    placement,
-                    ends=run.id,
-                )
-            if found == MOST_ENDS or self._tries_left == 0:
-                return
+            if find(ask.request, cycle.memory.topology, after) is not None and not self._taken_before(after):
+                yield run
+
+    def _taken_before(self, free: Free) -> bool:
+        """Whether one of the first runs before it would take what is free then: a glance, to try what is worth it."""
+        memory = self._cycle.memory
+        held_up = (wait.run for wait in self._cycle.waits if wait.reason.kind in (Kind.SHAPE, Kind.RESERVED))
+        asks = [memory.ask(run, {}) for run in itertools.islice(held_up, FIRST)]
+        shapes = {ask.shape: ask.request for ask in asks}
+        return any(find(request, free.topology, free) is not None for request in shapes.values())
 
 
 def _named(name: str, kinds: Iterable[Any]) -> list[str | None]:
@@ -261,7 +280,8 @@ def _named(name: str, kinds: Iterable[Any]) -> list[str | None]:
 
 def where(placement: Placement) -> str:
     """A place in words: `within one leaf (231 GB/s)`."""
-    inside = f"on {placement.nodes[0].node}" if len(placement.nodes) == 1 else f"within one {placement.level}"
+    level = "NVLink domain" if placement.level == "nvlink" else placement.level
+    inside = f"on {placement.nodes[0].node}" if len(placement.nodes) == 1 else f"within one {level}"
     if placement.level == CLUSTER:
         inside = f"on {len(placement.nodes)} nodes of the cluster"
     return inside if placement.busbw_predicted is None else f"{inside} ({placement.busbw_predicted:.0f} GB/s)"

@@ -18,6 +18,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
 from orchestrator.placement.values import Device
@@ -53,6 +54,8 @@ class FakeAgent:
         self.interpreters: dict[str | None, health.Interpreter] = {}
         self.surveyed: list[str | None] = []
         """The interpreters that it was asked for, in order."""
+        self.looks: list[RankProgress] = []
+        """What the ranks show in the next report."""
         self._sequence = 0
         self._news = asyncio.Event()
         self._info_told: dict[str, object] = {}
@@ -76,7 +79,9 @@ class FakeAgent:
         self._sequence += 1
         info: dict[str, object] = {"host": self.host, "interpreters": dict(self.interpreters)}
         new, self._info_told = not ack or info != self._info_told, info
-        return Report(self._sequence, tuple(map(self._status, self.parts.values())), info=info if new else None)
+        looks, self.looks = tuple(self.looks), []
+        statuses = tuple(map(self._status, self.parts.values()))
+        return Report(self._sequence, statuses, info=info if new else None, progress=looks)
 
     async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
         self._take_orders_from(epoch)
@@ -148,6 +153,11 @@ class FakeAgent:
             if code and part.first_failed is None:
                 part.first_failed = rank
         part.ended = all(code is not None for code in part.ranks.values())
+        self._news.set()
+
+    def show(self, *looks: RankProgress) -> None:
+        """The ranks show how far they are."""
+        self.looks += looks
         self._news.set()
 
     def end(self, run: int, attempt: int, code: int = 0) -> None:

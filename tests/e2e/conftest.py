@@ -15,8 +15,8 @@ Job = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[OrchHome]:
-    """A private cluster of 12 CPU slots that keeps 64 KiB of each log and gives leases of 10 s."""
-    home = OrchHome(ORCH_LOCAL_SLOTS=str(SLOTS), ORCH_LOG_LIMIT="64KiB", ORCH_LEASE="10s")
+    """A private cluster of 12 CPU slots that keeps 64 KiB of each log, gives leases of 10 s and lets runs give way at once."""
+    home = OrchHome(ORCH_LOCAL_SLOTS=str(SLOTS), ORCH_LOG_LIMIT="64KiB", ORCH_LEASE="10s", ORCH_POLICY_MIN_RUNTIME="1s")
     try:
         yield home
     finally:

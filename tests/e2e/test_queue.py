@@ -18,6 +18,19 @@ while True:
     time.sleep(1)
 """
 
+COUNTS_ON = """
+import os, pathlib, signal, sys, time
+saved = pathlib.Path(os.environ["ORCH_CHECKPOINT_DIR"]) / os.environ["RANK"]
+saved.parent.mkdir(parents=True, exist_ok=True)
+print("from", saved.read_text() if saved.exists() else 0, flush=True)
+def save(*_):
+    saved.write_text("7")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.05)
+"""
+
 TELLS_ITS_VALUES = """
 import os, sys
 print(sys.argv[1:], os.environ["SEED"])
@@ -33,6 +46,25 @@ def test_a_run_over_its_time_limit_saves_what_it_has_and_has_failed(home, job):
     assert (attempt["outcome"], attempt["failure"]["kind"]) == ("user_error", "time_limit")
     assert home.logs(run) == ["begun", "saved"]
     assert "reached its time limit of 1s" in home("why", run).stdout
+
+
+def test_a_run_that_gives_way_saves_and_goes_on_after_the_other_from_its_checkpoint(home, job, gate):
+    low = home.submit(job(COUNTS_ON, name="low", arguments=gate, workers=7, checkpoint="ckpt"))
+    home.prints(low, "from 0", ranks=7)
+    waits = home.submit(job("print('waited')", name="waits", folder="waits", workers=7))
+    high = home.submit(job("print('first')", name="high", folder="high", workers=7, priority=10))
+    home.end(high)
+    gave_way = home.reaches(low, "running")
+    first, second = gave_way["attempts"]
+    assert (first["outcome"], first["failure"], second["outcome"]) == ("preempted", None, None)
+    assert (first["stop"]["kind"], first["stop"]["for_run"]) == ("preempted", high)
+    # It kept its age: what came after it still waits.
+    assert home.show(waits)["state"] == "queued"
+    home.prints(low, "from 7", ranks=7)
+    gate.touch()
+    ended = home.end(low)
+    assert [one["event"] for one in ended["events"]].count("stop_asked") == 1
+    home.end(waits)
 
 
 def test_an_array_is_one_row_and_one_run_for_each_combination(home, job, waiting_job, gate):

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.control.controller import Controller
+from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.refused import Refused
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run
@@ -37,6 +39,62 @@ def test_a_run_goes_from_submission_to_success(tmp_path: Path) -> None:
 
 async def _is(condition: Callable[[], bool]) -> bool:
     return condition()
+
+
+def test_what_ranks_show_is_recorded_with_the_end_and_a_broken_look_ends_nothing(tmp_path: Path) -> None:
+    second = 10**9
+
+    def look(run: int, rank: int, at: int, steps: int) -> RankProgress:
+        return RankProgress(
+            run,
+            1,
+            rank,
+            at * second,
+            1,
+            steps,
+            at * second,
+            second,
+            steps * 8,
+            step_times={262: steps - 1} if steps else {},
+        )
+
+    async def counted(controller: Controller, run: Run) -> bool:
+        (attempt,) = (await controller.find(str(run.id))).attempts
+        return bool(attempt.used) and all(node.until == attempt.ended_at for node in attempt.used)
+
+    async def story() -> None:
+        cluster = FakeCluster(a=2, b=2)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2x2"), {})
+            await reaches(controller, run, State.RUNNING)
+            gang = controller.gangs.measuring.of(run.id, 1)
+            assert gang is not None
+            for steps in (1, 101):
+                cluster.agents["a"].show(*(look(run.id, rank, 1 + steps // 10, steps) for rank in (0, 1)))
+                cluster.agents["b"].show(*(look(run.id, rank, 1 + steps // 10, steps) for rank in (2, 3)))
+                await until(lambda steps=steps: _is(lambda: [x.steps for x in gang.looks.values()] == [steps] * 4))
+            # Of a run that nobody knows.
+            cluster.agents["b"].show(look(77, 0, 1, 1))
+            for agent in cluster.agents.values():
+                agent.end(run.id, 1)
+            run = await reaches(controller, run, State.SUCCEEDED)
+            (attempt,) = run.attempts
+            assert attempt.progress is not None
+            assert (attempt.progress.steps, attempt.progress.samples) == (101, 4 * 808)
+            await until(lambda: counted(controller, run))
+            (attempt,) = (await controller.find(str(run.id))).attempts
+            assert {node.node: node.gpus for node in attempt.used} == {"a": 2, "b": 2}
+            assert controller.gangs.measuring.of(run.id, 1) is None
+            other, _ = await controller.submit(job("1"), {})
+            await reaches(controller, other, State.RUNNING)
+            agent = next(agent for agent in cluster.agents.values() if (other.id, 1) in agent.parts)
+            broken = replace(look(other.id, 0, 9, 9), step_times={"no": "bucket"})  # type: ignore[dict-item]
+            agent.show(look(other.id, 0, 1, 1), broken)
+            await until(lambda: _is(lambda: not agent.looks))
+            agent.end(other.id, 1)
+            await reaches(controller, other, State.SUCCEEDED)
+
+    asyncio.run(story())
 
 
 def test_ranks_get_coordinates_that_agree_over_the_gang(tmp_path: Path) -> None:

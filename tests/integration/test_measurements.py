@@ -46,6 +46,11 @@ def placed(store: Store) -> Run:
     return store.place(run.id, a_placement(a=(0, 1), b=(0, 1)), at(10))
 
 
+def finish(store: Store, run: int, event: Event, outcome: Outcome, when: datetime, **more: Any) -> None:
+    """Ends the attempt and counts it, as the controller does."""
+    store.count(store.finish(run, event, outcome, when, **more), when)
+
+
 def used(store: Store, run: int, attempt: int = 1) -> dict[str, GpuTime]:
     found = store.get(run)
     assert found is not None
@@ -60,7 +65,7 @@ def test_a_run_of_two_attempts_is_counted_to_the_millisecond(store: Store) -> No
     # Alive: the step under way is work too, until the next count says more.
     assert used(store, run) == dict.fromkeys("ab", GpuTime(10_000, 37_000, 5_000) * 2)
     failure = Failure("node_lost", "b was lost", node="b")
-    store.finish(run, Event.REQUEUED, Outcome.INFRA_ERROR, at(70), failure=failure, fenced={"b": at(100)})
+    finish(store, run, Event.REQUEUED, Outcome.INFRA_ERROR, at(70), failure=failure, fenced={"b": at(100)})
     assert used(store, run)["a"] == GpuTime(10_000, 20_000, 5_000, 15_000, 10_000) * 2
     # The node that may still run it is held until its lease is over.
     assert store.release_fenced(at(100)) == 2
@@ -68,7 +73,7 @@ def test_a_run_of_two_attempts_is_counted_to_the_millisecond(store: Store) -> No
     store.place(run, a_placement(a=(0, 1), c=(0, 1)), at(120))
     second = progress(130, 200, resumed=True, repeated_steps=40)
     store.measure([Measured(run, 2, second)], at(200))
-    store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, at(201), exit_codes=dict.fromkeys(range(4), 0))
+    finish(store, run, Event.SUCCEEDED, Outcome.SUCCEEDED, at(201), exit_codes=dict.fromkeys(range(4), 0))
     found = store.get(run)
     assert found is not None
     assert [attempt.progress for attempt in found.attempts] == [first, second]
@@ -97,7 +102,7 @@ def test_a_run_of_two_attempts_is_counted_to_the_millisecond(store: Store) -> No
 def test_work_that_a_later_attempt_did_not_take_up_is_lost_whole(store: Store) -> None:
     run = placed(store).id
     store.measure([Measured(run, 1, progress(20, 60, unsaved_ms=0, saves=1, saved_steps=100))], at(62))
-    store.finish(run, Event.FAILED, Outcome.USER_ERROR, at(60))
+    finish(store, run, Event.FAILED, Outcome.USER_ERROR, at(60))
     assert used(store, run)["a"].lost == 0
     store.record(run, Event.RETRY_ASKED, at(61))
     store.place(run, a_placement(a=(0, 1), b=(0, 1)), at(62))
@@ -119,7 +124,7 @@ def test_a_series_ages_while_the_run_lives_and_is_kept_whole_when_it_was_short(
         with raw(url) as connection:
             live = connection.execute(text(f"SELECT count(*) FROM gang_samples WHERE run_id = {run}")).scalar()
         assert live == (60 if length == 600 else 360 + 61)
-        store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, at(length + 10))
+        finish(store, run, Event.SUCCEEDED, Outcome.SUCCEEDED, at(length + 10))
         with store._database.read() as connection:
             series = measurements.series(connection, run)[1]
             of_ranks = measurements.rank_series(connection, (run, 1))
@@ -134,9 +139,12 @@ def test_a_series_ages_while_the_run_lives_and_is_kept_whole_when_it_was_short(
 def test_scaling_of_a_name_is_over_all_its_runs(store: Store) -> None:
     run = placed(store)
     store.measure([Measured(run.id, 1, progress(20, 60))], at(62))
-    with store._database.read() as connection:
-        assert measurements.sizes_and_rates(connection, run.name) == [(4, 80.0)]
-        assert measurements.sizes_and_rates(connection, "another") == []
+    finish(store, run.id, Event.SUCCEEDED, Outcome.SUCCEEDED, at(70))
+    larger, _ = store.submit(a_new_run(workers=8), at(80))
+    store.place(larger.id, a_placement(a=(0, 1, 2, 3), b=(0, 1, 2, 3)), at(90))
+    store.measure([Measured(larger.id, 1, replace(progress(95, 99), samples_per_s=120.0))], at(99))
+    assert [(one.workers, one.efficiency) for one in store.scaling(run.name)] == [(4, 1.0), (8, 0.75)]
+    assert store.scaling("another") == []
 
 
 def test_the_database_itself_refuses_gpu_time_that_does_not_sum(store: Store, url: str, raw: Any) -> None:

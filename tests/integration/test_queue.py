@@ -11,9 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.history.errors import NoSuchRun, NothingFollows
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
+from orchestrator.history.measurements import Measured
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.policy import Policy
+from orchestrator.progress.values import Progress
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run, Stop
 from orchestrator.testing.cluster import FakeCluster
@@ -214,7 +216,10 @@ def test_an_array_is_cancelled_and_tried_again_as_one(tmp_path: Path) -> None:
         assert await controller.counts(array) == {State.RUNNING: 1, State.SUCCEEDED: 1, State.CANCELLED: 2}
         cluster.agents["a"].end(runs[0], 2)
         await reaches(controller, await controller.find(str(runs[0])), State.SUCCEEDED)
+        # By now all of it had ended, and it had been forgotten.
         assert await controller.retry_array(array, {}) == 2
+        assert controller.runtime.book.arrays == {array.id: array}
+        assert controller.runtime.book == await controller.runtime.db(controller.runtime.store.book)
 
     story(tell, tmp_path, a=2)
 
@@ -235,6 +240,23 @@ def test_what_follows_an_array_waits_for_all_of_it_and_no_longer_than_until_one_
         cluster.agents["a"].end(runs[1], 1, 9)
         ended = await reaches(controller, follows, State.CANCELLED)
         assert (ended.reason or "").startswith(f"run {runs[1]} (sweep[1]), which it was to follow, failed")
+
+    story(tell, tmp_path, a=4)
+
+
+def test_the_best_runs_of_an_array_are_those_whose_metric_is_smallest_or_largest(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        runs = await an_array(controller, 4)
+        array = await controller.find_array("sweep")
+        assert array is not None
+        for run, loss in zip(runs, (0.5, 0.1, float("nan")), strict=False):
+            await reaches(controller, await controller.find(str(run)), State.RUNNING)
+            measured = Measured(run, 1, Progress(metrics={"loss": loss}))
+            await controller.runtime.write(controller.runtime.store.measure, [measured], controller.runtime.now())
+        assert [run.id for run, _ in await controller.best(array, "loss", 3)] == [runs[1], runs[0]]
+        ((best, metrics),) = await controller.best(array, "-loss", 1)
+        assert (best.id, metrics) == (runs[0], {"loss": 0.5})
+        assert await controller.best(array, "accuracy", 3) == []
 
     story(tell, tmp_path, a=4)
 

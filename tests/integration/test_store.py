@@ -14,7 +14,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from orchestrator.history.errors import DatabaseBusy, DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch
-from orchestrator.history.queries import RunFilter
+from orchestrator.history.filters import RunFilter
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Code, Failure, NodeRecord
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement

@@ -113,6 +113,9 @@ def test_every_key_has_a_variable_and_a_row(cwd: Path, key: str) -> None:
         "policy.assumed_duration": "2h",
         "dashboard.proxy": "8300",
         "preflight": "off",
+        "history.keep_runs": "365d",
+        "history.keep_series": "30d",
+        "history.keep_logs": "forever",
         "prices": "H100=2.5,cpu=0.05",
     }[key]
     rows = {name: (value, origin) for name, value, origin in load(cwd, **{variable(key): example}).rows()}

@@ -213,3 +213,4 @@ def test_a_quantile_is_within_a_bucket_of_the_true_one(times: list[int], part: f
 def test_what_came_since_is_the_difference() -> None:
     assert difference({1: 2, 2: 5}, {1: 2, 2: 7, 3: 1}) == {2: 2, 3: 1}
     assert quantile({}, 0.5) is None
+    assert quantile({262: 0}, 0.5) is None

@@ -1,6 +1,9 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.control.inventory import (
+    FreeView,
     Seen,
     free_view,
     plain_labels,
@@ -11,6 +14,7 @@ from orchestrator.control.inventory import (
 )
 from orchestrator.hardware.model import Cluster, Domain
 from orchestrator.hardware.probe import GpuState
+from orchestrator.placement.tree import Topology
 from orchestrator.testing.hardware import cluster, node
 
 
@@ -96,3 +100,22 @@ def test_a_gpu_that_the_driver_would_reset_is_not_given_and_the_reason_is_told()
     free = free_view(topology, {}, {}, {"a": unfit})
     assert free.mask(0) == 0b100
     assert free.notes[0] == "GPU 0: it is cut into MIG instances; GPU 1: the driver asks for GPU_RESET"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_view_that_is_kept_up_is_the_view_that_is_made_anew(data: st.DataObject) -> None:
+    nodes = cluster(*(node(name, 4, leaf=name[0]) for name in ("a1", "a2", "b1")))
+    topologies = [Topology(nodes), Topology(nodes)]
+    gpus = st.dictionaries(st.integers(0, 5), st.just(7), max_size=6)
+    view = FreeView()
+    for _ in range(data.draw(st.integers(1, 6))):
+        topology = data.draw(st.sampled_from(topologies))
+        busy = data.draw(st.dictionaries(st.sampled_from(["a1", "a2", "b1", "gone"]), gpus))
+        notes = data.draw(st.sampled_from([{}, {"a1": "drained"}]))
+        unfit = data.draw(st.sampled_from([{}, {"b1": {2: "sick"}}]))
+        kept, anew = view.now(topology, busy, notes, unfit), free_view(topology, busy, notes, unfit)
+        for name in ("topology", "unheld", "usable", "notes", "room", "states"):
+            assert getattr(kept, name) == getattr(anew, name)
+        # What it gives is the caller's own.
+        kept.set_usable("a2", ())

@@ -108,7 +108,7 @@ def serve(control: socket.socket) -> Script:
     """
     libc = ctypes.CDLL(None)
     openblas = openblas_setters()
-    progress = module_of("file"), module_of("observer")
+    progress = observers()
     wanted = SPARES
     spares: list[socket.socket] = []
     quiet = 0.0
@@ -183,9 +183,7 @@ def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
     return [ours for ours, _ in pairs], None
 
 
-def wait_for_script(
-    post: socket.socket, libc: Any, openblas: list[Any], progress: Tuple[ModuleType, ModuleType]
-) -> Script:
+def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any], progress: list[ModuleType]) -> Script:
     """The life of a rank until its script begins."""
     # A rank without its launcher has no lease, so the kernel ends it with the launcher.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
@@ -230,12 +228,20 @@ def module_of(name: str) -> ModuleType:
     return module
 
 
-def observe(modules: Tuple[ModuleType, ModuleType]) -> None:
-    """Has what the script does written down, where its environment says so."""
+def observers() -> list[ModuleType]:
+    """What observing needs, loaded; nothing where this interpreter cannot load it: a rank runs all the same."""
+    with contextlib.suppress(Exception):
+        return [module_of("file"), module_of("observer")]
+    return []
+
+
+def observe(modules: list[ModuleType]) -> None:
+    """Has what the script does written down, where its environment says so and that can be done."""
     path = os.environ.get("ORCH_PROGRESS")
-    if path:
+    if path and modules:
         layout, observer = modules
-        observer.observe(layout, path)
+        with contextlib.suppress(Exception):
+            observer.observe(layout, path)
 
 
 def follow_rank_zero(env: dict[str, str]) -> None:
@@ -436,7 +442,7 @@ def become() -> Script:
     """Of a cold rank: is observed, and where flags are set imports torch as its script would, from where it would."""
     flags = json.loads(sys.argv[2])
     show_in_proc(sys.argv[3:], None)
-    observe((module_of("file"), module_of("observer")))
+    observe(observers())
     mine = sys.modules.keys() - LOADED_BY_PYTHON
     script = script_of(sys.argv[0])
     folder = os.path.dirname(os.path.realpath(sys.argv[0]))

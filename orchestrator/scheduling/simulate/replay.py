@@ -78,7 +78,8 @@ class Replay:
         self._world = World(topology, free, [free.mask(node.index) for node in topology.nodes])
         self.integral = Integral()
         self._now = self._since = self._last_s = 0.0
-        self._looks: set[float] = set()
+        self._look_s = math.inf
+        """When the policy is asked next, if nothing happens before."""
         self._events: list[tuple[float, int, int, int]] = []
         self.lives: list[Life] = []
         self.never: list[Job] = []
@@ -147,8 +148,8 @@ class Replay:
         while self._events and self._events[0][0] == self._now:
             _, kind, number, start = heapq.heappop(self._events)
             if kind == _LOOKS:
-                looks = True
-                self._looks.discard(self._now)
+                if self._now == self._look_s:
+                    looks, self._look_s = True, math.inf
                 continue
             life = self.lives[number]
             if kind == _ARRIVES:
@@ -161,8 +162,8 @@ class Replay:
     def _look_at(self, at: float) -> None:
         cycle = self._costs.cycle_s
         at = math.ceil(at / cycle - 1e-9) * cycle if cycle else at
-        if at not in self._looks:
-            self._looks.add(at)
+        if at < self._look_s:
+            self._look_s = at
             self._push(at, _LOOKS, -1)
 
     def _push(self, at: float, kind: int, number: int, start: int = 0) -> None:
@@ -178,6 +179,8 @@ class Replay:
         if decision.stops:
             waiting = self._world.waiting
             self._world.waiting = {number: waiting[number] for number in sorted(waiting)}
+        # Its newest wish is the one that holds.
+        self._look_s = math.inf
         if decision.look_again_s is not None and decision.look_again_s >= self._now:
             self._look_at(decision.look_again_s)
 

@@ -118,6 +118,13 @@ def test_an_array_is_shown_with_its_values_and_what_it_follows(orch, stub):
     assert json.loads(orch("show", "sweep", "--json").stdout) == ARRAY
 
 
+def test_the_logs_of_an_array_are_those_of_one_of_its_runs(orch, stub):
+    stub.answers["GET /runs/sweep"] = (200, ARRAY)
+    done = orch("logs", "sweep")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "sweep is an array of 4 runs: name one of them, such as 'sweep[0]'" in done.stderr
+
+
 def test_retry_of_an_array_says_how_many_runs_are_queued_again(orch, stub):
     stub.answers["GET /runs/sweep"] = (200, ARRAY)
     stub.answers["POST /runs/101%5B%5D/retry"] = (200, ARRAY | {"runs": 3})

@@ -134,3 +134,14 @@ def test_the_controllers_history_is_a_trace(orch, stub, a_run):
     (row,) = json.loads(done.stdout)["policies"]
     assert (row["runs"], row["mean_completion"]) == (1, 180)
     assert "the history: runs left out because they have no attempt that has ended: 1" in done.stderr
+
+
+def test_orch_goes_by_the_policy_that_is_configured(orch, trace, tmp_path):
+    trace.write_text("job_id,num_gpu,submit_time,duration,team\na,4,0,100,vision\nb,4,0,100,vision\n")
+    (tmp_path / "cluster.yaml").write_text("metadata:\n  orch:\n    teams: {vision: {limit: 4}}\n")
+    orch.env["ORCH_CONFIG"] = str(tmp_path / "cluster.yaml")
+    done = orch("simulate", trace, *PLAIN, "--json")
+
+    assert done.returncode == 0, done.stderr
+    # There is room for both, and the team may hold four.
+    assert json.loads(done.stdout)["policies"][0]["makespan"] == 200

@@ -15,7 +15,7 @@ def whole(name: str, nullable: bool = False) -> sa.Column[int]:
 
 
 def real(name: str) -> sa.Column[float]:
-    return sa.Column(name, sa.Float(), nullable=True)
+    return sa.Column(name, sa.Double(), nullable=True)
 
 
 def of_attempt(*more: str) -> list[sa.Constraint]:

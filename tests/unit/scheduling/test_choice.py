@@ -1,0 +1,89 @@
+"""A looser place now or a tighter one later: the earlier end, of this run and of those behind it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from orchestrator.placement.tree import Free, Topology
+from orchestrator.policy import Policy
+from orchestrator.scheduling.choice import slowdown
+from orchestrator.scheduling.decision import Kind
+from orchestrator.scheduling.lifecycle import State
+from orchestrator.scheduling.plan import plan
+from orchestrator.scheduling.run import Attempt, Run
+from orchestrator.scheduling.snapshot import Snapshot
+from orchestrator.testing import START, a_placement, a_run
+from orchestrator.testing.hardware import cluster, node
+
+# NVLink inside a node, one 100 Gb/s adapter out of it.
+TWO = Topology(cluster(*(node(n, 4, leaf="l1", nics=1, rate_gbps=100.0) for n in "ab")))
+HISTORY = {("ana", "train"): (3600.0, 3600.0, 3600.0)}
+
+
+def live(number: int, on: dict[str, tuple[int, ...]], left: float | None) -> Run:
+    """A run that is gone in `left` seconds."""
+    attempt = Attempt(1, a_placement(**on), START, ranks_started_at=START)
+    limit = None if left is None else left - 35
+    total = sum(len(gpus) for gpus in on.values())
+    return a_run(number, State.RUNNING, name="other", workers=total, attempts=(attempt,), time_limit=limit)
+
+
+def decide(left: float | None, *waiting: Run, **more: object):
+    """Half of each node is free; the other half of a is freed in `left` seconds."""
+    running = (live(1, {"a": (0, 1)}, left), live(2, {"b": (0, 1)}, None))
+    free = Free(TWO)
+    for run in running:
+        for part in run.attempt.placement.nodes:
+            free.take(part.node, part.gpus)
+    more.setdefault("history", HISTORY)
+    more.setdefault("policy", Policy(preemption="off"))
+    return plan(Snapshot(waiting or (a_run(9, workers=4),), free, running, **more), START)
+
+
+def test_a_gang_waits_for_a_node_that_is_free_soon_and_takes_two_where_it_is_not() -> None:
+    decided = decide(300.0)
+    (wait,) = decided.waits
+    assert wait.reason.kind is Kind.CHOICE
+    numbers = wait.reason.numbers
+    assert (numbers["wait_s"], numbers["done_waiting_s"]) == (300.0, 3900.0)
+    assert numbers["done_now_s"] > 3900
+    assert decided.reservations[0].start == START + timedelta(seconds=300)
+    for left in (40_000.0, None):
+        taken = decide(left)
+        assert {part.node for part in taken.starts[0].placement.nodes} == {"a", "b"}
+
+
+def test_the_place_that_it_waits_for_is_kept_and_others_use_it_until_then() -> None:
+    quick, slow = a_run(10, time_limit=60.0), a_run(11, name="other")
+    decided = decide(300.0, a_run(9, workers=4), quick, slow)
+    assert {start.run.id: start.placement.nodes[0].node for start in decided.starts} == {10: "a", 11: "b"}
+
+
+def test_a_run_that_says_any_or_is_overdue_or_knows_that_it_does_not_matter_does_not_wait() -> None:
+    assert decide(300.0, a_run(9, workers=4, near="any")).starts
+    late = a_run(9, workers=4, at=START - timedelta(days=2))
+    assert decide(300.0, late).starts
+    flat = {("ana", "train"): {"node": 1.0, "nvlink": 1.0, "leaf": 1.01}}
+    assert decide(300.0, speeds=flat).starts
+
+
+def test_measured_steps_stand_in_for_the_model() -> None:
+    steep = {("ana", "train"): {"node": 1.0, "nvlink": 1.0, "leaf": 3.0}}
+    decided = decide(5000.0, speeds=steep)
+    assert decided.waits[0].reason.numbers["done_now_s"] == pytest.approx(3 * 3600)
+
+
+def test_what_the_longer_run_costs_those_behind_it_counts() -> None:
+    alone = decide(1000.0, a_run(9, workers=4), policy=Policy(preemption="off", communication=0.005))
+    assert alone.starts
+    crowd = [a_run(i, workers=8, at=START + timedelta(seconds=1)) for i in range(20, 60)]
+    busy = decide(1000.0, a_run(9, workers=4), *crowd, policy=Policy(preemption="off", communication=0.005))
+    assert busy.waits[0].reason.kind is Kind.CHOICE
+
+
+def test_a_slowdown_is_one_at_the_best_place_and_grows_with_communication() -> None:
+    assert slowdown(100.0, 100.0, 0.3) == 1.0
+    assert slowdown(10.0, 100.0, 0.0) == 1.0
+    assert slowdown(10.0, 100.0, 0.1) == pytest.approx(1.9)
