@@ -5,8 +5,6 @@ Drawn with plain escape codes: rich's Live takes no keys, and textual, which doe
 
 from __future__ import annotations
 
-import os
-import select
 import shutil
 import sys
 import threading
@@ -22,6 +20,7 @@ from cli import context
 from cli import output as out
 from cli.api import Controller
 from cli.errors import Fail, Unreachable
+from cli.keys import pressed
 from cli.times import now
 from cli.top_frame import Line, Shown, Typed, chosen_rows, frame, key
 
@@ -39,24 +38,6 @@ _STYLES = {
     "red": "\x1b[31m",
     "blue": "\x1b[34m",
     "cyan": "\x1b[36m",
-}
-_KEYS = {
-    "\x1b[A": "up",
-    "\x1b[B": "down",
-    "\x1bOA": "up",
-    "\x1bOB": "down",
-    "\x1b[5~": "pageup",
-    "\x1b[6~": "pagedown",
-    "\x1b[H": "home",
-    "\x1b[F": "end",
-    "\x1b[1~": "home",
-    "\x1b[4~": "end",
-    "\x1b": "escape",
-    "\r": "enter",
-    "\n": "enter",
-    "\x7f": "backspace",
-    "\x08": "backspace",
-    "\x03": "q",
 }
 
 
@@ -169,23 +150,29 @@ def _loop(feed: Feed) -> None:
         size = shutil.get_terminal_size()
         shown = replace(feed.shown, now=now())
         runs, queue = chosen_rows(shown.data, typed)
-        count = len(runs) + len(queue)
-        typed = replace(typed, cursor=max(0, min(typed.cursor, count - 1)))
+        typed = replace(typed, cursor=max(0, min(typed.cursor, len(runs) + len(queue) - 1)))
         drawn = _draw(frame(shown, typed, size.columns, size.lines), drawn)
-        pressed = _key(0.5)
-        if pressed is None:
-            continue
-        if (pressed == "q" and not typed.typing) or (pressed == "escape" and typed.details is not None):
-            if typed.details is None:
+        for name in pressed(sys.stdin.fileno(), 0.5):
+            after = _after(typed, name, [*runs, *queue], size.lines)
+            if after is None:
                 return
-            typed = replace(typed, details=None, scroll=0)
-            feed.ask_now(None)
-        elif pressed == "enter" and not typed.typing and typed.details is None and count:
-            chosen = [*runs, *queue][typed.cursor]
-            typed = replace(typed, details=chosen["id"], scroll=0)
-            feed.ask_now(chosen["id"])
-        else:
-            typed = key(typed, pressed, count, max(1, size.lines - 6))
+            if after.details != typed.details:
+                feed.ask_now(after.details)
+            typed = after
+
+
+def _after(typed: Typed, name: str, rows: list[dict[str, Any]], lines: int) -> Typed | None:
+    """What is typed after one more key; None where it ends."""
+    if not typed.typing:
+        if typed.details is not None and name in ("q", "escape"):
+            return replace(typed, details=None, scroll=0)
+        if name == "q":
+            return None
+        if name == "enter":
+            return (
+                replace(typed, details=rows[typed.cursor]["id"], scroll=0) if rows and typed.details is None else typed
+            )
+    return key(typed, name, len(rows), max(1, lines - 6))
 
 
 def _draw(lines: list[Line], before: list[str]) -> list[str]:
@@ -205,20 +192,6 @@ def _draw(lines: list[Line], before: list[str]) -> list[str]:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     return texts
-
-
-def _key(seconds: float) -> str | None:
-    """The next key by its name; None where none comes in that time."""
-    file = sys.stdin.fileno()
-    if not select.select([file], [], [], seconds)[0]:
-        return None
-    data = os.read(file, 1)
-    if data == b"\x1b" and select.select([file], [], [], 0.03)[0]:
-        data += os.read(file, 8)
-    elif data and data[0] >= 0xC0:
-        data += os.read(file, 3)
-    text = data.decode("utf-8", "replace")
-    return _KEYS.get(text, text) if data else "q"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.keys import names
 from cli.top_frame import SORTS, Shown, Typed, chosen_rows, frame, key
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -165,3 +166,9 @@ def test_into_a_pipe_goes_everything_without_keys() -> None:
     said = text(Shown(data(60, 60, 60), NOW), columns=200, rows=None)
     assert said.count("gpu-60") == 2
     assert "q: quit" not in said
+
+
+def test_keys_that_come_at_once_are_told_apart() -> None:
+    assert names("\x1b[B\x1b[Bs\x1bOA\r") == ["down", "down", "s", "up", "enter"]
+    assert names("\x1b") == ["escape"]
+    assert names("/é\x7f\x1b[1;5C") == ["/", "é", "backspace", "\x1b[1;5C"]
