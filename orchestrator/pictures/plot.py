@@ -48,7 +48,8 @@ class Mark:
     label: str
 
 
-SIGNS = {"failed": "✕", "preempted": "▼", "noted": "●", "succeeded": "✓", "cancelled": "■", "slow": "●"}
+SIGNS = {"failed": "✕", "preempted": "▼", "cancelled": "■", "succeeded": "✓", "noted": "●"}
+"""By weight."""
 
 
 @dataclass
@@ -119,24 +120,17 @@ class Axes:
 
     def marks(self, marks: Iterable[Mark]) -> None:
         """Above the frame, each over its moment, with a thin line down. Where several would overlap, the first."""
-        last = -100.0
-        for mark in sorted(marks, key=lambda one: one.at):
+        signed: list[float] = []
+        # Of signs that would overlap the weightiest is drawn.
+        for mark in sorted(marks, key=lambda one: (list(SIGNS).index(one.kind), one.at)):
             x = self.x(min(max(mark.at, self.low), self.high))
-            self.parts.append(
-                tag("path", class_=f"drop {mark.kind}", d=f"M{number(x)} {number(self.y.last)}V{number(self.y.first)}")
-            )
-            if x - last >= 9:
-                sign = tag(
-                    "text",
-                    SIGNS[mark.kind],
-                    tag("title", mark.label),
-                    x=x,
-                    y=self.y.last - 5,
-                    text_anchor="middle",
-                    class_=f"sign {mark.kind}",
-                )
-                self.parts.append(sign)
-                last = x
+            drop = f"M{number(x)} {number(self.y.last)}V{number(self.y.first)}"
+            self.parts.append(tag("path", class_=f"drop {mark.kind}", d=drop))
+            if all(abs(x - other) >= 9 for other in signed):
+                title, y = tag("title", mark.label), self.y.last - 5
+                words = tag("text", SIGNS[mark.kind], title, x=x, y=y, text_anchor="middle", class_=f"sign {mark.kind}")
+                self.parts.append(words)
+                signed.append(x)
 
     def line(self, line: Line) -> None:
         self.parts.append(tag("path", tag("title", line.name), d=self._path(line), class_=f"line s{line.style}"))
@@ -243,7 +237,8 @@ def histogram(
 ) -> tuple[Axes, list[tuple[float, float, float]]]:
     """Bars of (value, weight): axes whose y is the share of the weight, and the bars as (from, to, share)."""
     low, high = min(value for value, _ in values), max(value for value, _ in values)
-    step = nice_step((high - low) or abs(high) / 5 or 1.0, 24)
+    # Values that hardly differ are one bar, not a spread of rounding errors.
+    step = nice_step(high - low if high - low > 0.02 * high else high / 5 or 1.0, 24)
     first = int(low / step)
     shares: dict[int, float] = {}
     total = sum(weight for _, weight in values)

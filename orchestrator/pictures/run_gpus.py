@@ -59,7 +59,7 @@ def gpus_card(data: Data) -> Card:
         values = [row[name] for gpu in found["shown"] for row in gpu["rows"] if row[name] is not None]
         if not values:
             continue
-        axes = Axes(data["from"], data["to"], max(least, *values), unit, 170, width=400, wanted_y=3)
+        axes = Axes(data["from"], data["to"], max(least, *values), unit, 170, width=400, wanted_y=3, x_unit="")
         axes.parts = [part for part in axes.parts if 'class="tick"' not in part]
         for gpu in found["shown"]:
             axes.line(

@@ -170,7 +170,7 @@ def metrics_card(data: Data) -> Card | None:
         values = [y for line in lines for _, y in line.points if y is not None]
         if len(values) < 2 or min(values) < 0:
             continue
-        axes = Axes(data["from"], data["to"], max(values), name[:40], 170, width=400, wanted_y=3)
+        axes = Axes(data["from"], data["to"], max(values), name[:40], 170, width=400, wanted_y=3, x_unit="")
         for line in lines:
             axes.line(line)
         drawn.append(axes.svg(f"{name} over time", axes.hover(lines)))

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.pictures.cluster_page import cluster_page
@@ -266,7 +266,9 @@ def spoil(value: Any, text: str) -> Any:
     return [spoil(one, text) for one in value] if isinstance(value, list) else value
 
 
-@given(st.one_of(st.just(HOSTILE), st.text(max_size=40)))
+@settings(max_examples=25, deadline=None)
+@example(HOSTILE)
+@given(st.text(max_size=40))
 def test_whatever_names_and_messages_hold_they_stay_text(text: str) -> None:
     for page in (runs_page([spoil(run_data(), text)]), cluster_page(spoil(cluster_data(), text))):
         plain = Read(page)
