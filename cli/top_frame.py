@@ -161,8 +161,8 @@ def _head(shown: Shown, columns: int) -> list[Line]:
     ]
     if shown.lost:
         at = moment(shown.data["at"])
-        old = f" What is shown is {span((shown.now - at).total_seconds())} old." if at else ""
-        lines.append(Line(f"! {shown.lost}.{old}", "red"))
+        old = f"what is shown is {span((shown.now - at).total_seconds())} old: " if at else ""
+        lines.append(Line(f"! {old}{shown.lost}", "red"))
     for what, group in kinds:
         if group:
             lines.append(_bar(what, group, columns))

@@ -115,7 +115,7 @@ def test_a_row_says_how_a_run_does_now() -> None:
 
 def test_a_controller_that_is_away_is_said_with_the_age_of_what_is_shown() -> None:
     gone = Shown(data(), NOW, "the controller does not answer")
-    assert "! the controller does not answer. What is shown is 2.0s old." in text(gone)
+    assert "! what is shown is 2.0s old: the controller does not answer" in text(gone)
     assert "the controller" not in text(replace(gone, lost=""))
     assert "does not answer" in text(Shown(None, NOW, "the controller does not answer"))
 
