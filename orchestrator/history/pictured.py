@@ -108,6 +108,7 @@ def _ranks(
     ranks = max(row.rank for row in rows) + 1
     together = -(-ranks // MOST_ROWS)
     cells: dict[tuple[int, int], float] = {}
+    steps: dict[int, list[float]] = {}
     for row in fold_ranks(rows, seconds):
         value = row.own_time if own else row.step_time
         if value is None:
@@ -115,6 +116,7 @@ def _ranks(
         place = row.rank // together, (int(row.at.timestamp()) - first) // seconds
         # Of ranks that share a row the slowest is shown: a mean would hide it.
         cells[place] = max(cells.get(place, 0.0), value)
+        steps.setdefault(place[1], []).append(row.step_time or value)
     columns = max((column for _, column in cells), default=-1) + 1
     return {
         "measure": "own work" if own else "step time",
@@ -125,6 +127,7 @@ def _ranks(
         "values": [
             [_short(cells.get((row, column))) for column in range(columns)] for row in range(-(-ranks // together))
         ],
+        "steps": [_short(median(steps[column])) if column in steps else None for column in range(columns)],
         "means": _means(rows, own),
     }
 

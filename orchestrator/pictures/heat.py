@@ -83,7 +83,9 @@ def draw(heat: Heat, bands: Sequence[Band] = (), left: float = 0.0) -> Markup:
     for at, word in time_ticks(heat.first, end):
         place_x = x((at - heat.first) / heat.seconds)
         parts.append(tag("path", d=f"M{number(place_x)} {number(top + rows * cell)}v5", class_="tick"))
-        parts.append(tag("text", word, x=min(place_x, WIDE - 4 - 3.2 * len(word)), y=height - 6, text_anchor="middle"))
+        middle = place_x > left + 3.2 * len(word)
+        words_x = min(place_x, WIDE - 4 - 3.2 * len(word)) if middle else place_x
+        parts.append(tag("text", word, x=words_x, y=height - 6, text_anchor="middle" if middle else None))
     parts.append(tag("text", "UTC", x=left - 6, y=height - 6, text_anchor="end", class_="unit"))
     return tag(
         "svg",

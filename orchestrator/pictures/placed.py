@@ -26,14 +26,15 @@ def draw(
     parts: list[Markup] = []
     shown = placement["nodes"][:MOST_NODES]
     for part in shown:
-        islands = _islands(part, nodes.get(part["node"]) or {})
+        known = _known_islands(part, nodes.get(part["node"]) or {})
+        islands = known or [list(part["gpus"])]
         count = sum(map(len, islands))
         columns = min(count, 16)
         width = max(columns * _CELL + (len(islands) - 1) * _GAP * (count <= 16) + 18, 9 + 6.9 * len(part["node"][:30]))
         height = 62.0 + (count - 1) // 16 * _CELL
         if x and x + width > WIDE:
             x, y, row_height = 0.0, y + row_height + 12, 0.0
-        parts.append(_node(part, islands, (x, y, width, height), bad, slow, times or {}))
+        parts.append(_node(part, islands, (x, y, width, height), bad, slow, times or {}, known=bool(known)))
         x, row_height = x + width + 12, max(row_height, height)
     left_out = len(placement["nodes"]) - len(shown)
     bottom = y + row_height + (22 if left_out else 4)
@@ -43,11 +44,11 @@ def draw(
     return tag("svg", *parts, viewBox=f"-2 -2 {WIDE + 4:.0f} {bottom + 2:.0f}", role="img", aria_label=label)
 
 
-def _islands(part: Mapping[str, Any], hardware: Mapping[str, Any]) -> list[list[int]]:
-    """The node's GPUs by NVLink island; only those of the run where its hardware is not known."""
+def _known_islands(part: Mapping[str, Any], hardware: Mapping[str, Any]) -> list[list[int]]:
+    """The node's GPUs by NVLink island; nothing where its hardware is not known."""
     known = [list(island) for island in hardware.get("islands") or ()]
     there = {gpu for island in known for gpu in island}
-    return known if there >= set(part["gpus"]) else [list(part["gpus"])]
+    return known if there >= set(part["gpus"]) else []
 
 
 def _node(
@@ -57,6 +58,8 @@ def _node(
     bad: Collection[int],
     slow: Collection[int],
     times: Mapping[str, float],
+    *,
+    known: bool,
 ) -> Markup:
     x, y, width, height = box
     name = part["node"] if len(part["node"]) <= 30 else part["node"][:29] + "…"
@@ -74,7 +77,7 @@ def _node(
             left = at if small else x + 9 + place % 16 * _CELL
             drawn.append(_gpu(gpu, ranks.get(gpu), left, y + 26 + row * _CELL, bad, slow, times))
             at, place = at + _CELL, place + 1
-        if small and len(island) > 1 and len(islands) < sum(map(len, islands)):
+        if small and known and len(island) > 1:
             title = tag("title", f"NVLink island of {len(island)} GPUs")
             drawn.append(tag("path", title, d=f"M{begin:.1f} {y + 55:.1f}H{at - 4:.1f}", class_="island"))
         at += _GAP

@@ -84,7 +84,7 @@ class Axes:
             x = self.x(place)
             self.parts.append(tag("path", class_="tick", d=f"M{number(x)} {number(self.y.first)}v5"))
             # At the very left the axis's unit stands.
-            if x < self.left + 14:
+            if x < self.left + 3.2 * len(word):
                 self.words(x, self.y.first + 18, word)
             else:
                 self.words(min(x, self.width - 4 - 3.2 * len(word)), self.y.first + 18, word, "middle")

@@ -15,7 +15,7 @@ from orchestrator.pictures.scale import moment, span, when
 
 Data = Mapping[str, Any]
 STRAGGLER = 1.15
-"""A rank whose steps take so many times the median's is named."""
+"""A rank that takes this many times a step, where the median rank takes one, is named."""
 LEAST_CELLS = 2
 """One slow cell is a hiccup."""
 TITLE = "Ranks by time"
@@ -27,7 +27,7 @@ class Slow:
 
     row: int
     times: float
-    """How many times as long as the median its steps took, in the cells where it was slow."""
+    """How long it took for a step, in steps of the median rank, in the cells where it was slow."""
     start: float
     end: float
     """Seconds since 1970: from the first of these cells to the end of the last."""
@@ -35,14 +35,24 @@ class Slow:
     """Of the time of which the row is known."""
 
 
-def beside_the_median(values: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
-    """Each cell over the median of its column; of two ranks the faster is the median."""
-    columns = max(map(len, values), default=0)
+def beside_the_median(
+    values: Sequence[Sequence[float | None]], steps: Sequence[float | None]
+) -> list[list[float | None]]:
+    """1 and what each cell has more than the median of its column, as a share of a step; of two ranks the faster is the median.
+
+    A rank whose own work is a small part of the step holds nobody up, however much it differs.
+    """
     usual = []
-    for column in range(columns):
-        known = [line[column] for line in values if line[column] is not None]
-        usual.append(median_low(known) if known else None)  # type: ignore[type-var]
-    return [[v / u if v is not None and u else None for v, u in zip(line, usual, strict=True)] for line in values]
+    for column in range(len(steps)):
+        known = [value for line in values if (value := line[column]) is not None]
+        usual.append(median_low(known) if known else None)
+    return [
+        [
+            1 + (v - u) / s if v is not None and u is not None and s else None
+            for v, u, s in zip(line, usual, steps, strict=True)
+        ]
+        for line in values
+    ]
 
 
 def slow_rows(found: Data | None) -> list[Slow]:
@@ -50,7 +60,7 @@ def slow_rows(found: Data | None) -> list[Slow]:
     if found is None or found["ranks"] < 2:
         return []
     slow = []
-    for row, line in enumerate(beside_the_median(found["values"])):
+    for row, line in enumerate(beside_the_median(found["values"], found["steps"])):
         cells = [(column, cell) for column, cell in enumerate(line) if cell is not None]
         above = [(column, cell) for column, cell in cells if cell > STRAGGLER]
         if len(above) < min(LEAST_CELLS, len(cells)) or not above:
@@ -73,13 +83,13 @@ def ranks_card(data: Data) -> Card:
         return Card(TITLE, empty("No rank was seen to step for as long as a minute, so there is nothing to compare."))
     if found["ranks"] == 1:
         return Card(TITLE, empty("The run has one rank: there is none to compare it with."))
-    cells = tuple(map(tuple, beside_the_median(found["values"])))
+    cells = tuple(map(tuple, beside_the_median(found["values"], found["steps"])))
     most = max((cell for line in cells for cell in line if cell is not None), default=1.0)
     high = max(1.3, min(most, 3.0))
     where = _where(data["run"])
     names = tuple(_row_name(row, found, where) for row in range(len(cells)))
     label = "step time of each rank by time, beside the median of all ranks"
-    drawn = heat.Heat(names, cells, found["from"], found["seconds"], 1.0, high, "times the median", label)
+    drawn = heat.Heat(names, cells, found["from"], found["seconds"], 1.0, high, "times a step", label)
     splits = [
         Band(moment(one["started_at"]) or 0, 0, f"attempt {one['number']}", "") for one in data["run"]["attempts"][1:]
     ]
@@ -91,7 +101,7 @@ def ranks_card(data: Data) -> Card:
     grouped = f" A row is the slowest of {found['together']} ranks." if found["together"] > 1 else ""
     body = join(
         plot(heat.draw(drawn, splits)),
-        heat.key(drawn, "as the median, or faster", f"{high:.2g} times the median"),
+        heat.key(drawn, "as the median, or faster", f"{high - 1:.0%} of a step longer"),
         tag("p", f"{measure}; a cell is {span(found['seconds'])}.{grouped}", class_="note"),
     )
     return Card(TITLE, body, _said(found, names), wide=True)
@@ -112,7 +122,7 @@ def _row_name(row: int, found: Data, where: Mapping[int, str]) -> str:
 def _said(found: Data, names: Sequence[str]) -> Content:
     slow = slow_rows(found)
     if not slow:
-        return f"No rank stands out: none is more than {STRAGGLER - 1:.0%} above the median for longer than a moment."
+        return f"No rank stands out: none takes more than {STRAGGLER - 1:.0%} of a step longer than the median for more than a moment."
     worst = slow[0]
     period = "all the time" if worst.share > 0.9 else f"between {when(worst.start)} and {when(worst.end)}"
     beside = "the median rank" if found["ranks"] > 2 else "the other rank"
@@ -121,6 +131,6 @@ def _said(found: Data, names: Sequence[str]) -> Content:
         if slow[1:]
         else ""
     )
-    waits = " All others wait for it at each step." if found["measure"] == "own work" else ""
-    said = f": {worst.times:.2f} times as long for a step as {beside}, {period}.{waits}{more}"
+    waits = " All others wait for it." if found["measure"] == "own work" else ""
+    said = f": each step {worst.times - 1:.0%} longer than {beside}, {period}.{waits}{more}"
     return tag("span", tag("b", f"▲ {names[worst.row]}"), said, class_="warn")

@@ -44,16 +44,14 @@ _GAUGES = (
 )
 
 
-def gpus_card(data: Data) -> Card:
+def gpus_card(data: Data) -> Card | None:
+    """None where the run had no GPU but CPU slots."""
     title = "GPUs"
     found = data["gpus"]
     if found is None:
-        why = (
-            "The run had CPU slots and no GPU."
-            if device_of(data["run"]) == "cpu"
-            else "No GPU was looked at for as long as a minute, or its driver tells nothing."
-        )
-        return Card(title, empty(why))
+        if device_of(data["run"]) == "cpu":
+            return None
+        return Card(title, empty("No GPU was looked at for as long as a minute, or its driver tells nothing."))
     drawn = []
     for name, word, unit, least in _GAUGES:
         values = [row[name] for gpu in found["shown"] for row in gpu["rows"] if row[name] is not None]

@@ -25,7 +25,9 @@ def throughput_card(data: Data) -> Card:
     lines = []
     for one in data["series"]:
         points = tuple(
-            (row["at"] + row["for"] / 2, row[of]) for row in one["rows"] if row["steps"] or row[of] is not None
+            (row["at"] + row["for"] / 2, row[of])
+            for row in one["rows"]
+            if row["steps"] or row["for"] >= one["seconds"] > 0
         )
         lines.append(Line(f"attempt {one['attempt']}", points, 0, broken=2.5 * one["seconds"]))
     if not any(y for line in lines for _, y in line.points):

@@ -92,6 +92,7 @@ def test_a_runs_page_holds_all_attempts_on_one_clock_in_few_points(store: Store)
     assert {row["samples_per_s"] for one in data["series"] for row in one["rows"]} == {80.0}
     ranks = data["ranks"]
     assert (ranks["ranks"], ranks["seconds"], ranks["measure"]) == (4, 60, "own work")
+    assert ranks["steps"][:18] == [0.1] * 18
     assert ranks["means"] == {"0": 0.09, "1": 0.15, "2": 0.09, "3": 0.09}
     # Nothing is known of the minutes between the attempts.
     assert ranks["values"][1][:18] == [0.15] * 18

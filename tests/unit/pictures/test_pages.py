@@ -125,6 +125,7 @@ def run_data(ranks: int = 4, points: int = 30, columns: int = 6, **run: Any) -> 
             "ranks": ranks,
             "together": 1,
             "values": cells,
+            "steps": [0.1] * columns,
             "means": {"2": 0.15},
         },
         "gpus": {
@@ -293,7 +294,7 @@ def test_where_nothing_is_known_the_page_says_why() -> None:
 
 def test_a_page_names_what_matters_in_words() -> None:
     text = Read(PAGES["one run"]).text
-    assert "rank 2 gpu-01: 1.50 times as long for a step as the median rank, all the time" in text
+    assert "rank 2 gpu-01: each step 50% longer than the median rank, all the time" in text
     assert "19 % slower per rank than the median of those before it" in text
     assert "goodput 75 %" in text
     assert "lost 16 min 40 s (12 %)" in text
@@ -311,4 +312,5 @@ def test_the_page_of_a_failed_run_says_where_it_broke() -> None:
 def test_a_page_stays_under_a_megabyte_however_restless_its_ranks_are() -> None:
     data = run_data(ranks=96, points=400)
     data["ranks"]["values"] = [[0.1 + (row * 7 + column * 13) % 11 / 50 for column in range(160)] for row in range(96)]
+    data["ranks"]["steps"] = [0.1] * 160
     assert len(runs_page([data]).encode()) < 1_000_000

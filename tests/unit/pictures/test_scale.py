@@ -41,11 +41,16 @@ def test_shares_and_durations() -> None:
 
 
 def test_of_two_ranks_the_faster_is_what_the_other_is_held_against() -> None:
-    assert beside_the_median([[0.1, None], [0.2, 0.3]]) == [[1.0, None], [2.0, 1.0]]
+    assert beside_the_median([[0.1, None], [0.2, 0.3]], [0.2, 0.3]) == [[1.0, None], [1.5, 1.0]]
 
 
 def test_one_slow_moment_is_a_hiccup_and_two_are_a_straggler() -> None:
     even, hiccup, straggler = [1.0] * 5, [1, 1, 2.0, 1, 1], [1, 1.5, 1.5, 1, 1]
-    found = {"ranks": 4, "from": 0, "seconds": 60, "values": [even, hiccup, straggler, even]}
+    found = {"ranks": 4, "from": 0, "seconds": 60, "values": [even, hiccup, straggler, even], "steps": [1.0] * 5}
     (slow,) = slow_rows(found)
     assert (slow.row, slow.times, slow.start, slow.end, slow.share) == (2, 1.5, 60, 180, 0.4)
+
+
+def test_own_work_that_is_a_small_part_of_the_step_makes_no_straggler() -> None:
+    found = {"ranks": 2, "from": 0, "seconds": 60, "values": [[0.001] * 5, [0.003] * 5], "steps": [0.065] * 5}
+    assert slow_rows(found) == []
