@@ -13,13 +13,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from orchestrator import document, policy_text
 from orchestrator.document import Complaint, Contents, DocumentError, KeyPath, Mark, dotted, nearest, shown
 from orchestrator.policy import Policy, Preempt, Team
 from orchestrator.policy_text import SETTINGS, read_teams, teams_as_text, teams_of
 from orchestrator.units import format_duration, format_size, parse_duration, parse_size
+
+Preflight = Literal["on", "quick", "off"]
 
 MAX_BYTES = 1024 * 1024
 """A cluster.yaml may list many nodes."""
@@ -46,8 +48,8 @@ class Config:
     """Bytes of a code snapshot."""
     log_limit: int
     """Bytes of log that are kept of a rank."""
-    preflight: bool
-    """Whether a gang's nodes are looked at before it is started."""
+    preflight: Preflight
+    """Whether a gang's nodes are looked at before it is started; `quick`: without a collective between them."""
     local_slots: int
     """CPU slots of the private cluster's head."""
     dashboard_proxy: int | None
@@ -71,6 +73,7 @@ class Config:
     policy_reservations: int
     policy_margin: float
     policy_communication: float
+    policy_split: float
     policy_assumed_duration: float
     prices: Mapping[str, float]
     """Of a GPU-hour, by model; of a slot-hour under cpu."""
@@ -182,10 +185,10 @@ def _size(least: int, most: int) -> Callable[[str, Place], int]:
     return parse
 
 
-def _switch(text: str, place: Place) -> bool:
-    if text not in ("on", "off"):
-        raise ValueError(f"must be on or off, not {shown(text)}")
-    return text == "on"
+def _preflight(text: str, place: Place) -> str:
+    if text not in get_args(Preflight):
+        raise ValueError(f"must be on, quick or off, not {shown(text)}")
+    return text
 
 
 def _slots(text: str, place: Place) -> int:
@@ -243,7 +246,8 @@ KEYS: dict[str, Key] = {
     "code_limit": Key("The largest code snapshot", _size(2**20, 100 * 2**30), format_size),
     "log_limit": Key("How much log is kept of a rank", _size(64 * 2**10, 100 * 2**30), format_size),
     "preflight": Key(
-        "Whether a gang's nodes are looked at before it is started", _switch, lambda on: "on" if on else "off"
+        "Whether a gang's nodes, and links never measured, are tried before it is started: on, quick (nodes alone) or off",
+        _preflight,
     ),
     "local.slots": Key("CPU slots of a private cluster; ranks may share cores", _slots),
     "dashboard.proxy": Key(
@@ -342,7 +346,7 @@ def _defaults(home: Path) -> dict[str, Any]:
         "lease": 30.0,
         "code_limit": 256 * 2**20,
         "log_limit": 64 * 2**20,
-        "preflight": True,
+        "preflight": "on",
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
         "dashboard.proxy": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
 
@@ -21,3 +22,13 @@ def snapshot() -> Snapshot:
     with tempfile.TemporaryDirectory(prefix="orch-bench-") as folder:
         shutil.copyfile(SCRIPT, Path(folder) / SCRIPT.name)
         return take(Path(folder))
+
+
+def to_store() -> tuple[str, AsyncIterator[bytes]]:
+    """The snapshot as the code store takes it: its hash and its bytes."""
+    found = snapshot()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield found.archive
+
+    return found.sha256, chunks()

@@ -101,8 +101,8 @@ def benches_of(
     now: datetime,
 ) -> list[Bench]:
     """What is kept of a run's output. Of nodes that have left meanwhile the links are not known: such a result is history only."""
-    parts = _parts(placement, topology)
-    link = _link(placement, topology, parts)
+    parts = parts_of(placement, topology)
+    link = link_of(placement, topology, parts)
     versions = dict(said.versions)
     if len(told := sorted(set(drivers.values()))) == 1:
         versions["driver"] = told[0]
@@ -123,7 +123,8 @@ def benches_of(
     return [bench(row) for row in said.rows] if said.ranks in (0, placement.world_size) else []
 
 
-def _parts(placement: Placement, topology: Topology) -> list[Part] | None:
+def parts_of(placement: Placement, topology: Topology) -> list[Part] | None:
+    """The placement by the tree's numbers; None where nodes of it have left."""
     try:
         found = [(topology.index[part.node], part.gpus) for part in placement.nodes]
         return sorted((index, topology.nodes[index].kind.mask_of(gpus)) for index, gpus in found)
@@ -131,7 +132,8 @@ def _parts(placement: Placement, topology: Topology) -> list[Part] | None:
         return None
 
 
-def _link(placement: Placement, topology: Topology, parts: list[Part] | None) -> Link:
+def link_of(placement: Placement, topology: Topology, parts: list[Part] | None) -> Link:
+    """What a measurement on that placement is of."""
     names = tuple(sorted(part.node for part in placement.nodes))
     counts = {len(part.gpus) for part in placement.nodes}
     per_node = counts.pop() if len(counts) == 1 else 0

@@ -29,6 +29,7 @@ from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.asking import Asked
 from orchestrator.history.filters import RunFilter
@@ -73,9 +74,9 @@ class Controller:
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
         self.benches = Benches(self.runtime, self.logs, self.roster)
         self.gangs.on_success = self.benches.take
-        self.queue = Queue(
-            self.runtime, self.gangs, Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
-        )
+        fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
+        self.trials = Trials(self.runtime, self.gangs, fitness)
+        self.queue = Queue(self.runtime, self.gangs, fitness, self.trials)
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
         """What the empty cluster of that tree has for a request: many jobs ask for the same."""
@@ -88,6 +89,7 @@ class Controller:
         runtime = self.runtime
         await runtime.take_over(f"controller {time.time():.0f}")
         await self.benches.start()
+        await self.trials.load()
         for run in runtime.book.live():
             self.gangs.adopt(run)
         await self.roster.start()
@@ -396,7 +398,7 @@ class Controller:
 
     async def busy(self) -> dict[str, dict[int, int]]:
         """By node and GPU (or CPU slot), the run that holds it."""
-        return self.runtime.book.busy()
+        return self.trials.with_taken(self.runtime.book.busy())
 
     def with_reason(self, run: Run) -> Run:
         """The run with the reason of the last plan, where it waits."""

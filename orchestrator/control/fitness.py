@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from orchestrator.control.preflight import Preflight
 from orchestrator.control.runtime import Runtime
@@ -44,15 +45,19 @@ class Fitness:
         bad = await self._preflight.look([(start.run, start.placement) for start in starts])
         for start in starts:
             if start.run.id in bad:
-                await self._swap(start.run, bad[start.run.id])
+                await self.swap(start.run, bad[start.run.id])
         return [start for start in starts if start.run.id not in bad]
 
-    async def _swap(self, run: Run, problems: Sequence[Problem]) -> None:
+    async def swap(self, run: Run, problems: Sequence[Problem]) -> None:
+        """Leaves the nodes out for the run, and says why."""
+        for problem in problems:
+            self._preflight.leave_out(run.id, problem)
+        await self.note(run, f"placed again without {'; '.join(map(str, problems))}")
+        self._runtime.wake.set()
+
+    async def note(self, run: Run, text: str) -> None:
+        """Tells something of a run that waits."""
         runtime = self._runtime
-        told = f"placed again without {'; '.join(map(str, problems))}"
-        try:
-            await runtime.write(runtime.store.record, run.id, Event.NOTED, runtime.now(), told)
-        except IllegalTransition:
-            return  # it was cancelled meanwhile
-        runtime.tell(run.id)
-        runtime.wake.set()
+        with suppress(IllegalTransition):  # it was cancelled meanwhile
+            await runtime.write(runtime.store.record, run.id, Event.NOTED, runtime.now(), text)
+            runtime.tell(run.id)

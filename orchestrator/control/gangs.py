@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
+from orchestrator.control.aside import Aside
 from orchestrator.control.backend import (
     AgentGone,
     Backend,
@@ -65,6 +66,10 @@ class Gangs:
         self._uncounted: list[Run] = []
         self._gangs: dict[tuple[int, int], Gang] = {}
         self.measuring = Measuring(runtime)
+        self.aside: dict[tuple[int, int], Aside] = {}
+        """By run and a negative number: what runs on its nodes and is no attempt of it."""
+        self.keeps: Callable[[str], bool] = lambda node: False
+        """Whether a node is kept for a run that has no attempt there yet."""
 
     def of(self, run: Run) -> Gang | None:
         """The run's live attempt."""
@@ -75,6 +80,10 @@ class Gangs:
 
     def _on(self, node: str) -> list[Gang]:
         return [gang for gang in self._gangs.values() if node in gang.parts]
+
+    def needs(self, node: str) -> bool:
+        """Whether the cluster must not get the node back."""
+        return bool(self._on(node)) or self.keeps(node)
 
     # -- beginnings ----------------------------------------------------------------------------------------------
 
@@ -135,7 +144,7 @@ class Gangs:
                 part.state = PartState.ENDED
         else:
             address = self.roster.nodes[first].facts.address
-            orders = [self._order(gang, run, rank, address, port) for rank in range(len(parts))]
+            orders = [self.order(gang, run, rank, address, port) for rank in range(len(parts))]
             await asyncio.gather(*(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True)))
         await self._take_stock(gang)
 
@@ -151,7 +160,8 @@ class Gangs:
         else:
             gang.observe(part.node, status)
 
-    def _order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
+    def order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
+        """What the agent of the gang's node `node_rank` is told to start."""
         settings, spec = self._runtime.settings, gang.spec
         part = gang.placement.nodes[node_rank]
         facts = [self._network_of(node.node) for node in gang.placement.nodes]
@@ -213,6 +223,10 @@ class Gangs:
 
     async def _take_in(self, node: str, report: Report, fresh: bool) -> None:
         for chunk in report.logs:
+            if chunk.attempt < 1:
+                if (aside := self.aside.get((chunk.run, chunk.attempt))) is not None:
+                    aside.take(chunk)
+                continue
             try:
                 self._logs.write(chunk)
             except OSError as error:
@@ -220,6 +234,9 @@ class Gangs:
             self._runtime.tell(chunk.run)
         self.measuring.take_in(node, report)
         for status in report.parts:
+            if (aside := self.aside.get((status.run, status.attempt))) is not None and node in aside.gang.parts:
+                aside.observe(node, status)
+                continue
             gang = self._gangs.get((status.run, status.attempt))
             if gang is None or node not in gang.parts:
                 self._runtime.spawn(self._clear_away(node, status))
@@ -238,6 +255,10 @@ class Gangs:
                 await self._take_stock(gang)
 
     async def _lost(self, node: str, how: str) -> None:
+        for aside in self.aside.values():
+            if node in aside.gang.parts:
+                aside.gang.lose(node, Failure("node_lost", f"node {node} {how}", node=node), fenced=True)
+                aside.news.set()
         for gang in self._on(node):
             text = f"node {node} {how} while the run was on it"
             gang.lose(node, Failure("node_lost", text, node=node), fenced=True)
@@ -415,7 +436,7 @@ class Gangs:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""
         with suppress(AgentGone):
             await self.roster.agent(node).forget(self._runtime.epoch, run, attempt)
-        await self.roster.release(node, lambda name: bool(self._on(name)))
+        await self.roster.release(node, self.needs)
 
 
 def _parts_s(run: Run, now: datetime) -> dict[str, float]:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config import Preflight
+
 _DEEPEST = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SOCKET_PATH = 107
 """Bytes that the path of a Unix socket may have."""
@@ -44,7 +46,7 @@ class ClusterNote:
     code_limit: int
     fabric: list[str] = field(default_factory=list)
     hardware: str | None = None
-    preflight: bool = True
+    preflight: Preflight = "on"
     policy: dict[str, str] = field(default_factory=dict)
     """Teams and the scheduler's settings, as texts."""
     prices: dict[str, float] = field(default_factory=dict)

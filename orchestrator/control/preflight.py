@@ -53,16 +53,12 @@ class Preflight:
         self._left = {run: self._left[run] for run in waiting if run in self._left}
 
     async def look(self, starts: Sequence[tuple[Run, Placement]]) -> dict[int, tuple[Problem, ...]]:
-        """By run, what is wrong with nodes that it was to get; these are left out for it from now on."""
-        if not self.runtime.settings.preflight:
+        """By run, what is wrong with nodes that it was to get."""
+        if self.runtime.settings.preflight == "off":
             return {}
         gangs = [(run, placement) for run, placement in starts if placement.device == "cuda"]
         found = await asyncio.gather(*(self._problems(placement) for _, placement in gangs))
-        bad = {run.id: problems for (run, _), problems in zip(gangs, found, strict=True) if problems}
-        for run, problems in bad.items():
-            for problem in problems:
-                self._leave_out(run, problem)
-        return bad
+        return {run.id: problems for (run, _), problems in zip(gangs, found, strict=True) if problems}
 
     async def _problems(self, placement: Placement) -> tuple[Problem, ...]:
         nodes = {node.name: node for node in self.roster.inventory.topology.cluster.nodes}
@@ -79,7 +75,8 @@ class Preflight:
             return ()
         return tuple(Problem(part.node, text) for text in said)
 
-    def _leave_out(self, run: int, problem: Problem) -> None:
+    def leave_out(self, run: int, problem: Problem) -> None:
+        """The run does not get the node for a while, longer each time."""
         known = self._left.setdefault(run, {})
         before = known.get(problem.node)
         seconds = FIRST_S if before is None else min(MOST_S, before.seconds * 2)

@@ -15,6 +15,7 @@ from orchestrator.control.dependencies import Dependencies
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.runtime import Runtime
+from orchestrator.control.trials import Trials
 from orchestrator.control.usage import Past
 from orchestrator.control.waits import Waits
 from orchestrator.history.book import Changes
@@ -38,8 +39,8 @@ LATE_S = 5.0
 class Queue:
     """One per controller."""
 
-    def __init__(self, runtime: Runtime, gangs: Gangs, fitness: Fitness) -> None:
-        self._runtime, self._gangs, self._fitness = runtime, gangs, fitness
+    def __init__(self, runtime: Runtime, gangs: Gangs, fitness: Fitness, trials: Trials) -> None:
+        self._runtime, self._gangs, self._fitness, self._trials = runtime, gangs, fitness, trials
         self._dependencies = Dependencies(runtime)
         self._past = Past(runtime)
         self._ending: dict[int, datetime] = {}
@@ -113,7 +114,7 @@ class Queue:
         elif again_s is not None:
             self._wake_in(again_s + 0.01)
         self._turned_at = time.monotonic()
-        await asyncio.sleep(self._rest_s(runtime.settings.rest))
+        await asyncio.sleep(min(runtime.settings.longest_rest_s, self._took_s * runtime.settings.rest))
 
     def _wake_in(self, seconds: float) -> None:
         """A turn then, at the latest. There is one alarm, for the earliest: a turn sets it anew."""
@@ -124,14 +125,12 @@ class Queue:
             self._alarm.cancel()
         self._alarm = loop.call_later(seconds, self._runtime.wake.set)
 
-    def _rest_s(self, times: float) -> float:
-        return min(self._runtime.settings.longest_rest_s, self._took_s * times)
-
     def has_come(self) -> None:
         """A run was submitted. Behind many others it can wait for the next turn a little longer."""
         if self._new is not None:
             return
-        due = self._turned_at + self._rest_s(self._runtime.settings.rest_of_new)
+        settings = self._runtime.settings
+        due = self._turned_at + min(settings.longest_rest_of_new_s, self._took_s * settings.rest_of_new)
         self._new = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._look_at_new)
 
     def _look_at_new(self) -> None:
@@ -150,11 +149,13 @@ class Queue:
         self._took_s = time.monotonic() - began
         runtime.counts.cycle(self._took_s)
         self.last, self.memory = decided, decided.memory
-        self._order = [wait.run.id for wait in decided.waits]
         if self.starts_runs:
             fit = await self._fitness.fit(decided.starts)
-            await asyncio.gather(*(self._start(start) for start in fit))
-        for run in self.waits.take_in(decided.waits, now):
+            ready = [start for start in fit if not self._trials.take(start, self._start_tried)]
+            await asyncio.gather(*(self._start(start) for start in ready))
+        waits = (*self._trials.waits(), *decided.waits)
+        self._order = [wait.run.id for wait in waits]
+        for run in self.waits.take_in(waits, now):
             runtime.tell(run)
         for give in decided.preemptions:
             await self._gangs.stop(give.run, Stop("preempted", give.text, give.beneficiary.id))
@@ -178,6 +179,12 @@ class Queue:
         self._gangs.begin(placed)
         runtime.tell(run.id)
 
+    async def _start_tried(self, start: Start) -> None:
+        """A start whose links were tried meanwhile: some seconds have passed."""
+        run = self._runtime.book.queued.get(start.run.id)
+        if run is not None and run.spec == start.run.spec and self.starts_runs:
+            await self._start(start)
+
     async def explain(self, run: int) -> Explanation | None:
         """Why a waiting run waits; None where it waits no more."""
         return await self._ask(why, run, self.snapshot())
@@ -196,14 +203,16 @@ class Queue:
     def snapshot(self, also: Iterable[Run] = ()) -> Snapshot:
         """What there is now, and `also` as if they waited."""
         book, roster = self._runtime.book, self._gangs.roster
-        waiting = (*book.waiting(), *also)
-        free, live = roster.free(book.busy()), tuple(book.live())
+        # What is tried counts as started: its GPUs are nobody else's, and it has its turn no second time.
+        tried = self._trials.as_started(book.queued)
+        waiting = (*(run for run in book.waiting() if run.id not in tried), *also)
+        free, live = roster.free(self._trials.with_taken(book.busy())), (*book.live(), *tried.values())
         return Snapshot(
             waiting,
             free,
             live,
             self._blocks(waiting),
-            self._fitness.unfit(waiting, free.topology),
+            self._fitness.unfit((*waiting, *tried.values()), free.topology),
             ending=dict(self._ending),
             checkpoints={run.id: saved for run in live if (saved := _saved_at(run)) is not None},
             history=self._past.durations,
@@ -234,7 +243,8 @@ class Queue:
         limits = {array.id: array.limit for array in book.arrays.values() if array.limit is not None}
         if not limits:
             return {}
-        live = Counter(run.element.array for run in book.runs.values() if run.live and run.element is not None)
+        begun = (run for run in book.runs.values() if run.live or self._trials.tries(run))
+        live = Counter(run.element.array for run in begun if run.element is not None)
         return {array: limit - live[array] for array, limit in limits.items()}
 
     # -- before a decision ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayError, RaySystemError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 import orchestrator
+from orchestrator.control import bench_script
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
 from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
@@ -303,6 +304,7 @@ class ControllerActor:
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
+        await self._code.put(*await asyncio.to_thread(bench_script.to_store))
         metrics_token = self._home.metrics_token_file().read_text().strip()
         api = Api(self._controller, self._code, self._home.token(), self._status, self._down, metrics_token)
         runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=1)

@@ -75,7 +75,8 @@ class Roster:
         self.news = asyncio.Event()
         """Set at the next news of a node; taken before one looks, so that nothing falls between the look and the wait."""
         self._declared = declared
-        self._benches: tuple[Bench, ...] = ()
+        self.benches: tuple[Bench, ...] = ()
+        """What was measured of links."""
         self._changed = True
         self._view = FreeView()
         """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
@@ -98,14 +99,14 @@ class Roster:
         if self._changed:
             self._changed = False
             seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
-            known = (seen, self.drivers, self._benches)
+            known = (seen, self.drivers, self.benches)
             if known != self._inventory[0]:
-                self._inventory = known, take_inventory(seen, self._declared, calibrate(self._benches, self.drivers))
+                self._inventory = known, take_inventory(seen, self._declared, calibrate(self.benches, self.drivers))
         return self._inventory[1]
 
     def learn(self, benches: tuple[Bench, ...]) -> None:
         """What was measured of links, for the bandwidth model."""
-        self._benches, self._changed = benches, True
+        self.benches, self._changed = benches, True
 
     @property
     def drivers(self) -> dict[str, str]:

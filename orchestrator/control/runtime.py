@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.config import Preflight
 from orchestrator.control.counts import Counts
 from orchestrator.history.book import Book, Changes
 from orchestrator.history.errors import GroupUndone, StaleEpoch
@@ -33,8 +34,12 @@ class Settings:
     storage: Path
     lease_s: float = 30.0
     log_limit: int = 64 << 20
-    preflight: bool = True
-    """Whether a gang's nodes are looked at before it is started."""
+    preflight: Preflight = "on"
+    """Whether a gang's nodes are looked at before it is started, and `quick`: without a collective between them."""
+    trial_s: float = 20.0
+    """How long a gang's links are tried at most; then it starts, whatever is known by then."""
+    trial_hang_s: float = 6.0
+    """How long such a collective may take once every rank is there: NCCL's initialisation, and half a second of all-reduces."""
     sync_wait_s: float = 2.0
     watch_s: float = 1.0
     lost_after_s: float = 3.0
@@ -48,6 +53,7 @@ class Settings:
     rest_of_new: float = 10.0
     """The same where only submissions have come: they share the processor with the scheduler."""
     longest_rest_s: float = 1.0
+    longest_rest_of_new_s: float = 3.0
     policy: Policy = field(default_factory=Policy)
 
 

@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 
-SCHEMA = "0007"
+SCHEMA = "0008"
 """The newest migration. Revisions are numbers, so that newer and older can be told apart without importing Alembic."""
 
 
@@ -321,6 +321,25 @@ class BenchRow(Base):
         Index("benches_by_link", "link", "at"),
         Index("benches_by_time", "at"),
     )
+
+
+class TrialRow(Base):
+    """What came of a short collective between two nodes, before a run was started on them."""
+
+    __tablename__ = "trials"
+    id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=True)
+    run_id: Mapped[int] = mapped_column(Key, ForeignKey("runs.id"))
+    at: Mapped[datetime]
+    link: Mapped[str]
+    """The two nodes, sorted, with + between them."""
+    model: Mapped[str]
+    ranks: Mapped[int]
+    busbw: Mapped[float | None]
+    promised: Mapped[float | None]
+    failure: Mapped[str | None]
+    versions: Mapped[dict[str, Any]]
+
+    __table_args__ = (Index("trials_by_time", "at"),)
 
 
 class ControlRow(Base):

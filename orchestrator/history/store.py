@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref
 from orchestrator.bench.results import Bench
+from orchestrator.bench.trial import Kept
 from orchestrator.history import (
     benches,
     compare,
@@ -31,6 +32,7 @@ from orchestrator.history import (
     queries,
     retention,
     summaries,
+    trials,
 )
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
@@ -455,6 +457,11 @@ class Store:
         with self._write() as connection:
             return retention.drop_series(connection, before, after, most)
 
+    def record_trials(self, found: Sequence[Kept]) -> None:
+        """Keeps what came of short collectives between nodes."""
+        with self._write() as connection:
+            trials.record(connection, found)
+
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
         """A transaction of the writer that the database obeys."""
@@ -666,6 +673,11 @@ class Store:
         """The results of `orch bench` that `wanted` describes, oldest first."""
         with self._database.read() as connection:
             return benches.filtered(connection, wanted or BenchFilter())
+
+    def trials(self, since: datetime) -> list[Kept]:
+        """What came of short collectives between nodes, oldest first."""
+        with self._database.read() as connection:
+            return trials.since(connection, since)
 
     def related_benches(self, shown: Sequence[Bench], now: datetime) -> list[Bench]:
         """What these results are to be held against."""

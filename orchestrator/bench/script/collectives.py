@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import sys
 import time
@@ -239,16 +240,24 @@ def arguments():
     parser.add_argument("--most", type=int, default=0, help="bytes; 0: 1 GiB by NCCL, 64 MiB by Gloo")
     parser.add_argument("--factor", type=float, default=2.0)
     parser.add_argument("--iters", type=int, default=0, help="0: as many as fit into a quarter of a second")
+    parser.add_argument(
+        "--within", type=float, default=0, help="seconds, after which each rank is killed, whatever it waits for"
+    )
     return parser.parse_args()
 
 
 def main():
     options = arguments()
+    # Not handled, so that it ends a rank that hangs in NCCL's or Gloo's own code too.
+    signal.setitimer(signal.ITIMER_REAL, options.within)
     pattern = log_nccl()
 
     import torch
     import torch.distributed as dist
 
+    if options.within:
+        # From here on what goes wrong is between the ranks.
+        print(MARK + json.dumps({"here": int(os.environ["RANK"])}), flush=True)
     local = int(os.environ["LOCAL_RANK"])
     cuda = bool(os.environ.get("CUDA_VISIBLE_DEVICES", "all")) and torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
