@@ -122,7 +122,7 @@ def _row_name(row: int, found: Data, where: Mapping[int, str]) -> str:
 def _said(found: Data, names: Sequence[str]) -> Content:
     slow = slow_rows(found)
     if not slow:
-        return f"No rank stands out: none takes more than {STRAGGLER - 1:.0%} of a step longer than the median for more than a moment."
+        return f"No rank stands out: none takes {STRAGGLER - 1:.0%} of a step longer than the median for more than a moment."
     worst = slow[0]
     period = "all the time" if worst.share > 0.9 else f"between {when(worst.start)} and {when(worst.end)}"
     beside = "the median rank" if found["ranks"] > 2 else "the other rank"
