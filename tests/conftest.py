@@ -15,9 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import create_engine, make_url, text
 
 from orchestrator.history.store import Store
+
+# How long one example takes says something of the machine, not of the code.
+settings.register_profile("orch", deadline=None)
+settings.load_profile("orch")
 
 
 def _postgres_programs() -> Path | None:

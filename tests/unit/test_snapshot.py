@@ -43,7 +43,7 @@ def git(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=FILES, touched=st.binary(min_size=1, max_size=4))
 def test_the_same_tree_gives_the_same_archive_and_comes_back_whole(tmp_path_factory, files, touched):
     one, two, back = (tmp_path_factory.mktemp(name) for name in ("one", "two", "back"))
@@ -98,7 +98,7 @@ TREE = [
 ]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     top=st.lists(IGNORE_LINES, max_size=5),
     nested=st.lists(IGNORE_LINES, max_size=3),
