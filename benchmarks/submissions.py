@@ -5,8 +5,8 @@ every slot is there before them, so they wait in the queue. Beside the rate: the
 controller takes for each, by which one sees what the limit is: where it comes near to 1/rate, it is the controller's one processor
 and neither the disk nor the clients. What a client does between two calls is in the rate.
 
-Then an array of 10,000 runs is submitted by `orch submit`; with all of these waiting, `orch ps` and `orch why` are timed, from the
-start of the command to its end.
+Before that an array of 10,000 runs is submitted by `orch submit`; with all of these waiting, `orch ps` (as many rows as a terminal
+shows) and `orch why` are timed, from the start of the command to its end.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def long_queue(orch: Orch, n: int) -> tuple[str, int]:
     rows = [[f"`orch submit` of an array of {ARRAY:,}", f"{time.perf_counter() - began:.2f}", "3"]]
     last = max(run["id"] for run in orch.api("runs?live=1"))
     waiting = len(orch.api("runs?live=1")) - 1
-    for command, most in ((("ps",), "0.5"), (("why", str(last)), "0.5"), (("ps", "--json"), "")):
+    for command, most in ((("ps", "--limit", "200"), "0.5"), (("why", str(last)), "0.5"), (("ps", "--json"), "")):
         took = []
         for _ in range(n):
             began = time.perf_counter()
@@ -125,11 +125,11 @@ def main() -> None:
         body = {"spec": known["spec"], "code": known["code"], "workdir": known["workdir"], "user": known["user"]}
         url = json.loads((orch.home / "controller.json").read_text())["url"]
         token = (orch.home / "token").read_text().strip()
-        text = rates(given, url, token, body, psutil.Process(orch.controller_pid()))
         commands, waiting = long_queue(orch, given.n)
-    said = (
-        f"n = {given.n} rounds of {given.count}, median (least–most); {waiting - ARRAY:,} runs were queued at the end."
-    )
+        orch.run("cancel", "sweep")
+        text = rates(given, url, token, body, psutil.Process(orch.controller_pid()))
+        queued = len(orch.api("runs?live=1")) - 1
+    said = f"n = {given.n} rounds of {given.count}, median (least–most); {queued:,} runs were queued at the end."
     record("Submissions", f"{said}\n\n{text}\n\n{waiting:,} runs wait:\n\n{commands}", keep=given.record)
 
 

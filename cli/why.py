@@ -67,10 +67,14 @@ def waiting_lines(waits: dict[str, Any]) -> list[str]:
     elif waits.get("sure"):
         said.append("when it starts, nobody can say: it hangs on a run without time limit and history")
     if (choice := waits.get("choice")) is not None:
-        said.append(
-            f"now within one {choice['level']}: done in {span(choice['done_now_s'])}; waiting {span(choice['wait_s'])} for one "
-            f"{choice['tighter']}: done in {span(choice['done_waiting_s'])}"
-        )
+        now = f"now within one {choice['level']}: done in {span(choice['done_now_s'])}"
+        if choice["wait_s"] is None:
+            said.append(f"{now}, with steps {choice['slowdown']:.2g} times as long as within one {choice['tighter']}")
+        else:
+            said.append(
+                f"{now}; waiting {span(choice['wait_s'])} for one {choice['tighter']}: done in "
+                f"{span(choice['done_waiting_s'])}"
+            )
     if waits.get("suggestions"):
         said.append("what would start it now:")
         said += [f"  {one['text']}" for one in waits["suggestions"]]

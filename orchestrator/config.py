@@ -73,6 +73,7 @@ class Config:
     policy_reservations: int
     policy_margin: float
     policy_communication: float
+    policy_split: float
     policy_assumed_duration: float
     prices: Mapping[str, float]
     """Of a GPU-hour, by model; of a slot-hour under cpu."""

@@ -58,6 +58,9 @@ class Policy:
     """A run without a time limit is expected to take the longest time of its name's history, times this."""
     communication: float = 0.1
     """The part of a step at the best place that is communication nobody hides, where nothing was measured."""
+    split: float = 1.2
+    """A gang that would fit a tighter level of the empty cluster is not put on a looser place where its steps take so many times
+    as long, however long it waits; below that, predicted completion decides."""
     assumed_duration: float = 3600.0
     """How long a run takes of which nothing is known: to choose between a tighter place later and a looser one now, for nothing
     else."""

@@ -83,6 +83,11 @@ SETTINGS: dict[str, Setting] = {
         _number(0, 1),
         "{:g}".format,
     ),
+    "split": Setting(
+        "Steps so many times as long are never the price of an earlier start: the run waits for the tighter place",
+        _number(1, 1000),
+        "{:g}".format,
+    ),
     "assumed_duration": Setting(
         "How long a run takes of which nothing is known, to choose between places",
         _duration(60, 366 * 86400),

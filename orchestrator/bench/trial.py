@@ -182,6 +182,21 @@ class Evidence:
             one for one in self.tried if not (one.alone or self._well(one) or self.culprits.intersection(one.pair))
         )
 
+        # Before others were tried too, it is not known that they do no better.
+        hoped = FRACTION * min(1.0, 1.0 if past is None else past)
+        self._doubted = tuple(
+            one
+            for one in self.tried
+            if one in self.unwell
+            or (one.reached is not None and one.reached < hoped and not self.culprits.intersection(one.pair))
+        )
+        self._cleared = frozenset(
+            node
+            for one in self.tried
+            if not one.alone and self._well(one) and one not in self._doubted
+            for node in one.pair
+        )
+
     def _well(self, one: Tried) -> bool:
         return one.failure is None and (one.reached is None or one.reached >= self._due)
 
@@ -196,23 +211,23 @@ class Evidence:
         for node in asked:
             others = [o for o in self.nodes if o != node and o not in taken and frozenset((node, o)) not in done]
             if node not in taken and others:
-                other = min(others, key=lambda o: (o not in self.good, o in asked, self.nodes.index(o)))
+                other = min(others, key=lambda o: (o not in self._cleared, o in asked, self.nodes.index(o)))
                 first, second = sorted((node, other), key=self.nodes.index)
                 found.append((first, second))
                 taken.update((first, second))
-        if found or self.good:
+        if found or self._cleared:
             return found
         failed = {node for one in self.unwell if one.failure is not None for node in one.pair}
         return [(node, node) for node in self.nodes if node in failed and frozenset((node,)) not in done]
 
     def _undecided(self, node: str) -> bool:
         """Whether it did well with nobody, and was not tried with enough others for that to be its own fault."""
-        if node in self.good or not any(node in one.pair for one in self.unwell):
+        if node in self._cleared or not any(node in one.pair for one in self._doubted):
             return False
         others = {
             other for one in self.tried if node in one.pair and not one.alone for other in one.pair if other != node
         }
-        return len(others) < (ENOUGH if others & self.good else MOST)
+        return len(others) < (ENOUGH if others & self._cleared else MOST)
 
     def verdict(self, in_time: bool = True) -> Verdict:
         """Who is left out. Nobody where nothing worked anywhere: then it is not for a node that the gang cannot talk."""

@@ -114,7 +114,7 @@ class Queue:
         elif again_s is not None:
             self._wake_in(again_s + 0.01)
         self._turned_at = time.monotonic()
-        await asyncio.sleep(self._rest_s(runtime.settings.rest))
+        await asyncio.sleep(min(runtime.settings.longest_rest_s, self._took_s * runtime.settings.rest))
 
     def _wake_in(self, seconds: float) -> None:
         """A turn then, at the latest. There is one alarm, for the earliest: a turn sets it anew."""
@@ -125,14 +125,12 @@ class Queue:
             self._alarm.cancel()
         self._alarm = loop.call_later(seconds, self._runtime.wake.set)
 
-    def _rest_s(self, times: float) -> float:
-        return min(self._runtime.settings.longest_rest_s, self._took_s * times)
-
     def has_come(self) -> None:
         """A run was submitted. Behind many others it can wait for the next turn a little longer."""
         if self._new is not None:
             return
-        due = self._turned_at + self._rest_s(self._runtime.settings.rest_of_new)
+        settings = self._runtime.settings
+        due = self._turned_at + min(settings.longest_rest_of_new_s, self._took_s * settings.rest_of_new)
         self._new = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._look_at_new)
 
     def _look_at_new(self) -> None:

@@ -53,6 +53,7 @@ class Settings:
     rest_of_new: float = 10.0
     """The same where only submissions have come: they share the processor with the scheduler."""
     longest_rest_s: float = 1.0
+    longest_rest_of_new_s: float = 3.0
     policy: Policy = field(default_factory=Policy)
 
 

@@ -33,7 +33,7 @@ from orchestrator.control.benches import link_of, parts_of
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.runtime import Runtime
-from orchestrator.control.trial_ranks import TrialRanks, placed_on
+from orchestrator.control.trial_ranks import END_S, TrialRanks, placed_on
 from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.decision import Kind, Reason, Start, Wait
@@ -174,9 +174,12 @@ class Trials:
     async def _try_and_start(self, taken: _Taken, then: Callable[[Start], Awaitable[None]]) -> None:
         start, runtime = taken.start, self._runtime
         try:
-            evidence, in_time = await self._try(taken)
+            try:
+                evidence, in_time = await asyncio.wait_for(self._try(taken), runtime.settings.trial_s + END_S)
+            except TimeoutError:  # an agent that does not answer
+                evidence, in_time = Evidence(taken.nodes, taken.tried), False
             verdict = evidence.verdict(in_time)
-            if self._gone(start.run):
+            if self._gone(start.run) or not all(self._is_up(node) for node in taken.nodes):
                 return
             if verdict.bad:
                 await self._fitness.swap(start.run, verdict.bad)
@@ -195,6 +198,10 @@ class Trials:
                 runtime.spawn(self._gangs.roster.release(node, self._gangs.needs))
             runtime.tell(start.run.id)
             runtime.wake.set()
+
+    def _is_up(self, node: str) -> bool:
+        known = self._gangs.roster.nodes.get(node)
+        return known is not None and known.note is None
 
     def _gone(self, run: Run) -> bool:
         """Whether it waits no more: it was cancelled."""

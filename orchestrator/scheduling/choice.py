@@ -3,7 +3,8 @@
 A gang that takes a loose place runs longer, holds its GPUs longer, and so splits the next one: with Philly's arrivals on machines
 whose fabric is slow, gangs that took what there was were done three times later in the mean than those that waited for one node. So
 the GPU time that the loose place would waste counts twice: once as this run's own delay, and once for every run that waits,
-each of which it delays by its part of the cluster.
+each of which it delays by its part of the cluster. And because taking feeds back in a way that no single prediction sees, a
+place that makes steps longer by `policy.split` is not taken at all.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ def weigh(
     *,
     waiting: int,
     capacity: int,
+    overdue: bool = False,
 ) -> tuple[Choice, Opening] | None:
     """The best alternative to the place that there is now, and where and when it opens; None where there is no better one in
     sight.
 
-    `waiting` runs compete for `capacity` GPUs.
+    `waiting` runs compete for `capacity` GPUs. One that is overdue takes a place that is only a little looser.
     """
     if now.busbw_predicted is None or ask.run.spec.near is not None:
         return None
@@ -56,16 +58,18 @@ def weigh(
         if there is None or there.busbw_predicted is None:
             continue
         slower, measured = _slowdown(ask, now, there, level, snapshot)
-        if slower < WORTH_IT:
+        must = slower >= snapshot.policy.split
+        if slower < WORTH_IT or (overdue and not must):
             continue
         lost = takes * (slower - 1.0)
         request = replace(ask.request, near=level, required=True)
-        opening = ahead().first(request, within=lost * (1.0 + crowd))
-        if opening is None or opening.bound.seconds is None:
+        opening = ahead().first(request, within=None if must else lost * (1.0 + crowd))
+        if opening is None or (opening.bound.seconds is None and not must):
             continue
         wait = opening.bound.seconds
-        choice = Choice(now.level, takes + lost, level, wait, wait + takes, slower, lost * crowd, measured)
-        if found is None or choice.done_waiting_s < found[0].done_waiting_s:
+        done = None if wait is None else wait + takes
+        choice = Choice(now.level, takes + lost, level, wait, done, slower, lost * crowd, measured, must)
+        if found is None or (choice.must, -choice.done_s) > (found[0].must, -found[0].done_s):
             found = choice, opening
     return found
 

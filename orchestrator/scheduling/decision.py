@@ -65,19 +65,26 @@ class Choice:
     done_now_s: float
     tighter: str
     """The level that is waited for, or would be."""
-    wait_s: float
-    """Until the tighter place."""
-    done_waiting_s: float
+    wait_s: float | None
+    """Until the tighter place; None where nobody can say."""
+    done_waiting_s: float | None
     slowdown: float
     """How much longer a step takes at the looser place."""
     burden_s: float = 0.0
     """What the longer run would cost all the others that wait, as seconds of this run's completion."""
     measured: bool = False
     """Whether the slowdown is the name's own measurement and not the bandwidth model's."""
+    must: bool = False
+    """Whether the looser place is so much slower that it is not taken, however long the wait (policy.split)."""
 
     @property
     def waits(self) -> bool:
-        return self.done_waiting_s < self.done_now_s + self.burden_s
+        return self.must or (self.done_waiting_s is not None and self.done_waiting_s < self.done_now_s + self.burden_s)
+
+    @property
+    def done_s(self) -> float:
+        """When it would be done with the wait; infinite where nobody can say."""
+        return float("inf") if self.done_waiting_s is None else self.done_waiting_s
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ class Cycle:
             self.preemptions.extend(Preemption(v.run, ask.run, v.lost_gpu_s, v.by_quota) for v in cleared.victims)
             wait = max(victim.gone_in for victim in cleared.victims)
             opening = Opening(cleared.parts, Bound(wait, sure=True), tuple(v.run.id for v in cleared.victims))
-        if opening is None:
+        if opening is None or not self._may_keep(opening):
             return reason
         self._places_left -= 1
         self._keep(ask, opening)
@@ -244,6 +244,10 @@ class Cycle:
             )
             return Reason(Kind.PREEMPTING, text, {"wait_s": opening.bound.seconds or 0.0})
         return reason
+
+    def _may_keep(self, opening: Opening) -> bool:
+        """Of places of which nobody can say when they are free, only the first is kept: each more would leave GPUs idle."""
+        return opening.bound.seconds is not None or all(kept.start is not None for kept in self.reservations)
 
     def _keep(self, ask: Ask, opening: Opening) -> None:
         self._views.clear()
@@ -260,7 +264,7 @@ class Cycle:
     # -- a tighter place later -----------------------------------------------------------------------------------
 
     def _weigh(self, ask: Ask, placement: Placement) -> tuple[Choice, Opening] | None:
-        if ask.gpus == 1 or placement.busbw_predicted is None or self.future.overdue(ask):
+        if ask.gpus == 1 or placement.busbw_predicted is None:
             return None
         found = choice.weigh(
             ask,
@@ -270,21 +274,26 @@ class Cycle:
             self.memory,
             waiting=len(self.asks) - len(self.starts) - 1,
             capacity=self.capacity,
+            overdue=self.future.overdue(ask),
         )
         if found is not None:
             self.choices[ask.id] = found[0]
         return found
 
     def _wait_for_better(self, ask: Ask, chosen: Choice, opening: Opening) -> Reason:
-        if self._places_left > 0:
+        if self._places_left > 0 and self._may_keep(opening):
             self._places_left -= 1
             self._keep(ask, opening)
-        else:
+        elif chosen.wait_s is not None:
             self._later.append(chosen.wait_s)
+        tighter, level = (_WORDS.get(name, name) for name in (chosen.tighter, chosen.level))
+        here = f"at the place that is free now, over one {level}"
+        if chosen.wait_s is None or chosen.done_waiting_s is None:
+            text = f"waits for a place within one {tighter}: steps take {chosen.slowdown:.2g} times as long {here}"
+            return Reason(Kind.CHOICE, text, {"done_now_s": chosen.done_now_s, "slowdown": chosen.slowdown})
         text = (
             f"would be done in {span(chosen.done_waiting_s)} if it waits {span(chosen.wait_s)} for a place within one "
-            f"{_WORDS.get(chosen.tighter, chosen.tighter)}, in {span(chosen.done_now_s)} at the place that is free now, over one "
-            f"{_WORDS.get(chosen.level, chosen.level)}"
+            f"{tighter}, in {span(chosen.done_now_s)} {here}"
         )
         numbers = {"done_waiting_s": chosen.done_waiting_s, "done_now_s": chosen.done_now_s, "wait_s": chosen.wait_s}
         return Reason(Kind.CHOICE, text, numbers)

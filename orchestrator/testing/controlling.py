@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config import Preflight
 from orchestrator.control.controller import Controller
 from orchestrator.control.runtime import Settings
 from orchestrator.history.store import Store
@@ -26,11 +27,14 @@ def job(workers: str = "1", name: str = "job", key: str | None = None, **more: A
 
 @asynccontextmanager
 async def controlling(
-    home: Path, cluster: FakeCluster, lease_s: float = 30.0, policy: Policy | None = None
+    home: Path,
+    cluster: FakeCluster,
+    lease_s: float = 30.0,
+    policy: Policy | None = None,
+    preflight: Preflight = "quick",
 ) -> AsyncIterator[Controller]:
     """A controller of the database in `home`, until the block ends: then it is gone as if it had been killed."""
     store = Store.open(f"sqlite:///{home}/orch.db")
-    # Ranks of fake agents answer no collective.
     settings = Settings(
         home,
         home / "storage",
@@ -39,7 +43,7 @@ async def controlling(
         watch_s=0.02,
         lost_after_s=0.05,
         policy=policy or Policy(),
-        preflight="quick",
+        preflight=preflight,
     )
     controller = Controller(store, cluster, settings)
     await controller.start()

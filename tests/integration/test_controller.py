@@ -401,3 +401,76 @@ def test_an_agent_that_does_not_answer_is_left_to_the_start(tmp_path: Path) -> N
             assert run.reason == "b: no interpreter"
 
     asyncio.run(story())
+
+
+async def _tried(cluster: FakeCluster, node: str) -> tuple[int, int]:
+    """The trial on that node, once it runs."""
+    parts = cluster.agents[node].parts
+    await until(lambda: _is(lambda: any(attempt < 0 for _, attempt in parts)))
+    return next(key for key in parts if key[1] < 0)
+
+
+def test_while_links_are_tried_the_gpus_are_nobody_elses_and_the_run_says_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2, b=2)
+        async with controlling(tmp_path, cluster, preflight="on") as controller:
+            run, _ = await controller.submit(job("2x2"), {})
+            trial = await _tried(cluster, "b")
+            other, _ = await controller.submit(job("1"), {})
+            await until(lambda: _is(lambda: controller.queue.waits.reason(other.id) is not None))
+            await until(lambda: _says(controller, run, "1 pair of its nodes was never measured"))
+            assert await controller.busy() == {"a": {0: run.id, 1: run.id}, "b": {0: run.id, 1: run.id}}
+            assert (await controller.find(str(run.id))).attempts == ()
+            assert cluster.holds == {"a", "b"}
+            order = cluster.agents["b"].parts[trial].order
+            assert (order.node_rank, order.world_size, [rank.rank for rank in order.ranks]) == (1, 4, [2, 3])
+            for agent in cluster.agents.values():
+                agent.end(*trial, 1)
+            # Wherever they are, they end before they meet: the run is to say so itself.
+            run = await reaches(controller, run, State.RUNNING)
+            assert [attempt.number for attempt in run.attempts] == [1]
+
+    asyncio.run(story())
+
+
+def test_a_run_that_is_cancelled_while_its_links_are_tried_gives_its_gpus_back(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        async with controlling(tmp_path, cluster, preflight="on") as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            await _tried(cluster, "a")
+            await controller.cancel(str(run.id))
+            await until(lambda: _is(lambda: not cluster.agents["a"].parts and not cluster.agents["b"].parts))
+            await until(lambda: _is(lambda: not controller.trials.waits() and not cluster.holds))
+            assert (await controller.find(str(run.id))).attempts == ()
+
+    asyncio.run(story())
+
+
+def test_a_controller_that_follows_ends_the_trial_and_tries_anew(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        async with controlling(tmp_path, cluster, preflight="on") as controller:
+            await controller.submit(job("2x1"), {})
+            first = await _tried(cluster, "a")
+        async with controlling(tmp_path, cluster, preflight="on"):
+            parts = cluster.agents["a"].parts
+            await until(lambda: _is(lambda: first not in parts and len(parts) == 1))
+            assert next(iter(parts))[1] < 0
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("workers", "more"), [("2", {}), ("2x1", {"backend": "gloo"}), ("2x1", {"tags": {"orch": "bench"}})]
+)
+def test_gangs_of_one_node_of_gloo_and_of_orch_bench_are_not_tried(
+    tmp_path: Path, workers: str, more: dict[str, object]
+) -> None:
+    async def story() -> None:
+        async with controlling(tmp_path, FakeCluster(a=2, b=2), preflight="on") as controller:
+            run, _ = await controller.submit(job(workers, **more), {})
+            run = await reaches(controller, run, State.RUNNING)
+            assert [event.event for event in run.events] == [Event.SUBMITTED, Event.PLACED, Event.STARTED]
+
+    asyncio.run(story())

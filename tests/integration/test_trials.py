@@ -1,7 +1,7 @@
-"""Links that were never measured are tried before a gang starts: real launchers, agents, controller, database, and Gloo for NCCL.
+"""Links that were never measured are tried before a gang starts: real processes, launchers, agents, controller and database.
 
-Only the GPUs are pretended. The ranks of a trial take CPUs and Gloo where there are none, and what is wrong with a node is the
-job's interpreter there.
+Only the GPUs are pretended, and what is wrong with a node is the job's interpreter there. Torch costs seconds of a core for each
+rank: one test runs the real collective, by Gloo on CPUs; in the others the ranks meet over a socket and say what it would.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from orchestrator.testing.controlling import until
 from orchestrator.testing.hardware import cluster, node
 
 PYTHON = """#!{python}
-import json, os, runpy, sys, time
+import json, os, runpy, socket, sys, time
 node = os.environ.get("ORCH_MARK", "").rpartition(".")[2]
 argv = [word for word in sys.argv[1:] if word != "-u"]
 if argv[0].endswith("tell_versions.py"):
@@ -44,14 +44,30 @@ if argv[0] == "collectives.py":
     how = {ill!r}.get(node)
     if how == "fails":
         sys.exit("ModuleNotFoundError: No module named 'torch'")
-    if how is not None:
-        import torch.distributed as dist
-        plain = dist.all_reduce
-        def all_reduce(tensor, *rest, **more):
-            if tensor.numel() > 1000:
-                time.sleep(1000 if how == "hangs" else 1)
-            return plain(tensor, *rest, **more)
-        dist.all_reduce = all_reduce
+    if not {gloo}:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        print('ORCH_BENCH ' + json.dumps({{"here": rank}}), flush=True)
+        if how == "hangs" and world > 1:
+            time.sleep(1000)
+        port = int(os.environ["MASTER_PORT"])
+        if rank:
+            while True:
+                try:
+                    meet = socket.create_connection(("127.0.0.1", port))
+                    break
+                except OSError:
+                    time.sleep(0.02)
+            meet.sendall(b"s" if how == "slow" else b"w")
+            meet.recv(1)
+        else:
+            with socket.create_server(("127.0.0.1", port)) as server:
+                others = [server.accept()[0] for _ in range(world - 1)]
+            said = [other.recv(1) for other in others]
+            speed = 0.05 if how == "slow" or b"s" in said else 0.9
+            row = {{"collective": "all_reduce", "backend": "gloo", "bytes": 8 << 20, "time_us": 1.0, "algbw": speed}}
+            print("ORCH_BENCH " + json.dumps({{"ranks": world, "versions": {{"torch": "2"}}}}))
+            print("ORCH_BENCH " + json.dumps(row | {{"busbw": speed, "iterations": 3, "wrong": 0}}), flush=True)
+        sys.exit()
 sys.argv = argv
 runpy.run_path(argv[0], run_name="__main__")
 """
@@ -73,8 +89,12 @@ class Machines:
 
     def __init__(self, folder: Path, names: str) -> None:
         self.names = names
+        # No warm ranks: they would import torch in every agent.
+        (folder / "none").mkdir(exist_ok=True)
+        (folder / "none" / "torch.py").write_text("raise ImportError('not in this test')")
+        environ = os.environ | {"PYTHONPATH": str(folder / "none")}
         self.agents = {
-            name: NodeAgent("orch-test", name, "127.0.0.1", folder / name, fetch, lambda: {}, dict(os.environ))
+            name: NodeAgent("orch-test", name, "127.0.0.1", folder / name, fetch, lambda: {}, dict(environ))
             for name in names
         }
 
@@ -92,11 +112,17 @@ class Machines:
 async def controlling(folder: Path, names: str, **limits: float) -> AsyncIterator[Controller]:
     machines = Machines(folder, names)
     store = Store.open(f"sqlite:///{folder}/orch.db")
-    times = {"trial_s": 100.0, "trial_hang_s": 10.0} | limits
+    times = {"trial_s": 100.0, "trial_hang_s": 2.0} | limits
     settings = Settings(folder, folder / "storage", sync_wait_s=0.5, watch_s=0.1, **times)  # type: ignore[arg-type]
     controller = Controller(store, machines, settings, cluster(*(node(name, gpus=1) for name in names)))
     await controller.start()
+
+    async def all_up() -> bool:
+        known = controller.roster.nodes
+        return all(one in known and known[one].up for one in names)
+
     try:
+        await until(all_up, 60)
         yield controller
     finally:
         await controller.close()
@@ -105,10 +131,10 @@ async def controlling(folder: Path, names: str, **limits: float) -> AsyncIterato
             await agent.close(1000)
 
 
-def job(folder: Path, nodes: int, **ill: str) -> NewRun:
+def job(folder: Path, nodes: int, gloo: bool = False, **ill: str) -> NewRun:
     """`ill`: by node, what becomes of a trial there: hangs, slow or fails."""
     python = folder / "python"
-    python.write_text(PYTHON.format(python=sys.executable, folder=folder, ill=ill))
+    python.write_text(PYTHON.format(python=sys.executable, folder=folder, ill=ill, gloo=gloo))
     python.chmod(0o755)
     spec = JobSpec(name="job", run="train.py", workers=Workers(total=nodes, nodes=nodes), python=str(python))
     return NewRun(spec, "ana", Code(code().sha256), "/w")
@@ -139,7 +165,7 @@ def test_a_pair_is_tried_once_and_its_figure_is_kept(tmp_path: Path) -> None:
             run, _ = await controller.submit(job(tmp_path, 2), {})
             assert placed(await ended(controller, run)) == ["a", "b"]
             (kept,) = await controller.runtime.db(controller.runtime.store.trials, run.submitted_at)
-            assert (kept.nodes, kept.run, kept.model, kept.ranks, kept.failure) == (("a", "b"), run.id, "H100", 2, None)
+            assert (kept.nodes, kept.run, kept.ranks, kept.failure) == (("a", "b"), run.id, 2, None)
             assert kept.busbw is not None
             assert kept.busbw > 0
             assert (tmp_path / "tried").read_text().split() in (["a", "b"], ["b", "a"])
@@ -179,8 +205,22 @@ def test_a_bad_node_is_found_and_another_taken_without_an_attempt(tmp_path: Path
 
 def test_when_the_time_is_over_the_run_starts_with_a_note(tmp_path: Path) -> None:
     async def story() -> None:
-        async with controlling(tmp_path, "ab", trial_s=4) as controller:
+        async with controlling(tmp_path, "ab", trial_s=4, trial_hang_s=9) as controller:
             run, _ = await controller.submit(job(tmp_path, 2, b="hangs"), {})
             assert notes(await ended(controller, run)) == ["before the start: not every pair could be tried in time"]
+
+    asyncio.run(story())
+
+
+def test_the_real_collective_measures_a_pair_by_gloo(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controlling(tmp_path, "ab", trial_hang_s=60) as controller:
+            run, _ = await controller.submit(job(tmp_path, 2, gloo=True), {})
+            await ended(controller, run)
+            (kept,) = await controller.runtime.db(controller.runtime.store.trials, run.submitted_at)
+            assert (kept.failure, kept.nodes) == (None, ("a", "b"))
+            assert kept.busbw is not None
+            assert kept.busbw > 0
+            assert kept.versions["torch"]
 
     asyncio.run(story())

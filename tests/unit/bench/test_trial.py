@@ -207,6 +207,15 @@ class TestOfTwoNodes:
     def test_slow_beside_what_links_like_it_reached_is_a_fault(self) -> None:
         assert left_out(Evidence("ab", [tried("a", "b", 0.2)], past=0.9)) == ["b"]
 
+    def test_two_slow_pairs_with_a_node_in_common_are_held_against_a_third(self) -> None:
+        slow = [tried("a", "b", 0.1), tried("b", "c", 0.1)]
+        assert Evidence("abc", slow).open_pairs() == [("a", "c")]
+        assert left_out(Evidence("abc", [*slow, tried("a", "c", 0.9)])) == ["b"]
+        assert left_out(Evidence("abc", [*slow, tried("a", "c", 0.1)])) == []
+
+    def test_nothing_more_is_tried_where_no_link_like_it_ever_reached_more(self) -> None:
+        assert Evidence("abc", [tried("a", "b", 0.1), tried("b", "c", 0.1)], past=0.12).open_pairs() == []
+
     def test_half_of_what_the_best_reach_is_enough(self) -> None:
         assert left_out(Evidence("abc", [tried("a", "b", 0.31), tried("b", "c", 0.6)])) == []
 

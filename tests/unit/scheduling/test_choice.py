@@ -22,6 +22,10 @@ TWO = Topology(cluster(*(node(n, 4, leaf="l1", nics=1, rate_gbps=100.0) for n in
 HISTORY = {("ana", "train"): (3600.0, 3600.0, 3600.0)}
 
 
+BY_COMPLETION = Policy(preemption="off", split=1000.0)
+"""Nothing is too slow to be taken."""
+
+
 def live(number: int, on: dict[str, tuple[int, ...]], left: float | None) -> Run:
     """A run that is gone in `left` seconds."""
     attempt = Attempt(1, a_placement(**on), START, ranks_started_at=START)
@@ -51,7 +55,7 @@ def test_a_gang_waits_for_a_node_that_is_free_soon_and_takes_two_where_it_is_not
     assert numbers["done_now_s"] > 3900
     assert decided.reservations[0].start == START + timedelta(seconds=300)
     for left in (40_000.0, None):
-        taken = decide(left)
+        taken = decide(left, policy=BY_COMPLETION)
         assert {part.node for part in taken.starts[0].placement.nodes} == {"a", "b"}
 
 
@@ -64,9 +68,27 @@ def test_the_place_that_it_waits_for_is_kept_and_others_use_it_until_then() -> N
 def test_a_run_that_says_any_or_is_overdue_or_knows_that_it_does_not_matter_does_not_wait() -> None:
     assert decide(300.0, a_run(9, workers=4, near="any")).starts
     late = a_run(9, workers=4, at=START - timedelta(days=2))
-    assert decide(300.0, late).starts
+    assert decide(300.0, late, policy=BY_COMPLETION).starts
     flat = {("ana", "train"): {"node": 1.0, "nvlink": 1.0, "leaf": 1.01}}
     assert decide(300.0, speeds=flat).starts
+
+
+@pytest.mark.parametrize("left", [40_000.0, None])
+@pytest.mark.parametrize("waited", [timedelta(), timedelta(days=2)], ids=["new", "overdue"])
+def test_a_gang_is_not_split_where_that_costs_much_however_long_it_waits(left: float | None, waited: timedelta) -> None:
+    decided = decide(left, a_run(9, workers=4, at=START - waited))
+    (wait,) = decided.waits
+    assert wait.reason.kind is Kind.CHOICE
+    (kept,) = decided.reservations
+    assert [part.node for part in kept.placement.nodes] == ["a"]
+    assert (kept.start is None) is (left is None)
+    if left is None:
+        assert "waits for a place within one NVLink island: steps take" in wait.reason.text
+
+
+def test_of_places_that_nobody_can_say_the_time_of_only_the_first_is_kept() -> None:
+    decided = decide(None, a_run(9, workers=4), a_run(10, workers=4, at=START + timedelta(seconds=1)))
+    assert [kept.run.id for kept in decided.reservations] == [9]
 
 
 def test_measured_steps_stand_in_for_the_model() -> None:
