@@ -10,6 +10,7 @@ from typing import Any
 
 from cli.errors import NOT_FOUND, USAGE, Fail
 from orchestrator.bench.pairs import Pair, first_round
+from orchestrator.bench.results import TAGS
 
 CPU_RANKS = 2
 """Ranks on one node without GPUs, unless asked otherwise: it has as many slots as cores, and Gloo gains by none of them."""
@@ -103,7 +104,7 @@ def _common(ask: Ask, device: str) -> dict[str, Any]:
     words += [f"--backend={','.join(ask.backend)}"] if ask.backend else []
     words += [f"--most={ask.most}"] if ask.most else []
     words += [f"--iters={ask.iters}"] if ask.iters else []
-    job: dict[str, Any] = {"name": "bench", "run": shlex.join(words), "device": device, "tags": {"orch": "bench"}}
+    job: dict[str, Any] = {"name": "bench", "run": shlex.join(words), "device": device, "tags": TAGS}
     return job | ({"python": ask.python} if ask.python else {})
 
 

@@ -5,6 +5,7 @@ separate hosts. Where that matters, use the lab.
 """
 
 import os
+import pickle
 import secrets
 import shutil
 import subprocess
@@ -15,9 +16,38 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import create_engine, make_url, text
 
 from orchestrator.history.store import Store
+
+SHOWN = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+
+# How long one example takes says something of the machine, not of the code.
+settings.register_profile("orch", deadline=None)
+settings.load_profile("orch")
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("orch", "two calls with one summary, as `make test` has it")
+    group.addoption("--write-reports", metavar="FILE", type=Path, help="keeps what became of each test in FILE")
+    group.addoption("--add-reports", metavar="FILE", type=Path, help="counts what FILE has in the summary")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    hook, stats = config.hook, terminalreporter.stats
+    if (file := config.getoption("--write-reports")) is not None:
+        kept = [
+            (word, hook.pytest_report_to_serializable(config=config, report=report))
+            for word in SHOWN
+            for report in stats.get(word, [])
+        ]
+        for _, report in kept:
+            report.pop("node", None)  # xdist's worker
+        file.write_bytes(pickle.dumps(kept))
+    if (file := config.getoption("--add-reports")) is not None and file.stat().st_size:
+        for word, report in pickle.loads(file.read_bytes()):
+            stats.setdefault(word, []).append(hook.pytest_report_from_serializable(config=config, data=report))
 
 
 def _postgres_programs() -> Path | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 MARK = "ORCH_BENCH "
 """Before every line of the script that a program reads; the rest of the line is a JSON object."""
+TAGS = {"orch": "bench"}
+"""By these people find runs that measure. A run is believed what it prints for its code: that of the very script."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all")
 BACKENDS = ("nccl", "gloo")
 
@@ -45,6 +47,10 @@ class Output:
     """Collective, backend, and why it was not measured."""
     transport: dict[str, int] = field(default_factory=dict)
     """NCCL's channels by kind of transport, over all ranks; empty where NCCL did not say."""
+
+
+def is_tagged(tags: Mapping[str, str]) -> bool:
+    return TAGS.items() <= tags.items()
 
 
 def read_output(lines: Iterable[str]) -> Output:

@@ -333,7 +333,6 @@ class NodeAgent:
             "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
         )
         known.ranks = {rank.rank: None for rank in part.ranks}
-        known.warm = sum(state["warm"] for state in answer["ranks"].values())
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known

@@ -101,7 +101,6 @@ class PartStatus:
     lease_expired: bool = False
     first_failed: int | None = None
     """The first rank of this node that ended badly."""
-    started_warm: int = 0
     nccl: NcclLog | None = None
     """What NCCL told of the links of this node's ranks, once the first collective has connected or no more will come. Said
     until a report with it was acknowledged."""

@@ -1,4 +1,4 @@
-"""The measuring script as the code of a run: its snapshot, and what marks a run of it."""
+"""The measuring script as the code of a run: its snapshot."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import orchestrator.bench
 from orchestrator.control.snapshot import Snapshot, take
 
 SCRIPT = Path(orchestrator.bench.__file__).parent / "script" / "collectives.py"
-TAGS = {"orch": "bench"}
-"""By these people find such runs. What counts is the snapshot: only a run of this very script is believed what it prints."""
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.bench.calibrate import LEAST_BYTES
 from orchestrator.bench.compare import compare
-from orchestrator.bench.results import Bench, Link, Output, Row, read_output
+from orchestrator.bench.results import Bench, Link, Output, Row, is_tagged, read_output
 from orchestrator.control import bench_script
 from orchestrator.control.gang import Gang
 from orchestrator.control.logs import LogFolder
@@ -43,7 +43,7 @@ class Benches:
 
         Before its end is recorded: a controller that is killed in between takes the run up again and comes here again.
         """
-        if gang.spec.tags.get("orch") != "bench":
+        if not is_tagged(gang.spec.tags):
             return
         try:
             found = await self._read(gang)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from orchestrator.bench.results import Bench
+from orchestrator.bench.results import Bench, is_tagged
 from orchestrator.bench.trial import (
     HOLDS,
     Evidence,
@@ -132,7 +132,7 @@ class Trials:
         """The neighbours of a gang that were never measured together with the hardware and versions of today."""
         if self._runtime.settings.preflight != "on" or placement.device != "cuda" or len(placement.nodes) < 2:
             return []
-        if run.spec.backend == "gloo" or run.spec.tags.get("orch") == "bench":
+        if run.spec.backend == "gloo" or is_tagged(run.spec.tags):
             return []
         nodes = [part.node for part in placement.nodes]
         said = [self._gangs.surveys.of(node, run.spec.python) for node in nodes]

@@ -131,10 +131,6 @@ class Verdict:
     links: tuple[tuple[str, int], ...]
     shortfalls: tuple[Shortfall, ...] = ()
 
-    @property
-    def as_planned(self) -> bool:
-        return self.word == "as planned"
-
 
 def verdict(planned: PlannedLinks, seen: NcclLog, env: Mapping[str, str], facts: Mapping[str, NodeFacts]) -> Verdict:
     """Compares every link seen with its promise; better than promised is as planned.

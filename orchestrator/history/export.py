@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from sqlalchemy import Connection, select
 
@@ -136,14 +136,6 @@ def _series(connection: Connection, ids: Sequence[int]) -> Iterator[Row]:
 
 
 # Forms -------------------------------------------------------------------------------------------------------------------
-
-
-class Writer(Protocol):
-    """Takes rows in one form."""
-
-    def write(self, row: Row) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Csv:

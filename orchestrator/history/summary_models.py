@@ -58,7 +58,7 @@ class GpuTime:
 
 
 class RunSummaryRow(GpuTime, Base):
-    """A run in one row: there from its first placement, or from its end where it never got a place."""
+    """A run in one row: there from the end of its first attempt, or from its end where it never got a place."""
 
     __tablename__ = "run_summaries"
     run_id: Mapped[int] = mapped_column(Key, ForeignKey("runs.id"), primary_key=True, autoincrement=False)

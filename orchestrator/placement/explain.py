@@ -1,9 +1,7 @@
-"""What a looser or tighter wish would give, and what one thing would change the answer: for `orch plan` and `orch
-why`."""
+"""What a looser or tighter wish would give, and what an empty cluster would: for `orch plan` and `orch why`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from orchestrator.placement.search import place
@@ -49,19 +47,3 @@ def alternatives(request: Request, topology: Topology, free: Free) -> tuple[Alte
 def at_best(request: Request, topology: Topology) -> Placement | Rejection:
     """Where the gang would go if the cluster were empty and well: what waiting could give at most."""
     return place(replace(request, exclude=frozenset()), topology, topology.empty)
-
-
-def fits_after(request: Request, topology: Topology, free: Free, ended: Iterable[Placement]) -> Placement | Rejection:
-    """The answer once these placements have been given back, in this order and no more of them than needed.
-
-    The first answer that is a Placement, or the last Rejection. `free` is not changed.
-    """
-    later = free.copy()
-    answer = place(request, topology, later)
-    for placement in ended:
-        if isinstance(answer, Placement):
-            break
-        for part in placement.nodes:
-            later.give(part.node, part.gpus)
-        answer = place(request, topology, later)
-    return answer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Device, Request
@@ -47,14 +46,6 @@ def request_of(
         only=frozenset(spec.only),
         prefer=frozenset(prefer),
     )
-
-
-def patience_left(run: Run, now: datetime) -> float:
-    """Seconds that the run still waits for its level; 0 where it takes what there is."""
-    near = run.spec.near
-    if near is None or near.patience is None:
-        return 0.0
-    return max(0.0, near.patience - (now - run.queued_at).total_seconds())
 
 
 @dataclass(slots=True, eq=False)

@@ -227,7 +227,7 @@ def counted(rows, by):
 moments = st.none() | st.integers(0, 60 * 24 * 4).map(lambda quarter: MONDAY + timedelta(minutes=15 * quarter))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     by=st.lists(st.sampled_from(DIMENSIONS), min_size=1, max_size=3, unique=True),
     since=moments,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.results import MARK
+from orchestrator.bench.results import MARK, TAGS
 from orchestrator.control.backend import LogChunk
-from orchestrator.control.bench_script import TAGS, snapshot
+from orchestrator.control.bench_script import snapshot
 from orchestrator.control.controller import Controller, Refused
 from orchestrator.control.runtime import Settings
 from orchestrator.history.benches import BenchFilter

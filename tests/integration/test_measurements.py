@@ -48,7 +48,7 @@ def placed(store: Store) -> Run:
 
 def finish(store: Store, run: int, event: Event, outcome: Outcome, when: datetime, **more: Any) -> None:
     """Ends the attempt and counts it, as the controller does."""
-    store.count(store.finish(run, event, outcome, when, **more), when)
+    store.count([store.finish(run, event, outcome, when, **more)], when)
 
 
 def used(store: Store, run: int, attempt: int = 1) -> dict[str, GpuTime]:

@@ -236,7 +236,6 @@ def test_the_store_does_what_the_model_does(new_database):
         settings=settings(
             max_examples=12,
             stateful_step_count=25,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

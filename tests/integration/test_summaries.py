@@ -227,7 +227,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps)
 def test_the_sums_are_what_their_sources_add_up_to_after_every_history(new_database, open_store, steps):
     store, clock = open_store(new_database()), ManualClock()

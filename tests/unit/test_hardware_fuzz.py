@@ -102,7 +102,7 @@ def _read(text, read):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(text=TEXTS)
 def test_any_text_is_read_or_refused(kind, text):
     _read(text, lambda t: FORMATS[kind](t, "node"))
@@ -120,7 +120,7 @@ def _damaged(draw):
     return text[: draw(st.one_of(st.just(len(text)), st.integers(0, len(text))))]
 
 
-@settings(max_examples=EXAMPLES * 5, deadline=None)
+@settings(max_examples=EXAMPLES * 5)
 @given(text=_damaged())
 def test_a_damaged_file_is_read_or_refused(text):
     _read(text, lambda t: parse(t, "node"))

@@ -102,7 +102,7 @@ def test_a_gpu_that_the_driver_would_reset_is_not_given_and_the_reason_is_told()
     assert free.notes[0] == "GPU 0: it is cut into MIG instances; GPU 1: the driver asks for GPU_RESET"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_view_that_is_kept_up_is_the_view_that_is_made_anew(data: st.DataObject) -> None:
     nodes = cluster(*(node(name, 4, leaf=name[0]) for name in ("a1", "a2", "b1")))

@@ -436,31 +436,31 @@ def is_an_answer(read: Callable[[], object]) -> bool:
         return bool(error.complaints) and all(line.isprintable() for line in str(error).split("\n"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=300))
 def test_any_text_gives_a_job_or_complaints(text: str) -> None:
     assert is_an_answer(lambda: parse_job(text, "job.yaml"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from([*SCRAPS, ": ", "- ", "\n", "  ", "\t"]), max_size=40))
 def test_any_scraps_of_yaml_give_a_job_or_complaints(scraps: list[str]) -> None:
     assert is_an_answer(lambda: parse_job("".join(scraps), "job.yaml"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from([*JobSpec.model_fields, "near", "env.A", "x", ""]), st.text(max_size=20))
 def test_any_override_gives_a_job_or_complaints(key: str, value: str) -> None:
     assert is_an_answer(lambda: parse_job("run: t.py", "job.yaml", [f"{key}={value}"]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from([*JobSpec.model_fields]), st.text(max_size=20))
 def test_any_value_of_a_known_key_gives_a_job_or_complaints(key: str, value: str) -> None:
     assert is_an_answer(lambda: parse_job(f"{key}: {json.dumps(value)}", "job.yaml"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_give_a_job_or_complaints(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"

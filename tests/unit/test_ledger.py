@@ -127,7 +127,7 @@ def measured(life: Life, start: datetime, *, resumed: bool, restarts: set[int] =
     return gang.summary()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

@@ -187,7 +187,7 @@ logs = st.sampled_from(LOGS)
 
 
 @given(logs, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_lines_does_not_matter(lines: list[str], chance: random.Random) -> None:
     shuffled = list(lines)
     chance.shuffle(shuffled)
@@ -195,7 +195,7 @@ def test_the_order_of_lines_does_not_matter(lines: list[str], chance: random.Ran
 
 
 @given(logs, logs, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_interleaved_files_are_read_as_one_after_the_other(
     one: list[str], other: list[str], chance: random.Random
 ) -> None:
@@ -206,14 +206,14 @@ def test_interleaved_files_are_read_as_one_after_the_other(
 
 
 @given(logs, st.integers(0, 4000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_cut_log_shows_no_transport_that_the_whole_lacks(lines: list[str], cut: int) -> None:
     whole = "".join(lines)
     assert set(read(whole[:cut].splitlines()).transports) <= set(read(lines).transports)
 
 
 @given(logs, st.randoms(use_true_random=False), st.text(max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_damage_raises(lines: list[str], chance: random.Random, noise: str) -> None:
     text = "".join(lines)
     for _ in range(5):
@@ -241,7 +241,7 @@ def whole(name: str) -> tuple[list[str], NcclLog]:
 @recorded
 @each
 @given(seed=seeds)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_a_recorded_log_says_the_same_in_any_order(name: str, seed: int) -> None:
     lines, log = whole(name)
     random.Random(seed).shuffle(lines)
@@ -251,7 +251,7 @@ def test_a_recorded_log_says_the_same_in_any_order(name: str, seed: int) -> None
 @recorded
 @each
 @given(seed=seeds, other=st.sampled_from(sorted(REAL_LOGS)))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_a_recorded_log_interleaved_with_another_is_both(name: str, seed: int, other: str) -> None:
     one, two, mixed, chance = lines_of(REAL / f"{name}.txt"), lines_of(REAL / f"{other}.txt"), [], random.Random(seed)
     left, right = 0, 0
@@ -268,7 +268,7 @@ def test_a_recorded_log_interleaved_with_another_is_both(name: str, seed: int, o
 @recorded
 @each
 @given(seed=seeds)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_a_recorded_log_that_is_cut_shows_no_transport_that_the_whole_lacks(name: str, seed: int) -> None:
     lines, log = whole(name)
     chance, text = random.Random(seed), "".join(lines)
@@ -284,7 +284,7 @@ def test_a_recorded_log_that_is_cut_shows_no_transport_that_the_whole_lacks(name
 @recorded
 @each
 @given(seed=seeds)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_processes_that_write_into_each_others_lines_add_no_transport(name: str, seed: int) -> None:
     lines, log = whole(name)
     chance, garbled = random.Random(seed), []

@@ -130,7 +130,7 @@ def test_a_smaller_communicator_in_the_log_does_not_mislead() -> None:
         "b:5:1 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[0] [receive] via NET/IB/0/GDRDMA",
         "a:1:1 [0] NCCL INFO comm 0x1 rank 0 nranks 8 cudaDev 0 busId 1000 - Init COMPLETE",
     ]
-    assert verdict(PlannedLinks(TWO_NODES, "RDMA+GDR"), read([small, *ends]), {}, {}).as_planned
+    assert verdict(PlannedLinks(TWO_NODES, "RDMA+GDR"), read([small, *ends]), {}, {}).word == "as planned"
 
 
 def texts(name: str) -> str:

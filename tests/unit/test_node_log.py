@@ -104,7 +104,7 @@ def test_a_link_of_a_smaller_communicator_over_the_network_is_judged_by_the_node
     value = log.value()
     assert [link.ranks for link in value.found] == [(0, 0)]
     nodes = (PlannedNode("a", (0, 1), ((0, 1),)), PlannedNode("b", (2, 3), ((2, 3),)))
-    assert verdict(PlannedLinks(nodes, "Socket"), value, {}, {}).as_planned
+    assert verdict(PlannedLinks(nodes, "Socket"), value, {}, {}).word == "as planned"
     assert verdict(PlannedLinks(nodes, "RDMA"), value, {}, {}).word == "worse than planned"
 
 
@@ -118,7 +118,7 @@ def test_a_reduction_in_the_switch_leaves_the_node_and_is_its_ranks_own() -> Non
     value = log.value()
     assert [(link.ranks, link.kind) for link in value.found] == [((2, 2), "COLLNET/SHARP/GDRDMA")]
     nodes = (PlannedNode("a", (0, 1), ((0, 1),)), PlannedNode("b", (2, 3), ((2, 3),)))
-    assert verdict(PlannedLinks(nodes, "RDMA+GDR"), value, {}, {}).as_planned
+    assert verdict(PlannedLinks(nodes, "RDMA+GDR"), value, {}, {}).word == "as planned"
 
 
 # Of what size it is ----------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_a_thousand_ranks_are_judged_in_one_go() -> None:
     seen = combine(part(node, ranks, world) for node, ranks in lines.items())
     nodes = tuple(PlannedNode(f"node{n}", tuple(ranks), (tuple(ranks),)) for n, ranks in lines.items())
     found = verdict(PlannedLinks(nodes, "RDMA+GDR"), seen, {}, {})
-    assert found.as_planned
+    assert found.word == "as planned"
     assert dict(found.links) == {"P2P": 896, "NET/IB/GDRDMA": 128}
 
 

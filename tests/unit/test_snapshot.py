@@ -43,7 +43,7 @@ def git(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=FILES, touched=st.binary(min_size=1, max_size=4))
 def test_the_same_tree_gives_the_same_archive_and_comes_back_whole(tmp_path_factory, files, touched):
     one, two, back = (tmp_path_factory.mktemp(name) for name in ("one", "two", "back"))
@@ -98,16 +98,22 @@ TREE = [
 ]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@pytest.fixture(scope="module")
+def work_tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree")
+    git(root, "init", "-q")
+    write(root, dict.fromkeys(TREE, "x"))
+    return root
+
+
+@settings(max_examples=60)
 @given(
     top=st.lists(IGNORE_LINES, max_size=5),
     nested=st.lists(IGNORE_LINES, max_size=3),
     exclude=st.lists(IGNORE_LINES, max_size=2),
 )
-def test_ignore_files_mean_what_they_mean_to_git(tmp_path_factory, top, nested, exclude):
-    root = tmp_path_factory.mktemp("tree")
-    git(root, "init", "-q")
-    write(root, dict.fromkeys(TREE, "x"))
+def test_ignore_files_mean_what_they_mean_to_git(work_tree, top, nested, exclude):
+    root = work_tree
     (root / ".gitignore").write_text("\n".join(top))
     (root / "sub" / ".gitignore").write_text("\n".join(nested))
     (root / ".git/info/exclude").write_text("\n".join(exclude))

@@ -17,7 +17,7 @@ from cli.times import span
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = (ROOT / "docs/cli.md").read_text()
-HEAVY = ("ray", "torch", "sqlalchemy", "alembic", "aiohttp", "rich")
+HEAVY = ("ray", "torch", "sqlalchemy", "alembic", "aiohttp", "rich", "pydantic", "pyarrow")
 
 
 @pytest.mark.parametrize("line", ["ps", "show 42", "runs", "submit JOB", "logs 42", "cancel 42", "nodes", "--help"])

@@ -124,7 +124,7 @@ def history(orch):
         store.claim_epoch("test", START)
         run = store.submit(a_new_run(team="vision"), START)[0].id
         store.place(run, a_placement(n1=(0,)), START)
-        store.count(store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, START), START)
+        store.count([store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, START)], START)
         store.submit(a_new_run(name="bert"), START)
     return orch.home
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.placement.explain import alternatives, at_best, fits_after
+from orchestrator.placement.explain import alternatives, at_best
 from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Rejection, Request
@@ -44,16 +44,3 @@ def test_the_best_that_waiting_could_give_is_what_the_empty_cluster_gives() -> N
     assert isinstance(now, Placement)
     assert best.level == "leaf"
     assert (best.busbw_predicted or 0) > 2 * (now.busbw_predicted or 0)
-
-
-def test_a_gang_fits_after_the_runs_whose_end_it_needs() -> None:
-    free = world()
-    request = Request(Workers(total=16, nodes=2), "cuda", near="leaf", required=True)
-    ended = place(Request(Workers(total=8, nodes=1), "cuda"), free.topology, free.topology.empty)
-    assert isinstance(ended, Placement)
-    held = [Placement("cuda", "node", (part.__class__("d", part.gpus, part.ranks),)) for part in ended.nodes]
-    assert isinstance(fits_after(request, free.topology, free, []), Rejection)
-    answer = fits_after(request, free.topology, free, held)
-    assert isinstance(answer, Placement)
-    assert [part.node for part in answer.nodes] == ["c", "d"]
-    assert free.room[0] == 24

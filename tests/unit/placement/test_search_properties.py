@@ -84,7 +84,7 @@ def whole_after(topology: Topology, free: Free, parts: tuple[Part, ...]) -> tupl
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(clusters(), shapes())
 def test_no_other_place_is_faster_and_none_as_fast_leaves_larger_domains_whole(
     world: tuple[Topology, Free], workers: Workers
@@ -105,7 +105,7 @@ def test_no_other_place_is_faster_and_none_as_fast_leaves_larger_domains_whole(
         assert whole_after(topology, free, found) == kept
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(clusters(levels=2), shapes())
 def test_with_pods_no_other_place_is_faster(world: tuple[Topology, Free], workers: Workers) -> None:
     topology, free = world
@@ -114,7 +114,7 @@ def test_with_pods_no_other_place_is_faster(world: tuple[Topology, Free], worker
     assert (predict_parts(topology, found).busbw if found else -1.0) >= best - 1e-9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(clusters(levels=2), st.lists(shapes(), max_size=8))
 def test_no_gpu_is_given_twice_and_a_gang_gets_what_it_asked_for(
     world: tuple[Topology, Free], queue: list[Workers]
@@ -132,7 +132,7 @@ def test_no_gpu_is_given_twice_and_a_gang_gets_what_it_asked_for(
             free.take(part.node, part.gpus)  # refuses what is held
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(clusters(levels=2), shapes(), st.sampled_from(["node", "nvlink", "leaf", "pod"]))
 def test_a_required_level_is_never_exceeded(world: tuple[Topology, Free], workers: Workers, near: str) -> None:
     topology, free = world
@@ -142,7 +142,7 @@ def test_a_required_level_is_never_exceeded(world: tuple[Topology, Free], worker
         assert workers.total == 1 or order.index(answer.level) <= order.index(near)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(clusters(), shapes(), st.data())
 def test_freeing_a_gpu_never_makes_the_answer_worse(
     world: tuple[Topology, Free], workers: Workers, data: st.DataObject
@@ -163,7 +163,7 @@ def test_freeing_a_gpu_never_makes_the_answer_worse(
         assert predict_parts(topology, after).busbw >= predict_parts(topology, before).busbw * least
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(clusters(levels=2), shapes())
 def test_same_input_same_answer_and_a_search_changes_nothing(world: tuple[Topology, Free], workers: Workers) -> None:
     topology, free = world
@@ -175,7 +175,7 @@ def test_same_input_same_answer_and_a_search_changes_nothing(world: tuple[Topolo
     assert [n.name for n in again.nodes] == [n.name for n in topology.nodes]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(clusters(levels=2), shapes())
 def test_taking_and_giving_back_restores_every_count(world: tuple[Topology, Free], workers: Workers) -> None:
     topology, free = world
@@ -190,7 +190,7 @@ def test_taking_and_giving_back_restores_every_count(world: tuple[Topology, Free
     assert (free.states, free.room, free.unheld) == (before.states, before.room, before.unheld)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(clusters(levels=2), shapes())
 def test_never_is_said_exactly_when_the_empty_cluster_has_no_place(
     world: tuple[Topology, Free], workers: Workers

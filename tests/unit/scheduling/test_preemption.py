@@ -125,7 +125,7 @@ def test_what_is_guaranteed_gives_way_to_its_own_team_alone() -> None:
     assert gives_way(decide([a_run(9, priority=3, team="blue", workers="1x2")], running, TEAMS)) == [1]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from(["1x2", "2x2", "3x2", 3, 5]), st.sampled_from(["any", "leaf!"]))
 def test_of_few_candidates_no_cheaper_set_would_do_and_of_many_none_is_needless(seed: int, workers, near: str) -> None:
     rng = random.Random(seed)

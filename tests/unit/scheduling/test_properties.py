@@ -32,7 +32,7 @@ MIXED = Topology(
 )
 LIMITS = st.sampled_from([None, 50.0, 300.0, 1000.0])
 SHAPES = st.sampled_from([1, 2, 3, 4, 6, "1x2", "2x1", "2x2", "3x2", "4x2"])
-LOOSE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+LOOSE = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite

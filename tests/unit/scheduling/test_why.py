@@ -190,7 +190,7 @@ def random_state(rng: random.Random) -> Snapshot:
     return Snapshot(tuple(waiting), free, tuple(running), unfit=unfit, policy=policy, history=history)
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(st.integers(0, 2**32))
 def test_every_suggestion_starts_the_run_in_the_next_cycle(seed: int) -> None:
     snapshot = random_state(random.Random(seed))

@@ -53,7 +53,7 @@ def a_replay(jobs: Trace, policy: str, cost: Costs, talk: float = 0.3) -> Replay
     return Replay(jobs, topology, policy_named(policy, rules), Speed(topology, talk=talk), cost)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(traces(), st.sampled_from(POLICIES), costs)
 def test_no_gpu_is_given_twice_and_what_is_free_is_what_nobody_holds(jobs, policy, cost):
     replay = a_replay(jobs, policy, cost)
@@ -69,7 +69,7 @@ def test_no_gpu_is_given_twice_and_what_is_free_is_what_nobody_holds(jobs, polic
     assert all(life.finished_s is not None for life in replay.lives)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(traces(), st.sampled_from(POLICIES), costs)
 def test_work_is_conserved_and_preemption_costs_what_it_costs(jobs, policy, cost):
     replayed = a_replay(jobs, policy, cost, talk=0.0).run()
@@ -82,7 +82,7 @@ def test_work_is_conserved_and_preemption_costs_what_it_costs(jobs, policy, cost
         assert life.first_start_s >= life.job.submit_s
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(traces(), st.sampled_from(POLICIES), costs)
 def test_the_same_trace_has_the_same_replay(jobs, policy, cost):
     one, two = (measure(a_replay(jobs, policy, cost).run()) for _ in range(2))
@@ -90,7 +90,7 @@ def test_the_same_trace_has_the_same_replay(jobs, policy, cost):
     assert one == two
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(traces(), st.sampled_from(["fifo", "greedy", "fifo-backfill", "las"]), costs)
 def test_measures_agree_with_a_witness(jobs, policy, cost):
     witness = Watched(policy_named(policy, rules))
@@ -121,7 +121,7 @@ def test_measures_agree_with_a_witness(jobs, policy, cost):
     assert found.cross_leaf == pytest.approx(len(crossing) / len(gangs) if gangs else 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(traces())
 def test_greedy_leaves_nothing_idle_that_somebody_waiting_could_use(jobs):
     for world in a_replay(jobs, "greedy", Costs()).moments():
