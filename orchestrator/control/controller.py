@@ -192,9 +192,9 @@ class Controller:
             found.append("device: auto takes the CPU here: no node of the cluster has a GPU")
         if spec.near is not None and not is_known(spec.near.level, topology):
             have = ", ".join(level for level in hint_levels(topology) if level != "cluster")
-            found.append(
-                f"near: this cluster has no level or label {spec.near.level!r}, so the wish is moot; it has {have}"
-            )
+            # One node is inside any domain, whatever is known of the fabric.
+            means = "so only one node will do" if spec.near.required else "so the wish is moot"
+            found.append(f"near: this cluster has no level or label {spec.near.level!r}, {means}; it has {have}")
         return found
 
     async def cancel(self, ref: str, by: str | None = None) -> tuple[Run, bool]:
