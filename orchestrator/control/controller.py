@@ -126,8 +126,9 @@ class Controller:
         return run, created
 
     async def dry_run(self, spec: JobSpec, user: str) -> dict[str, Any]:
-        """Where the job would go, when, at whose cost; what a looser or tighter wish would give. Raises Refused(5)."""
+        """Where the job would go, when, at whose cost; what a looser or tighter wish would give. Raises as `submit`."""
         self._check_fits(spec)
+        follows = await self.runtime.read(self._store.needs, spec.after, user)
         unfit = await self._check_requires(spec)
         free = self.roster.free(await self.busy())
         topology = free.topology
@@ -142,6 +143,8 @@ class Controller:
         ]
         now = {"device": request.device, "alternatives": others, "notices": self.notices(spec)}
         now |= await self._preview(spec, user)
+        if (waits := self.queue.waits_for(follows)) is not None:
+            return {"fits_now": False, "reason": waits, "placement": None} | now
         if isinstance(answer, Rejection):
             reason = f"{answer.reason}; {left_out(unfit)}" if unfit else answer.reason
             return {"fits_now": False, "reason": reason, "placement": None} | now
