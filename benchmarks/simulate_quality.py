@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape, all_to_all
+from orchestrator.policy import Policy
 from orchestrator.scheduling.simulate.clusters import plain
 from orchestrator.scheduling.simulate.gavel_profile import GavelProfile
 from orchestrator.scheduling.simulate.jobs import Trace, sampled
@@ -54,6 +55,9 @@ TOLD = {
 
 QUARTER = 0.25
 """Of Philly's jobs, where a queue is wanted: as crowded as the whole on four times the nodes, and done in minutes."""
+
+SERVICE = Rules(settings=Policy(service=16.0))
+"""orch with `policy.service: 16`: what Tiresias's two queues are to LAS."""
 
 COMPARED = ("fifo", "fifo-backfill", "las", "orch")
 
@@ -124,6 +128,8 @@ def pollux(traces: Path) -> Iterator[str]:
         trace = read_trace(traces / f"pollux/workloads/workload-{number}.csv")
         for measures, cpu_s in measured(trace, t4(), COMPARED, Rules(), [profile]):
             yield row(f"Pollux {number}", measures, cpu_s)
+        for measures, cpu_s in measured(trace, t4(), ["orch"], SERVICE, [profile]):
+            yield row(f"Pollux {number}, service 16", measures, cpu_s)
 
 
 def philly(traces: Path) -> Iterator[str]:
@@ -132,8 +138,11 @@ def philly(traces: Path) -> Iterator[str]:
     for measures, cpu_s in measured(trace, plain(250, 8), COMPARED, Rules()):
         yield row("Philly, 250 x 8", measures, cpu_s)
     separated = (*COMPARED[:-1], "fifo-backfill:one-node", "las:one-node", "orch")
-    for measures, cpu_s in measured(sampled(trace, QUARTER, seed=0), plain(40, 8), separated, Rules()):
+    quarter = sampled(trace, QUARTER, seed=0)
+    for measures, cpu_s in measured(quarter, plain(40, 8), separated, Rules()):
         yield row("a quarter of Philly, 40 x 8", measures, cpu_s)
+    for measures, cpu_s in measured(quarter, plain(40, 8), ["orch"], SERVICE):
+        yield row("a quarter of Philly, 40 x 8, service 16", measures, cpu_s)
 
 
 def one_node(traces: Path) -> Iterator[str]:

@@ -92,24 +92,32 @@ def written(texts: Sequence[str]) -> str:
 
 
 def check(axes: Axes, run: str, env: Mapping[str, str], checkpoint: str | None) -> None:
-    """What the keys, the command and the environment say of each other. Raises ValueError."""
+    """What the keys, the command and the environment say of each other. Raises ValueError with all that is wrong."""
     if not axes:
         raise ValueError("is empty: it needs one key at least, such as {seed: 0..9}")
     if (runs := size(axes)) > MAX_RUNS:
         counts = " x ".join(str(len(each)) for each in axes.values())
         raise ValueError(f"has {runs:,} runs ({counts}); an array may have {MAX_RUNS:,}")
+    wrong = []
     words = shlex.split(run)
     if words and placeholders(words[:1]):
-        raise ValueError(f"cannot choose the script: {shown(words[0])} has a placeholder in it")
+        wrong.append(f"cannot choose the script: {shown(words[0])} has a placeholder in it")
     used = placeholders([*words, *env.values()])
     if unknown := sorted(used - set(axes)):
-        raise ValueError(
-            f"{{{unknown[0]}}} in run or env is none of its keys ({', '.join(axes)}); plain text is {{{{{unknown[0]}}}}}"
+        wrong.append(
+            f"{_braced(unknown)} in run or env is none of its keys ({', '.join(axes)}); plain text is {{{{{unknown[0]}}}}}"
         )
     if unused := [name for name in axes if name not in used]:
-        raise ValueError(f"{unused[0]} is used nowhere: write {{{unused[0]}}} into run or env")
+        verb = "is" if len(unused) == 1 else "are"
+        wrong.append(f"{', '.join(unused)} {verb} used nowhere: write {_braced(unused)} into run or env")
     if checkpoint is not None and checkpoint.startswith("/"):
-        raise ValueError("its runs would all write the same absolute checkpoint folder: name one without a leading /")
+        wrong.append("its runs would all write the same absolute checkpoint folder: name one without a leading /")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _braced(names: Iterable[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)
 
 
 # Words for runs -------------------------------------------------------------------------------------------------------

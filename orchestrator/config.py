@@ -74,6 +74,7 @@ class Config:
     policy_margin: float
     policy_communication: float
     policy_split: float
+    policy_service: float
     policy_assumed_duration: float
     prices: Mapping[str, float]
     """Of a GPU-hour, by model; of a slot-hour under cpu."""

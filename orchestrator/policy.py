@@ -61,6 +61,8 @@ class Policy:
     split: float = 1.2
     """A gang that would fit a tighter level of the empty cluster is not put on a looser place where its steps take so many times
     as long, however long it waits; below that, predicted completion decides."""
+    service: float = 0.0
+    """GPU-hours after which a run gives way to runs of its priority that have had fewer; 0: never."""
     assumed_duration: float = 3600.0
     """How long a run takes of which nothing is known: to choose between a tighter place later and a looser one now, for nothing
     else."""

@@ -88,6 +88,11 @@ SETTINGS: dict[str, Setting] = {
         _number(1, 1000),
         "{:g}".format,
     ),
+    "service": Setting(
+        "GPU-hours after which a run gives way to those of its priority that have had fewer (0: never)",
+        _number(0, 10**9),
+        "{:g}".format,
+    ),
     "assumed_duration": Setting(
         "How long a run takes of which nothing is known, to choose between places",
         _duration(60, 366 * 86400),

@@ -21,7 +21,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from orchestrator import array as arrays
 from orchestrator import checks
@@ -428,17 +427,20 @@ class JobSpec(Value):
             # What the template was checked for holds of its elements: a value is one line, and part of one word.
             yield self.model_copy(update={"run": run, "env": env, "array": None, "array_limit": None})
 
-    @model_validator(mode="after")
-    def _array_fits(self) -> Self:
-        if self.array is None:
-            if self.array_limit is not None:
-                raise _about("array_limit", "limits the runs of an array, and there is no array", self.array_limit)
-            return self
-        try:
-            arrays.check(self.array, self.run, self.env, self.checkpoint)
-        except ValueError as error:
-            raise _about("array", str(error), self.array) from None
-        return self
+    # Checks of a key against others look at those before it in the class that are right, so that one mistake hides no other.
+    @field_validator("array")
+    @classmethod
+    def _array_fits(cls, array: arrays.Axes | None, info: ValidationInfo) -> arrays.Axes | None:
+        if array is not None and {"run", "env", "checkpoint"} <= info.data.keys():
+            arrays.check(array, info.data["run"], info.data["env"], info.data["checkpoint"])
+        return array
+
+    @field_validator("array_limit")
+    @classmethod
+    def _limits_an_array(cls, limit: int | None, info: ValidationInfo) -> int | None:
+        if limit is not None and info.data.get("array", ()) is None:
+            raise ValueError("limits the runs of an array, and there is no array")
+        return limit
 
     @field_validator("backend")
     @classmethod
@@ -455,11 +457,6 @@ class JobSpec(Value):
         if twice := sorted({name for name in secrets if secrets.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)} is named twice")
         return secrets
-
-
-def _about(key: str, message: str, given: Any) -> PydanticCustomError:
-    """A refusal of one key that only the whole job could tell."""
-    return PydanticCustomError("about_a_key", "{message}", {"key": key, "message": message, "given": given})
 
 
 LATER: dict[str, dict[str, Any]] = {
@@ -531,8 +528,6 @@ def _problem(detail: Any) -> Problem:
         case "extra_forbidden":
             message, hint = unknown_key(str(path[-1])) if len(path) == 1 else ("unknown key", "")
             return Problem(path, message, hint, about_key=True)
-        case "about_a_key":
-            return Problem((*path, context["key"]), context["message"])
         case "missing":
             return Problem(path, "is missing: the script and its arguments, such as `run: train.py`")
         case "value_error":

@@ -333,7 +333,6 @@ class NodeAgent:
             "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
         )
         known.ranks = {rank.rank: None for rank in part.ranks}
-        known.warm = sum(state["warm"] for state in answer["ranks"].values())
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
@@ -369,7 +368,8 @@ class NodeAgent:
                     mark=mark,
                     nccl_log=folder.nccl if part.nccl_log == "file" else None,
                 )
-                | {PROGRESS_VARIABLE: str(folder.progress(rank.rank))},
+                # What is no attempt has no progress, and is not slowed by being watched.
+                | ({PROGRESS_VARIABLE: str(folder.progress(rank.rank))} if part.attempt > 0 else {}),
                 "cpus": list(cpus[rank.local_rank]) if cpus else None,
                 "cudnn": part.cudnn,
             }

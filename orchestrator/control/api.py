@@ -22,6 +22,7 @@ from orchestrator.control.controller import Controller
 from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.refused import Refused
+from orchestrator.control.top import top
 from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
@@ -115,10 +116,13 @@ class Api:
                 web.post("/api/v1/runs/{ref}/set", self._set),
                 web.get("/api/v1/runs/{ref}/why", self._why),
                 web.get("/api/v1/runs/{ref}/logs", self._logs),
+                web.get("/api/v1/runs/{ref}/report", self._run_report),
+                web.get("/api/v1/report", self._cluster_report),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
                 web.get("/api/v1/benches", self._benches),
                 web.get("/api/v1/nodes", self._nodes),
                 web.get("/api/v1/topo", self._topo),
+                web.get("/api/v1/top", self._top),
                 web.get("/api/v1/doctor", self._doctor),
                 web.post("/api/v1/down", self._go_down),
             ]
@@ -174,7 +178,8 @@ class Api:
         controller = self._controller
         busy, live, waiting = await controller.busy(), await controller.live(), await controller.waiting()
         nodes = controller.roster.nodes.values()
-        text = exposition(nodes, busy, live, waiting, controller.runtime.counts, controller.runtime.now())
+        pace = controller.gangs.measuring.live
+        text = exposition(nodes, busy, live, waiting, controller.runtime.counts, controller.runtime.now(), pace)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:
@@ -214,6 +219,9 @@ class Api:
                 }
             )
         return web.json_response(answer)
+
+    async def _top(self, request: web.Request) -> web.Response:
+        return web.json_response(await top(self._controller))
 
     async def _topo(self, request: web.Request) -> web.Response:
         """The tree that placement sees, and who holds what of it."""
@@ -406,6 +414,14 @@ class Api:
             keep_on=query.get("follow") == "1",
         )
         return await _stream(request, lines)
+
+    async def _run_report(self, request: web.Request) -> web.Response:
+        """What the run's page is drawn from."""
+        return web.json_response(await self._controller.run_pictured(request.match_info["ref"]))
+
+    async def _cluster_report(self, request: web.Request) -> web.Response:
+        """What the cluster's page is drawn from: of the time since then."""
+        return web.json_response(await self._controller.cluster_pictured(_moment(request.query.get("since"))))
 
     async def _benches(self, request: web.Request) -> web.Response:
         """Results of `orch bench`, oldest first."""

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -335,6 +335,19 @@ class Controller:
     def array_of(self, run: Run) -> Array | None:
         """The array that a run is of, while any run of it has not ended."""
         return None if run.element is None else self.runtime.book.arrays.get(run.element.array)
+
+    async def run_pictured(self, ref: str) -> dict[str, Any]:
+        """What the run's page is drawn from. Raises Refused(3)."""
+        word = int(ref) if ref.isdigit() else ref
+        found = await self.runtime.read(self._store.run_pictured, word, self.runtime.now())
+        if found is None:
+            raise Refused(3, f"no such run: {ref!r}")
+        return found
+
+    async def cluster_pictured(self, since: datetime | None) -> dict[str, Any]:
+        """What the cluster's page is drawn from, of the time since then: the last 30 days where nothing is said."""
+        now = self.runtime.now()
+        return await self.runtime.read(self._store.cluster_pictured, since or now - timedelta(days=30), now)
 
     async def asked(self, question: Asked) -> list[dict[str, Any]]:
         """Groups, or flat rows. Raises ValueError."""

@@ -7,6 +7,7 @@ controller is away. Only the calls that the Jobs page makes are answered; all el
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
@@ -17,6 +18,7 @@ from aiohttp import web
 from orchestrator.control.controller import Controller
 from orchestrator.control.follow import Positions, log_lines
 from orchestrator.history.filters import RunFilter
+from orchestrator.pictures.runs_page import runs_page
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Run
 
@@ -57,6 +59,7 @@ class Dashboard:
                 web.get("/api/jobs/{id}", self._one),
                 web.get("/api/jobs/{id}/logs", self._logs),
                 web.get("/api/v0/logs/file", self._log_file),
+                web.get("/orch/runs/{id}", self._page),
             ]
         )
         return app
@@ -77,6 +80,21 @@ class Dashboard:
         if (found := _FILE.fullmatch(request.query.get("filename", ""))) is None:
             raise web.HTTPNotFound
         return web.Response(text=await self._text(await self._run(found[1])))
+
+    async def _page(self, request: web.Request) -> web.Response:
+        """The run's report: the page of `orch report`."""
+        word = request.match_info["id"]
+        if not word.isdigit() or len(word) > 18:
+            raise web.HTTPNotFound
+        runtime = self._controller.runtime
+        data = await runtime.read(runtime.store.run_pictured, int(word), runtime.now())
+        if data is None:
+            raise web.HTTPNotFound
+        page = await asyncio.to_thread(runs_page, [data])
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        return web.Response(
+            body=page.encode("utf-8", "replace"), content_type="text/html", charset="utf-8", headers=headers
+        )
 
     async def _text(self, run: Run) -> str:
         """The last lines of every rank of the latest attempt, as `orch logs` has them."""
@@ -111,6 +129,7 @@ def job_of(run: Run) -> dict[str, Any]:
         "team": run.spec.team or "",
         "attempts": str(len(run.attempts)),
         "where": where,
+        "report": f"/orch/runs/{run.id}",
         "more": f"orch show {run.id}",
     }
     return {
@@ -134,7 +153,7 @@ def job_of(run: Run) -> dict[str, Any]:
 
 def _said(run: Run, where: str) -> str:
     ranks = run.attempt.placement.world_size if run.attempt else run.spec.workers.total
-    return f"{ranks} rank{'s' if ranks != 1 else ''}{f' on {where}' if where else ''}; orch show {run.id}"
+    return f"{ranks} rank{'s' if ranks != 1 else ''}{f' on {where}' if where else ''}; report: /orch/runs/{run.id}"
 
 
 def _ms(at: datetime | None) -> int | None:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
+from datetime import datetime
 from typing import Any
 
 from orchestrator.control.aside import Aside
@@ -27,9 +28,11 @@ from orchestrator.control.measuring import Measuring
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
+from orchestrator.control.trackers import run_key
 from orchestrator.control.transport import judge
 from orchestrator.hardware.model import Cluster
 from orchestrator.health.reading import Reading, reading
+from orchestrator.history import ledger
 from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.placement.bandwidth import is_rdma
 from orchestrator.placement.nccl_env import NodeFacts, rank_environment
@@ -174,6 +177,9 @@ class Gangs:
             job=spec.env,
         )
         env = {"ORCH_BACKEND": _backend_of(spec, gang.placement.device)} | communication.variables
+        # The same on every attempt, as the checkpoint's folder is: trackers continue where they were.
+        env["ORCH_RUN_KEY"] = run_key(run)
+        env["ORCH_TENSORBOARD_DIR"] = str(settings.storage / "tensorboard" / run_key(run))
         if spec.checkpoint is not None:
             # The same on every attempt, and no other run's. An absolute path is the user's own choice.
             env["ORCH_CHECKPOINT_DIR"] = str(settings.storage / "checkpoints" / str(run.id) / spec.checkpoint)
@@ -375,6 +381,7 @@ class Gangs:
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
+            runtime.counts.used(run.spec.team, _parts_s(run, runtime.now()))
         for end in until.values():
             runtime.wake_in((end - runtime.now()).total_seconds() + 0.1)
         for node, part in gang.parts.items():
@@ -430,6 +437,12 @@ class Gangs:
         with suppress(AgentGone):
             await self.roster.agent(node).forget(self._runtime.epoch, run, attempt)
         await self.roster.release(node, self.needs)
+
+
+def _parts_s(run: Run, now: datetime) -> dict[str, float]:
+    """What its GPUs were used for, in seconds, up to its end."""
+    used = ledger.gpu_time(run, now)
+    return {part.name: getattr(used, part.name) / 1000 for part in fields(used)}
 
 
 def _backend_of(spec: JobSpec, device: str) -> str:

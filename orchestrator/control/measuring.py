@@ -10,6 +10,7 @@ from datetime import datetime
 from orchestrator.control.backend import GpuLook, Report
 from orchestrator.control.gang_progress import RANK_S, GangProgress
 from orchestrator.control.gpu_usage import GpuUse
+from orchestrator.control.live import Live
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.runtime import Runtime
 from orchestrator.history.errors import StaleEpoch
@@ -85,6 +86,8 @@ class Measuring:
         self._gangs: dict[tuple[int, int], GangProgress] = {}
         self._gpus: dict[tuple[int, int], GpuWindows] = {}
         self._turn = 0
+        self.live = Live()
+        """How the runs do now."""
 
     def start(self) -> None:
         self._runtime.spawn(self._count_missed())
@@ -107,6 +110,7 @@ class Measuring:
         for look in report.gpus:
             if (windows := self._gpus.get((look.run, look.attempt))) is not None:
                 windows.add(node, look, self._runtime.now())
+                self.live.looked(node, look)
 
     def _take_in_ranks(self, looks: Iterable[RankProgress]) -> None:
         by_gang: dict[tuple[int, int], list[RankProgress]] = {}
@@ -130,6 +134,7 @@ class Measuring:
         gang, gpus = self._gangs.pop(key, None), self._gpus.pop(key, None)
         if gang is None or gpus is None:
             return
+        self.live.ended(key)
         try:
             gang.end(self._runtime.now())
             gpus.close_all()
@@ -149,7 +154,9 @@ class Measuring:
             # Many runs take turns: counting one is several statements.
             count = few or (self._turn + key[0]) % COUNT_EVERY == 0
             try:
-                taken.append(self._measured(key, gang, self._gpus[key], count=count))
+                one = self._measured(key, gang, self._gpus[key], count=count)
+                self.live.stepped(key, one.gang)
+                taken.append(one)
             except Exception:
                 self._give_up(key)
         if taken:
@@ -158,6 +165,7 @@ class Measuring:
     def _give_up(self, key: tuple[int, int]) -> None:
         log.exception("run %s is measured no more", key[0])
         del self._gangs[key], self._gpus[key]
+        self.live.ended(key)
 
     def _measured(self, key: tuple[int, int], gang: GangProgress, gpus: GpuWindows, *, count: bool) -> Measured:
         rows, rank_rows = gang.take_rows()

@@ -15,7 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 import orchestrator
+from orchestrator.control import run_metrics
 from orchestrator.control.counts import Counts
+from orchestrator.control.live import Live
 from orchestrator.control.roster import Node
 from orchestrator.scheduling.run import Run
 
@@ -31,6 +33,7 @@ def exposition(
     waiting: list[Run],
     counts: Counts,
     now: datetime,
+    pace: Live | None = None,
 ) -> bytes:
     """Everything in Prometheus's text format."""
     registry = CollectorRegistry(auto_describe=False)
@@ -38,6 +41,9 @@ def exposition(
         *_cluster(nodes, busy),
         *_runs(live, waiting, now),
         *_happened(counts),
+        *run_metrics.gpu_time(counts),
+        *(run_metrics.speeds(live[-RUNS_SHOWN:], pace) if pace is not None else ()),
+        *(run_metrics.gpus(pace) if pace is not None else ()),
     ]
     registry.register(_Once(found))
     return generate_latest(registry)

@@ -78,6 +78,5 @@ class Part:
             self.master_port,
             self.lease_expired,
             self.first_failed,
-            self.warm,
             None if self.nccl is None or self.nccl.sent else self.nccl.value,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.control.backend import RankStart, StartPart
+from orchestrator.control.trackers import tracker_env
 
 _NOT_FOR_RANKS = ("RAY_", "ORCH_", "__RAY", "GRPC_")
 _SET_BY_RAY = frozenset(
@@ -62,6 +63,7 @@ def rank_env(
     env["OMP_NUM_THREADS"] = str(max(1, cores // max(1, local_world)))
     env.update(part.env)
     env.update(part.secrets)
+    env.update(tracker_env(rank.rank, env))
     if nccl_log is not None:
         env["NCCL_DEBUG_FILE"] = str(nccl_log / f"nccl-{rank.rank}.%p.log")
     gpus = ",".join(gpu_name(visible, r.gpu) for r in part.ranks) if part.device == "cuda" else ""

@@ -31,6 +31,7 @@ from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
+from orchestrator.control.ray_metrics import tell_ray
 from orchestrator.control.runtime import Settings
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
@@ -313,6 +314,7 @@ class ControllerActor:
         write_monitoring(self._home.monitoring, self._url, self._home.metrics_token_file(), ray_exporters())
         if note.dashboard_proxy is not None:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
+        tell_ray(self._controller)
         self._home.write_controller(self._url, orchestrator.__version__)
         return self._url
 

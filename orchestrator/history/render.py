@@ -18,11 +18,9 @@ from orchestrator.scheduling.run import Attempt, Run, RunEvent
 
 def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
     """One run whole. `now` is the time up to which an attempt that has not ended is counted; without it, it is not."""
-    code = run.code
     return {
         **_head(run),
         "spec": run.spec.model_dump(mode="json"),
-        "code": None if code is None else {"sha256": code.sha256, "git": code.git, "dirty": code.dirty},
         "workdir": run.workdir,
         "attempts": [_attempt(run, one, ranks=True) for one in run.attempts],
         "after": [asdict(need) for need in run.after],
@@ -171,6 +169,7 @@ def time_json(at: datetime | None) -> str | None:
 
 
 def _head(run: Run) -> dict[str, Any]:
+    code = run.code
     return {
         "id": run.id,
         "name": run.name,
@@ -183,6 +182,7 @@ def _head(run: Run) -> dict[str, Any]:
         "finished_at": time_json(run.finished_at),
         "priority": run.spec.priority,
         "array": None if run.element is None else asdict(run.element),
+        "code": None if code is None else {"sha256": code.sha256, "git": code.git, "dirty": code.dirty},
     }
 
 

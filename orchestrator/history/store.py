@@ -28,6 +28,7 @@ from orchestrator.history import (
     listing,
     measurements,
     moves,
+    pictured,
     queries,
     retention,
     summaries,
@@ -682,6 +683,17 @@ class Store:
         """What these results are to be held against."""
         with self._database.read() as connection:
             return benches.related(connection, shown, now)
+
+    def run_pictured(self, ref: int | str, now: datetime) -> dict[str, Any] | None:
+        """What the page of a run is drawn from; None where there is no such run."""
+        with self._database.read() as connection:
+            run = queries.find(connection, ref)
+            return None if run is None else pictured.run_pictured(connection, run, now)
+
+    def cluster_pictured(self, since: datetime, now: datetime) -> dict[str, Any]:
+        """What the page of the cluster is drawn from, of the time since then."""
+        with self._database.read() as connection:
+            return pictured.cluster_pictured(connection, since, now)
 
     def busy(self) -> dict[str, dict[int, int]]:
         """The GPUs (or CPU slots) that are not free, fenced ones included: node -> GPU -> the run that has it."""

@@ -57,7 +57,8 @@ class Ask:
     unfit: Mapping[str, str]
     account: Account
     gpus: int
-    priority: int
+    priority: float
+    """Its standing (service.py): the priority, or half a step below it."""
     queued: float
     """`queued_at` as a timestamp."""
     age: tuple[float, int]

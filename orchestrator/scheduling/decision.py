@@ -108,12 +108,13 @@ class Preemption:
     lost_gpu_s: float
     """GPU-seconds since its last checkpoint, or since its start where none is known."""
     by_quota: bool = False
-    """Whether it borrowed what the other is guaranteed; else it has lower priority."""
+    """Whether it borrowed what the other is guaranteed; else it has lower priority, or has had more (service.py)."""
 
     @property
     def text(self) -> str:
-        why = "takes back its guaranteed quota" if self.by_quota else "has higher priority"
         other = self.beneficiary
+        higher = "has higher priority" if other.spec.priority > self.run.spec.priority else "has had fewer GPU-hours"
+        why = "takes back its guaranteed quota" if self.by_quota else higher
         return (
             f"gives way to run {other.id} ({other.name}), which {why}; {self.lost_gpu_s / 3600:.1f} GPU-hours are lost"
         )

@@ -15,6 +15,7 @@ from orchestrator.policy import Policy
 from orchestrator.scheduling.ask import Ask, ask_of
 from orchestrator.scheduling.quota import account_of
 from orchestrator.scheduling.run import Run
+from orchestrator.scheduling.service import standing
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import parts_of
 
@@ -59,6 +60,7 @@ class Memory:
     def ask(self, run: Run, unfit: Mapping[str, str]) -> Ask:
         """What one run asks."""
         ask = ask_of(run, account_of(run, self.policy), self.topology, unfit)
+        ask.priority = standing(run, self.policy)
         ask.shape = self.shape(ask.request)
         if ask.patient is not None:
             ask.patient_shape = self.shape(ask.patient)

@@ -69,7 +69,7 @@ class Order:
         self._asks, self._policy, self._usage, self._held, self._able = asks, policy, usage, held, able
         self._overdue = now.timestamp() - policy.overdue
         self._moved = False
-        self._before: dict[str | Account, int] = {}
+        self._before: dict[str | Account, float] = {}
         """By team and by user: the highest priority among its runs that ask for more than is left of its guaranteed part."""
 
     def __iter__(self) -> Iterator[Ask]:
@@ -117,9 +117,11 @@ class Order:
         self._moved = True
 
     def _by_priority(self, asks: list[Ask]) -> Iterator[Ask]:
-        levels: dict[int, list[Ask]] = {}
+        levels: dict[float, list[Ask]] = {}
         for ask in asks:
-            levels.setdefault(ask.priority, []).append(ask)
+            # What it has had counts no more for one that is overdue.
+            level = ask.run.spec.priority if ask.queued <= self._overdue else ask.priority
+            levels.setdefault(level, []).append(ask)
         for priority in sorted(levels, reverse=True):
             first: list[Ask] = []
             rest: list[Ask] = []

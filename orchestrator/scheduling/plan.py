@@ -23,6 +23,7 @@ from orchestrator.scheduling.order import Order, Usage
 from orchestrator.scheduling.quota import Claim, Claims, Excess, Held, account_of
 from orchestrator.scheduling.reservation import Future
 from orchestrator.scheduling.room import Room, View
+from orchestrator.scheduling.service import passes_in
 from orchestrator.scheduling.snapshot import Block, Snapshot
 from orchestrator.scheduling.timeline import Opening
 from orchestrator.scheduling.unfit import left_out
@@ -110,7 +111,8 @@ class Cycle:
         overdue = self.now.timestamp() - self.snapshot.policy.overdue
         turns = (ask.queued - overdue for ask in self.asks if ask.queued > overdue)
         reserved = ((r.start - self.now).total_seconds() for r in self.reservations if r.start is not None)
-        ahead = (min(turns, default=None), *(seconds for seconds in reserved if seconds > 0), *self._later)
+        served = passes_in(self.snapshot.running, self.snapshot.policy, self.now)
+        ahead = (min(turns, default=None), served, *(seconds for seconds in reserved if seconds > 0), *self._later)
         soonest = min((seconds for seconds in ahead if seconds is not None), default=None)
         # Not so soon that a clock which counts microseconds has not moved by then.
         return None if soonest is None else max(soonest, 0.01) if soonest else 0.0

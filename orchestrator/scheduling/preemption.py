@@ -26,6 +26,7 @@ from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.quota import account_of
 from orchestrator.scheduling.run import Run
+from orchestrator.scheduling.service import standing
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import give
 
@@ -79,7 +80,9 @@ def candidates(
         whose = guarded.get(run.id)
         account = account_of(run, policy)
         same = account == ask.account if whose == "user" else account[0] == ask.account[0]
-        lower = policy.preemption == "priority" and run.spec.priority < ask.priority and (whose is None or same)
+        lower = (
+            policy.preemption == "priority" and standing(run, policy, now) < ask.priority and (whose is None or same)
+        )
         borrows = entitled and whose is None
         if not lower and not borrows:
             continue

@@ -28,7 +28,7 @@ def dashboard(home: OrchHome, path: str) -> Any:
     note = home.home.read_cluster()
     assert note is not None
     text = get(f"{note.dashboard_url}{path}", home.root / "ray_token")
-    return text if "/logs/file" in path else json.loads(text)
+    return text if "/logs/file" in path or path.startswith("/orch/") else json.loads(text)
 
 
 def test_the_jobs_page_has_runs_with_state_and_message_and_their_logs(home: OrchHome, job: Any) -> None:
@@ -42,6 +42,10 @@ def test_the_jobs_page_has_runs_with_state_and_message_and_their_logs(home: Orch
     assert "no luck" in row["message"]
     assert row["end_time"] >= row["start_time"]
     assert dashboard(home, f"/api/jobs/orch-{good}/logs")["logs"].splitlines() == ["[rank 0] well", "[rank 1] well"]
+    assert listed[f"orch-{bad}"]["metadata"]["report"] == f"/orch/runs/{bad}"
+    page = dashboard(home, f"/orch/runs/{bad}")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "no luck" in page
     asked = f"/api/v0/logs/file?node_id=orch&filename=job-driver-orch-{bad}.log&lines=1000"
     assert dashboard(home, asked) == "[rank 0] no luck"
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -465,7 +466,7 @@ def test_a_controller_that_follows_ends_the_trial_and_tries_anew(tmp_path: Path)
     ("workers", "more"), [("2", {}), ("2x1", {"backend": "gloo"}), ("2x1", {"tags": {"orch": "bench"}})]
 )
 def test_gangs_of_one_node_of_gloo_and_of_orch_bench_are_not_tried(
-    tmp_path: Path, workers: str, more: dict[str, object]
+    tmp_path: Path, workers: str, more: dict[str, Any]
 ) -> None:
     async def story() -> None:
         async with controlling(tmp_path, FakeCluster(a=2, b=2), preflight="on") as controller:

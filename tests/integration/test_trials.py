@@ -33,7 +33,7 @@ from orchestrator.testing.controlling import until
 from orchestrator.testing.hardware import cluster, node
 
 PYTHON = """#!{python}
-import json, os, runpy, socket, sys, time
+import json, os, socket, sys, time
 node = os.environ.get("ORCH_MARK", "").rpartition(".")[2]
 argv = [word for word in sys.argv[1:] if word != "-u"]
 if argv[0].endswith("tell_versions.py"):
@@ -68,8 +68,7 @@ if argv[0] == "collectives.py":
             print("ORCH_BENCH " + json.dumps({{"ranks": world, "versions": {{"torch": "2"}}}}))
             print("ORCH_BENCH " + json.dumps(row | {{"busbw": speed, "iterations": 3, "wrong": 0}}), flush=True)
         sys.exit()
-sys.argv = argv
-runpy.run_path(argv[0], run_name="__main__")
+os.execv("{python}", ["{python}", *sys.argv[1:]])
 """
 
 

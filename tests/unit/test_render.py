@@ -54,8 +54,13 @@ def test_show_has_the_promised_keys():
 
 
 def test_a_list_has_no_spec_no_events_and_nothing_by_rank():
-    listed = list_json(a_run(42, State.SUCCEEDED, attempts=(an_attempt(exit_codes={0: 0}),)))
+    run = a_run(42, State.SUCCEEDED, attempts=(an_attempt(exit_codes={0: 0}),))
+    listed, shown = list_json(run), show_json(run)
     assert not {"spec", "events"} & set(listed)
+    assert set(shown) - set(listed) == {
+        *("spec", "events", "workdir", "after", "waits"),
+        *("goodput", "effective_training_time_ratio", "queue_seconds", "cost"),
+    }
     assert listed["attempts"][0]["placement"]["nodes"][0] == {"node": "a", "gpus": (0, 1)}
     assert "exit_codes" not in listed["attempts"][0]
 

@@ -249,10 +249,11 @@ def test_whatever_the_values_are_they_reach_the_script_as_they_are(values: list[
     ("values", "complaint"),
     [
         (
-            {"run": "t.py {lr} {sed}"},
+            {"run": "t.py {lr} {seed} {sed}"},
             "array: {sed} in run or env is none of its keys (lr, seed); plain text is {{sed}}",
         ),
         ({"run": "t.py {lr}"}, "array: seed is used nowhere: write {seed} into run or env"),
+        ({"run": "t.py"}, "array: lr, seed are used nowhere: write {lr}, {seed} into run or env"),
         ({"run": "t.py", "array": {}}, "array: is empty: it needs one key at least, such as {seed: 0..9}"),
         (
             {"array": {"lr": 5, "seed": [1]}},

@@ -1,0 +1,1 @@
+"""Runs and the cluster as pictures: one HTML page that needs nothing but itself. Pure: JSON values in, text out."""
