@@ -487,8 +487,8 @@ class GpuSampleRow(Base):
 class GpuTimeRow(Base):
     """The ledger: what the GPUs of an attempt on one node were used for, in GPU-milliseconds (slots on CPU nodes).
 
-    Written when the attempt begins, again and again while it lives (control/measuring.py), when it ends, when its last
-    GPU is released, and when a later attempt shows that more of it was lost.
+    Written when the attempt begins, again and again while it lives (control/measuring.py), when it ends, when its last GPU
+    is released, and when a later attempt shows that more of it was lost.
     """
 
     __tablename__ = "gpu_time"
