@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.health.nccl_lines import said as messages
@@ -124,6 +124,7 @@ def test_a_reduction_in_the_switch_leaves_the_node_and_is_its_ranks_own() -> Non
 # Of what size it is ----------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(st.integers(2, 400), st.integers(1, 8))
 def test_a_nodes_part_stays_small_however_many_ranks_and_channels_there_are(world: int, channels: int) -> None:
     log = NodeLog((0,), world)
