@@ -38,8 +38,8 @@ demo: $(READY) ## starts a cluster on this machine, trains on real digits with t
 # Unit tests side by side, then what needs the machine for itself; the last lines count both.
 test: $(READY) ## runs every test; what this machine lacks (PostgreSQL, network namespaces) is skipped and named
 	@units=0; reports="$$(mktemp)"; trap 'rm -f "$$reports"' EXIT; \
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --write-reports "$$reports" tests/unit || units=$$?; \
-	$(BIN)/python -m pytest -q --add-reports "$$reports" --ignore tests/unit; exit $$units
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --write-reports="$$reports" tests/unit || units=$$?; \
+	$(BIN)/python -m pytest -q --add-reports="$$reports" --ignore=tests/unit tests; exit $$units
 
 lint: $(READY) ## ruff, mypy and import-linter
 	@$(BIN)/ruff check .

@@ -302,6 +302,6 @@ def test_a_damaged_archive_is_refused(tmp_path, damage):
 
 def test_a_thousand_small_files_take_well_under_a_second(tmp_path):
     write(tmp_path, {f"d{n % 20}/f{n}.py": "x = 1\n" * 100 for n in range(1000)})
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(take(tmp_path).files) == 1000
-    assert time.perf_counter() - began < 0.9  # 0.1 s when the machine is idle
+    assert time.process_time() - began < 0.9  # CPU time, which a busy machine does not stretch: 0.1 s
