@@ -112,7 +112,8 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
 
 def _title(column: Column) -> str:
     """`took_s` holds seconds for programs; people are shown `1m15s`."""
-    return column.title.removesuffix("_s").upper()
+    rate = column.title.endswith("_per_s")
+    return (column.title if rate else column.title.removesuffix("_s")).upper()
 
 
 def _cell(column: Column, row: Row) -> str:
