@@ -17,7 +17,11 @@ def _of(run: Run, name: str) -> Any:
 
 
 SAMPLES_PER_S = Column(
-    "samples_per_s", lambda run: _of(run, "samples_per_s"), lambda run: number(_of(run, "samples_per_s")), right=True
+    "samples_per_s",
+    lambda run: _of(run, "samples_per_s"),
+    lambda run: number(_of(run, "samples_per_s")),
+    right=True,
+    spare=3,
 )
 STEPS = Column("steps", lambda run: _of(run, "steps"), lambda run: number(_of(run, "steps")), right=True)
 

@@ -46,6 +46,8 @@ class Column:
     shown: Callable[[Row], str] | None = None
     color: Callable[[Row], str | None] | None = None
     right: bool = False
+    spare: int = 0
+    """A terminal that is too narrow does without the columns that have one, the smallest first."""
 
 
 def output_option(command: F) -> F:
@@ -95,10 +97,14 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
     cells = [[_cell(column, row) for column in columns] for row in rows]
     used = [i for i, column in enumerate(columns) if i == 0 or any(line[i] for line in cells)]
     widths = {i: max(len(_title(columns[i])), *(len(line[i]) for line in cells)) for i in used}
-    room = shutil.get_terminal_size().columns
-    last = used[-1]
+    room, last = shutil.get_terminal_size().columns, used[-1]
+    left = room - sum(widths[i] + 2 for i in used[:-1])
+    for i in sorted((i for i in used[:-1] if columns[i].spare), key=lambda i: columns[i].spare):
+        if left < min(widths[last], 12):
+            used.remove(i)
+            left += widths[i] + 2
     # Only the last column, which is prose, may lose its end.
-    widths[last] = max(12, room - sum(widths[i] + 2 for i in used[:-1]))
+    widths[last] = max(12, left) if not columns[last].right else widths[last]
     click.echo(
         paint("  ".join(_pad(_title(columns[i]), widths[i], columns[i].right, i == last) for i in used), bold=True)
     )
@@ -111,9 +117,11 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
 
 
 def _title(column: Column) -> str:
-    """`took_s` holds seconds for programs; people are shown `1m15s`."""
-    rate = column.title.endswith("_per_s")
-    return (column.title if rate else column.title.removesuffix("_s")).upper()
+    """`took_s` holds seconds for programs; people are shown `1m15s`. What holds more than a key is shown as it is."""
+    if not re.fullmatch("[a-z_]+", column.title):
+        return column.title
+    rate, per, _ = column.title.partition("_per_s")
+    return f"{rate}/s".upper() if per and rate + per == column.title else column.title.removesuffix("_s").upper()
 
 
 def _cell(column: Column, row: Row) -> str:
@@ -121,7 +129,7 @@ def _cell(column: Column, row: Row) -> str:
 
 
 def _pad(text: str, width: int, right: bool, last: bool) -> str:
-    if last:
+    if last and not right:
         return text if len(text) <= width else text[: width - 1] + "…"
     return text.rjust(width) if right else text.ljust(width)
 

@@ -13,6 +13,7 @@ from cli import output as out
 from cli.job import checked
 from cli.times import span
 from cli.why import waiting_lines
+from orchestrator.units import format_bandwidth
 
 MOST_DELAYS = 5
 
@@ -55,7 +56,10 @@ def lines(name: str, answer: dict[str, Any]) -> list[str]:
         said.append(f"{name} would start now, within one {placement['level']}{_bandwidth(placement)}")
         said += [f"  {line}" for line in answer.get("drawing", ())]
     else:
-        said.append(f"{name} would wait: {answer.get('reason')}")
+        reason = answer.get("reason") or ""
+        said.append(
+            f"{name} would wait{reason.removeprefix('waits') if reason.startswith('waits for') else f': {reason}'}"
+        )
     if answer.get("waits"):
         said += [f"  {line}" for line in waiting_lines(answer["waits"])]
     said += cost(answer)
@@ -86,4 +90,4 @@ def _bandwidth(placement: dict[str, Any]) -> str:
     if placement.get("busbw_predicted") is None:
         return ""
     bound = f", bounded by {placement['busbw_bottleneck']}" if placement.get("busbw_bottleneck") else ""
-    return f", all-reduce at {placement['busbw_predicted']:.0f} GB/s predicted{bound}"
+    return f", all-reduce at {format_bandwidth(placement['busbw_predicted'])} predicted{bound}"

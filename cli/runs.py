@@ -78,7 +78,7 @@ RUNS = (
     _ID,
     _NAME,
     _USER,
-    Column("team", lambda run: run.get("team")),
+    Column("team", lambda run: run.get("team"), spare=2),
     _STATE,
     Column("submitted", lambda run: run["submitted_at"], lambda run: local(run["submitted_at"])),
     Column(
@@ -87,7 +87,7 @@ RUNS = (
         lambda run: span(between(run.get("started_at"), run.get("finished_at"))),
         right=True,
     ),
-    Column("attempts", lambda run: len(run.get("attempts") or []), right=True),
+    Column("attempts", lambda run: len(run.get("attempts") or []), right=True, spare=1),
     measured.SAMPLES_PER_S,
     Column("where", _where),
     _REASON,
@@ -205,11 +205,10 @@ def _show(run: dict[str, Any]) -> None:
             ("finished", _time(run.get("finished_at"))),
             ("took", _span(between(run.get("started_at"), run.get("finished_at")))),
             *measured.fields(run),
-            ("priority", run.get("priority") or None),
             ("code", code.get("sha256", "")[:12] + (f", git {commit}" if commit else "")),
             ("after", ", ".join(map(_need, run.get("after") or ()))),
             *(
-                (key, _spec_value(value))
+                (key, _spec_value(key, value))
                 for key, value in (run.get("spec") or {}).items()
                 if key not in ("name", "after")
             ),
@@ -227,11 +226,12 @@ def _show(run: dict[str, Any]) -> None:
 
 def _show_attempt(attempt: dict[str, Any]) -> None:
     prefix = f"attempt.{attempt['number']}."
-    failure, placement = attempt.get("failure"), attempt.get("placement") or {}
+    failure, placement, stop = attempt.get("failure"), attempt.get("placement") or {}, attempt.get("stop") or {}
     nodes = placement.get("nodes") or []
     if not out.on_terminal():
         fields = [(f"{prefix}outcome", attempt.get("outcome"))]
         fields += [(f"{prefix}failure.{key}", value) for key, value in (failure or {}).items()]
+        fields += [(f"{prefix}stop", stop.get("reason"))]
         fields += [(f"{prefix}started", attempt.get("started_at")), (f"{prefix}ended", attempt.get("ended_at"))]
         fields += [(f"{prefix}{part['node']}", part["gpus"]) for part in nodes]
         fields += [(f"{prefix}versions", text) for text in version_lines(attempt)]
@@ -249,6 +249,8 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         from cli.watch import failure_text
 
         click.echo(out.paint("  " + out.clean(f"{failure['kind']}: {failure_text(failure)}"), "red"))
+    elif stop:
+        click.echo("  " + out.clean(stop["reason"] or stop["kind"]))
     for text in version_lines(attempt):
         click.echo(out.clean(f"  {text}"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
@@ -309,8 +311,10 @@ def _span(seconds: float | None) -> Any:
     return span(seconds) if out.on_terminal() else seconds
 
 
-def _spec_value(value: Any) -> Any:
+def _spec_value(key: str, value: Any) -> Any:
     """A part of the spec as a job file would have it."""
+    if key in ("grace", "time_limit") and value and out.on_terminal():
+        return span(value)
     if isinstance(value, dict) and out.on_terminal():
         return ", ".join(f"{key}={item}" for key, item in value.items())
     return value

@@ -239,7 +239,12 @@ def _warn(rows: Sequence[Row]) -> None:
     never = rows[0].replayed.never if rows else ()
     if never:
         largest = max(job.gpus for job in never)
-        out.say(f"{len(never)} jobs do not fit the empty cluster and are left out; the largest has {largest} GPUs")
+        count = (
+            "1 job does not fit the empty cluster and is"
+            if len(never) == 1
+            else f"{len(never)} jobs do not fit the empty cluster and are"
+        )
+        out.say(f"{count} left out; the largest has {largest} GPUs")
 
 
 def _draw(path: Path, rows: Sequence[Row], shown: list[dict[str, Any]], trace: Path | None) -> None:

@@ -449,6 +449,13 @@ class JobSpec(Value):
             raise ValueError("nccl needs GPUs, and device is cpu: choose gloo")
         return backend
 
+    @field_validator("gpu")
+    @classmethod
+    def _gpu_fits(cls, gpu: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if gpu and info.data.get("device") == "cpu":
+            raise ValueError("names GPUs, and device is cpu: leave one of them out")
+        return gpu
+
     @field_validator("secrets")
     @classmethod
     def _secrets_apart(cls, secrets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:

@@ -45,3 +45,8 @@ def format_size(size: int) -> str:
         if size >= BYTES[unit] and size % BYTES[unit] == 0:
             return f"{size // BYTES[unit]}{unit}"
     return f"{size}B"
+
+
+def format_bandwidth(gbps: float) -> str:
+    """GB/s as people say it: `231 GB/s`, and `0.49 GB/s` where a whole number would say nothing."""
+    return f"{gbps:.0f} GB/s" if gbps >= 10 else f"{gbps:.2g} GB/s"

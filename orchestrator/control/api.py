@@ -256,7 +256,9 @@ class Api:
         live = await self._controller.live()
         if live and not body.force:
             names = ", ".join(f"{run.id} ({run.name})" for run in live[:5])
-            raise Refused(7, f"{len(live)} run(s) live: {names}; cancel them, or use --force")
+            more = f" and {len(live) - 5} more" if len(live) > 5 else ""
+            count = "1 run lives" if len(live) == 1 else f"{len(live)} runs live"
+            raise Refused(7, f"{count}: {names}{more}; cancel them, or use --force")
         # What waits would take the places that become free, on nodes whose launchers are told to end.
         self._controller.start_no_more()
         for run in await self._controller.live():

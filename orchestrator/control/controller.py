@@ -126,8 +126,9 @@ class Controller:
         return run, created
 
     async def dry_run(self, spec: JobSpec, user: str) -> dict[str, Any]:
-        """Where the job would go, when, at whose cost; what a looser or tighter wish would give. Raises Refused(5)."""
+        """Where the job would go, when, at whose cost; what a looser or tighter wish would give. Raises as `submit`."""
         self._check_fits(spec)
+        follows = await self.runtime.read(self._store.needs, spec.after, user)
         unfit = await self._check_requires(spec)
         free = self.roster.free(await self.busy())
         topology = free.topology
@@ -142,6 +143,8 @@ class Controller:
         ]
         now = {"device": request.device, "alternatives": others, "notices": self.notices(spec)}
         now |= await self._preview(spec, user)
+        if (waits := self.queue.waits_for(follows)) is not None:
+            return {"fits_now": False, "reason": waits, "placement": None} | now
         if isinstance(answer, Rejection):
             reason = f"{answer.reason}; {left_out(unfit)}" if unfit else answer.reason
             return {"fits_now": False, "reason": reason, "placement": None} | now
@@ -192,9 +195,9 @@ class Controller:
             found.append("device: auto takes the CPU here: no node of the cluster has a GPU")
         if spec.near is not None and not is_known(spec.near.level, topology):
             have = ", ".join(level for level in hint_levels(topology) if level != "cluster")
-            found.append(
-                f"near: this cluster has no level or label {spec.near.level!r}, so the wish is moot; it has {have}"
-            )
+            # One node is inside any domain, whatever is known of the fabric.
+            means = "so only one node will do" if spec.near.required else "so the wish is moot"
+            found.append(f"near: this cluster has no level or label {spec.near.level!r}, {means}; it has {have}")
         return found
 
     async def cancel(self, ref: str, by: str | None = None) -> tuple[Run, bool]:

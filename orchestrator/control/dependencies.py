@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.control.runtime import Runtime
@@ -69,11 +69,11 @@ class Dependencies:
             if (why := next((w for one in run.after if (w := self._settled.get((one.first, one.last)))), None))
         ]
 
-    def waits_for(self, run: Run) -> str | None:
-        """Which runs it still waits for; None where all have succeeded."""
+    def waits_for(self, after: Sequence[Dependency]) -> str | None:
+        """Which runs what follows these still waits for; None where all have succeeded."""
         names = []
-        for one in run.after:
-            if (one.first, one.last) in self._settled:
+        for one in after:
+            if (one.first, one.last) in self._settled or not self._open(one):
                 continue
             if one.first == one.last:
                 names.append(f"run {one.first} ({one.word})")

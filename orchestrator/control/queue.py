@@ -25,7 +25,7 @@ from orchestrator.scheduling.decision import Plan, Start
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.plan import plan
-from orchestrator.scheduling.run import Run, Stop
+from orchestrator.scheduling.run import Dependency, Run, Stop
 from orchestrator.scheduling.snapshot import Block, Snapshot
 from orchestrator.scheduling.why import Explanation, Preview, preview, why
 
@@ -189,6 +189,10 @@ class Queue:
         """Why a waiting run waits; None where it waits no more."""
         return await self._ask(why, run, self.snapshot())
 
+    def waits_for(self, after: Sequence[Dependency]) -> str | None:
+        """Which runs one that follows these would wait for; None where all have succeeded."""
+        return self._dependencies.waits_for(after)
+
     async def preview(self, run: Run) -> Preview | None:
         """What would become of a run that is not submitted."""
         return await self._ask(preview, run, self.snapshot())
@@ -228,7 +232,7 @@ class Queue:
         for run in waiting:
             if (until := fences.get(run.id)) is not None:
                 blocked[run.id] = Block("lease", "waits until the lease of its last attempt has run out", until)
-            elif run.after and (text := self._dependencies.waits_for(run)) is not None:
+            elif run.after and (text := self._dependencies.waits_for(run.after)) is not None:
                 blocked[run.id] = Block("dependency", text)
             elif run.element is not None and run.element.array in room:
                 if room[run.element.array] <= 0:

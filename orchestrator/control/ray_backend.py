@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from aiohttp import web
-from ray.exceptions import RayActorError, RayError, RaySystemError
+from ray.exceptions import RayActorError, RayError, RaySystemError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 import orchestrator
@@ -123,6 +123,9 @@ class RemoteAgent:
             return await asyncio.wait_for(getattr(self.handle, method).remote(*arguments), timeout_s)
         except (RayActorError, RaySystemError) as error:
             raise AgentGone(str(error).splitlines()[0]) from None
+        except RayTaskError as error:
+            # Ray's own text is the agent's traceback; what the agent raised says what a person needs.
+            raise error.cause from None
         except TimeoutError:
             raise AgentGone(f"no answer to {method} within {timeout_s:.0f} s") from None
 

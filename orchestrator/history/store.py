@@ -48,7 +48,7 @@ from orchestrator.history.models import (
     NodeRow,
 )
 from orchestrator.history.rows import Rows
-from orchestrator.history.submit import Answer
+from orchestrator.history.submit import Answer, resolve
 from orchestrator.history.submit import submit as _submit
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.placement.values import Placement
@@ -589,6 +589,11 @@ class Store:
         """How many of these runs are in each state."""
         with self._database.read() as connection:
             return queries.counts(connection, ids)
+
+    def needs(self, after: Sequence[int | str], user: str) -> tuple[Dependency, ...]:
+        """The runs that the words of `after:` would mean now. Raises NoSuchRun, NothingFollows."""
+        with self._database.read() as connection:
+            return resolve(connection, after, user)
 
     def broken(self, need: Dependency) -> Run | None:
         """The first of the runs that failed or was cancelled."""

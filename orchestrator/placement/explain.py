@@ -8,6 +8,7 @@ from orchestrator.placement.search import place
 from orchestrator.placement.tree import CLUSTER, NODE, Free, Topology
 from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import NVLINK
+from orchestrator.units import format_bandwidth
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Alternative:
         if self.answer.busbw_predicted is None:
             return f"{self.level}: {self.answer.nodes[0].node}"
         bound = f", bounded by {self.answer.busbw_bottleneck}" if self.answer.busbw_bottleneck else ""
-        return f"{self.level}: {self.answer.busbw_predicted:.0f} GB/s{bound}"
+        return f"{self.level}: {format_bandwidth(self.answer.busbw_predicted)}{bound}"
 
 
 def hint_levels(topology: Topology) -> tuple[str, ...]:

@@ -19,9 +19,11 @@ STOP_S = 5.0
 
 
 def device_of(spec: JobSpec, topology: Topology) -> Device:
-    """What `device: auto` means on this cluster: cuda where any node has it."""
+    """What `device: auto` means on this cluster: cuda where any node has it, and where the job asks for what only GPUs have."""
     if spec.device != "auto":
         return spec.device
+    if spec.gpu or spec.backend == "nccl":
+        return "cuda"
     return "cuda" if any(kind.device == "cuda" for kind in topology.kinds) else "cpu"
 
 

@@ -18,7 +18,7 @@ from orchestrator.placement.search import find
 from orchestrator.placement.tree import CLUSTER, Free
 from orchestrator.placement.values import Placement
 from orchestrator.placement.wishes import matches
-from orchestrator.scheduling.ask import START_S, STOP_S, Ask
+from orchestrator.scheduling.ask import START_S, STOP_S, Ask, device_of
 from orchestrator.scheduling.decision import Kind
 from orchestrator.scheduling.fairness import Use
 from orchestrator.scheduling.plan import Cycle
@@ -27,7 +27,7 @@ from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import Counting, give
 from orchestrator.spec import Near, Workers
-from orchestrator.units import format_duration, parse_duration
+from orchestrator.units import format_bandwidth, format_duration, parse_duration
 
 MOST_ENDS = 2
 """So many runs are named whose end would start it."""
@@ -236,7 +236,8 @@ class _Trials:
             placement = self._anew(without(self._cycle.snapshot, run.id, self._cycle.now))
             if placement is not None:
                 found += 1
-                what = f"run {run.id} ({run.name} of {run.user}, {run.spec.workers} GPUs)"
+                unit = "GPUs" if device_of(run.spec, self._cycle.memory.topology) == "cuda" else "CPU slots"
+                what = f"run {run.id} ({run.name} of {run.user}, {run.spec.workers} {unit})"
                 yield Suggestion(f"when {what} ends, it starts, {where(placement)}", placement, ends=run.id)
             if found == MOST_ENDS or self._tries_left == 0:
                 return
@@ -284,4 +285,4 @@ def where(placement: Placement) -> str:
     inside = f"on {placement.nodes[0].node}" if len(placement.nodes) == 1 else f"within one {level}"
     if placement.level == CLUSTER:
         inside = f"on {len(placement.nodes)} nodes of the cluster"
-    return inside if placement.busbw_predicted is None else f"{inside} ({placement.busbw_predicted:.0f} GB/s)"
+    return inside if placement.busbw_predicted is None else f"{inside} ({format_bandwidth(placement.busbw_predicted)})"

@@ -96,7 +96,7 @@ def test_what_no_node_could_ever_hold_is_refused_with_the_numbers_and_never_reco
     async def story() -> None:
         async with controlling(tmp_path, a_cluster(a="550.54", b="550.54", c="580.1")) as controller:
             new = a_new_run(workers="2x2", requires={"driver": ">=570"})
-            for ask in (controller.submit(new, {}), controller.dry_run(new.spec)):
+            for ask in (controller.submit(new, {}), controller.dry_run(new.spec, "ana")):
                 with pytest.raises(Refused, match=r"1 of 3 nodes.*driver 550\.54 is older than 570 on a, b") as caught:
                     await ask
                 assert caught.value.code == 5

@@ -166,6 +166,26 @@ def test_what_is_to_follow_a_run_that_does_not_exist_is_refused_and_another_user
     story(tell, tmp_path, a=1)
 
 
+def test_a_plan_says_what_submitting_would_say_of_the_runs_before_it(tmp_path: Path) -> None:
+    async def tell(controller: Controller, cluster: FakeCluster) -> None:
+        with pytest.raises(NoSuchRun, match="after: there is no run '99'"):
+            await controller.dry_run(job(after=[99]).spec, "ana")
+        first = await submit(controller, name="pretrain")
+        await reaches(controller, first, State.RUNNING)
+        plan = await controller.dry_run(job(after=["pretrain"]).spec, first.user)
+        assert (plan["fits_now"], plan["reason"]) == (False, f"waits for run {first.id} (pretrain)")
+        cluster.agents["a"].end(first.id, 1)
+        await reaches(controller, first, State.SUCCEEDED)
+        assert (await controller.dry_run(job(after=["pretrain"]).spec, first.user))["fits_now"]
+        await reaches(controller, broken := await submit(controller), State.RUNNING)
+        cluster.agents["a"].end(broken.id, 1, 3)
+        await reaches(controller, broken, State.FAILED)
+        with pytest.raises(NothingFollows, match="has failed"):
+            await controller.dry_run(job(after=[broken.id]).spec, "ana")
+
+    story(tell, tmp_path, a=2)
+
+
 # --- arrays ---
 
 

@@ -147,13 +147,14 @@ tags: {sweep: [a]}
 
 
 def test_one_mistake_hides_no_other_that_is_about_two_keys() -> None:
-    text = "run: t.py {lr}\npriority: lots\nretry: {infra: 1}\narray: {seed: 0..3}\nbackend: nccl\ndevice: cpu\n"
+    text = "run: t.py {lr}\npriority: lots\nretry: {infra: 1}\narray: {seed: 0..3}\nbackend: nccl\ndevice: cpu\ngpu: H100\n"
     assert refusal(text) == [
         "job.yaml:2:11: priority: must be a whole number, not 'lots'",
         "job.yaml:3:1: retry: not available yet. Leave it out; `orch schema` marks the keys that come later",
         "job.yaml:4:8: array: {lr} in run or env is none of its keys (seed); plain text is {{lr}}; "
         "seed is used nowhere: write {seed} into run or env",
         "job.yaml:5:10: backend: nccl needs GPUs, and device is cpu: choose gloo",
+        "job.yaml:7:6: gpu: names GPUs, and device is cpu: leave one of them out",
     ]
 
 

@@ -18,7 +18,7 @@ from orchestrator.checks import NAME, SET_BY_ORCH, default_name
 from orchestrator.jobfile import JobFileError, parse_job
 from orchestrator.schema import job_schema, starter_job
 from orchestrator.spec import LATER, JobSpec, Workers, problems
-from orchestrator.units import format_duration, format_size, parse_duration, parse_size
+from orchestrator.units import format_bandwidth, format_duration, format_size, parse_duration, parse_size
 
 CONTRACT_KEYS = [
     "name",
@@ -477,3 +477,8 @@ def test_what_is_no_size_is_refused_with_the_units(text: str) -> None:
 def test_a_duration_and_a_size_read_back_as_they_are_shown(number: int) -> None:
     assert parse_duration(format_duration(number)) == number
     assert parse_size(format_size(number)) == number
+
+
+@pytest.mark.parametrize(("gbps", "text"), [(231.04, "231 GB/s"), (9.96, "10 GB/s"), (0.487, "0.49 GB/s")])
+def test_a_small_bandwidth_is_not_rounded_to_nothing(gbps: float, text: str) -> None:
+    assert format_bandwidth(gbps) == text

@@ -61,7 +61,8 @@ class Speed:
             if profile.knows(job):
                 return profile.seconds(job, _counts(parts), _counts(best[0]))
         if job.duration_s is None:
-            raise ValueError(f"job {job.id} has no duration, and no profile knows {job.model}")
+            known = f"no profile knows {job.model}" if job.model else "the trace does not tell its model"
+            raise ValueError(f"job {job.id} has no duration, and {known}: --profiles DIR names measured speeds")
         if job.gpus < 2 or not self.talk or parts == best[0]:
             return job.duration_s
         return job.duration_s * (1 - self.talk + self.talk * max(1.0, best[1] / self._bandwidth(parts)))

@@ -49,4 +49,4 @@ def test_numbers_are_as_long_as_they_say_something():
 
 
 def test_a_tables_title_has_no_seconds_but_a_rate_keeps_its_unit():
-    assert [_title(Column(name, str)) for name in ("took_s", "samples_per_s", "id")] == ["TOOK", "SAMPLES_PER_S", "ID"]
+    assert [_title(Column(name, str)) for name in ("took_s", "samples_per_s", "id")] == ["TOOK", "SAMPLES/S", "ID"]

@@ -362,7 +362,7 @@ def test_down_is_the_clusters_affair_and_force_is_passed_on(orch, tmp_path):
         tmp_path,
         """
         if "--force" not in sys.argv:
-            print(json.dumps({"error": "1 run(s) live: 42 (resnet50)", "code": 7}))
+            print(json.dumps({"error": "1 run lives: 42 (resnet50)", "code": 7}))
             sys.exit(1)
         print(json.dumps({"step": " ".join([sys.argv[1], os.environ["ORCH_HOME"], os.environ["ORCH_DATABASE"]])}))
         print(json.dumps({"ok": True}))

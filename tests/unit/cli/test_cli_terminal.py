@@ -65,6 +65,44 @@ def test_a_terminal_without_unicode_gets_the_words(terminal, waiting):
     assert "○" not in text
 
 
+def test_a_narrow_terminal_does_without_what_matters_least(terminal, stub, a_run):
+    run = a_run(name="resnet50", team="vision", throughput={"samples_per_s": 8123.0})
+    stub.answers["GET /runs"] = (200, [run])
+    wide = whole(terminal("runs", COLUMNS="130", NO_COLOR="1")).splitlines()[0].split()
+    assert wide == ["ID", "NAME", "USER", "TEAM", "STATE", "SUBMITTED", "TOOK", "ATTEMPTS", "SAMPLES/S", "WHERE"]
+    lines = whole(terminal("runs", COLUMNS="80", NO_COLOR="1")).splitlines()
+    assert [word for word in wide if word not in lines[0].split()] == ["TEAM", "ATTEMPTS"]
+    assert all(len(line) <= 80 for line in lines)
+    assert "gpu-01" in lines[1]
+
+
+def test_figures_of_the_last_column_stand_below_each_other(terminal, stub):
+    node = {"node": "gpu-01", "state": "up", "address": "10.0.0.1", "device": "cuda", "busy": 8, "total": 8, "gpus": []}
+    stub.answers["GET /nodes"] = (200, [node, node | {"busy": 0, "total": 16}])
+    _, one, other = whole(terminal("nodes", NO_COLOR="1")).splitlines()
+    assert (one[-2:], other[-2:]) == (" 8", "16")
+    assert len(one) == len(other)
+
+
+def test_names_and_units_in_titles_are_written_as_they_are(terminal, stub, a_run):
+    head = {"user": "ana", "state": "succeeded", "submitted_at": None, "samples_per_s": 1.0}
+    found = head | {"samples_per_s_per_gpu": 1.0, "step_time_s": 1.0, "gpus": 1, "gpu": None, "steps": 1}
+    answer = {"runs": [found | {"id": 7, "name": "train"}], "differs": [], "neighbours": [], "explanation": None}
+    stub.answers["GET /compare"] = (200, answer)
+    assert "7 (train)" in whole(terminal("compare", "7", NO_COLOR="1"))
+
+
+def test_show_says_why_an_attempt_gave_way(terminal, stub, a_run):
+    run = a_run()
+    run["attempts"][0] |= {"outcome": "preempted", "stop": {"kind": "preempted", "reason": "gives way to run 50 (big)"}}
+    run["spec"] |= {"grace": 90.0, "priority": -5}
+    stub.answers["GET /runs/42"] = (200, run)
+    text = whole(terminal("show", "42", NO_COLOR="1"))
+    assert re.search(r"attempt 1  preempted.*\r\n  gives way to run 50 \(big\)", text)
+    assert re.search(r"grace +1m30s", text)
+    assert len(re.findall("priority", text)) == 1
+
+
 def test_show_draws_where_the_ranks_were(terminal, stub, a_run):
     stub.answers["GET /runs/42"] = (200, a_run())
     text = whole(terminal("show", "42", NO_COLOR="1"))

@@ -112,6 +112,12 @@ def test_auto_takes_the_gpus_where_there_are_any() -> None:
     assert device_of(a_run(device="cpu").spec, FOUR) == "cpu"
 
 
+def test_auto_is_cuda_where_the_job_asks_for_what_only_gpus_have() -> None:
+    no_gpu = Topology(cluster(node("a", 0)), slots={"a": 4})
+    assert device_of(a_run(gpu="H100").spec, no_gpu) == "cuda"
+    assert device_of(a_run(backend="nccl").spec, no_gpu) == "cuda"
+
+
 SIZES = st.lists(st.sampled_from([1, 2, 3, 4, "1x2", "2x1", "2x2", "3x2", "4x2"]), max_size=6)
 
 

@@ -61,6 +61,7 @@ def parse(text: str, source: str, unit: str | None = None) -> Trace:
             note = f"--unit is of no use here: {source} says the unit itself"
             trace = replace(trace, notes=(*trace.notes, note))
     if not trace.jobs:
-        said = "; ".join(trace.notes)
+        # Of the notes only those about this source say why; the others are about how it was read.
+        said = "; ".join(note for note in trace.notes if source in note)
         raise TraceError([f"{source}: holds no job that can be replayed" + (f": {said}" if said else "")])
     return trace
