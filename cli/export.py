@@ -62,7 +62,7 @@ def export(query: dict[str, Any], form: str | None, target: Path | None, force: 
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise Fail(f"{target or 'the output'} cannot be written: {error.strerror}", CONFLICT) from None
+        raise Fail(f"{target or 'the output'} cannot be written: {error.strerror}", USAGE) from None
     if target is not None:
         out.say(f"wrote {count:,} rows to {target}")
 

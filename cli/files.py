@@ -9,7 +9,7 @@ import click
 
 from cli import context
 from cli import output as out
-from cli.errors import CONFLICT, Fail
+from cli.errors import CONFLICT, USAGE, Fail
 from cli.output import Column
 
 
@@ -34,7 +34,7 @@ def init(script: Path | None, target: Path) -> None:
     from orchestrator.schema import starter_job
 
     name = str(script) if script else _guess()
-    text = starter_job(name)
+    text = starter_job(name, target.name)
     try:
         with target.open("x") as file:
             file.write(text)
@@ -43,7 +43,7 @@ def init(script: Path | None, target: Path) -> None:
             f"{target} exists and is left as it is: remove it, or write elsewhere with --file", CONFLICT
         ) from None
     except OSError as error:
-        raise Fail(f"{target} cannot be written: {error.strerror}", CONFLICT) from None
+        raise Fail(f"{target} cannot be written: {error.strerror}", USAGE) from None
     if not (target.parent / name).is_file():
         out.say(f"there is no {name} beside it yet")
     out.say(f"wrote {target}: `orch submit {target} --follow` runs it")

@@ -118,7 +118,7 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
 
 def _title(column: Column) -> str:
     """`took_s` holds seconds for programs; people are shown `1m15s`. What holds more than a key is shown as it is."""
-    if not re.fullmatch("[a-z_]+", column.title):
+    if not re.fullmatch("[a-z0-9_]+", column.title):
         return column.title
     rate, per, _ = column.title.partition("_per_s")
     return f"{rate}/s".upper() if per and rate + per == column.title else column.title.removesuffix("_s").upper()

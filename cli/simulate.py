@@ -110,23 +110,26 @@ def simulate(trace: Path | None, history: bool, policy: str, plot: Path | None, 
         raise Fail("no job of the trace fits this cluster", NEVER_FITS)
 
 
-def _time(title: str) -> Column:
-    return Column(f"{title}_s", lambda row: row[title], lambda row: span(row[title]), right=True)
+def _time(title: str, spare: int = 0) -> Column:
+    return Column(f"{title}_s", lambda row: row[title], lambda row: span(row[title]), right=True, spare=spare)
 
 
-def _percent(title: str, key: str) -> Column:
-    return Column(title, lambda row: row[key], lambda row: f"{row[key]:.1%}", right=True)
+def _percent(title: str, key: str, spare: int = 0) -> Column:
+    return Column(title, lambda row: row[key], lambda row: f"{row[key]:.1%}", right=True, spare=spare)
 
 
 COLUMNS = (
     Column("policy", lambda row: row["policy"]),
     Column("cluster", lambda row: row["cluster"]),
-    Column("runs", lambda row: row["runs"], right=True),
-    *(_time(f"{which}_{what}") for what in ("wait", "completion") for which in ("mean", "median", "p95")),
-    Column("p95_slowdown", lambda row: row["p95_slowdown"], lambda row: f"{row['p95_slowdown']:.1f}", right=True),
+    Column("runs", lambda row: row["runs"], right=True, spare=7),
+    *(_time("mean_wait"), _time("median_wait", spare=2), _time("p95_wait", spare=8)),
+    *(_time("mean_completion"), _time("median_completion", spare=1), _time("p95_completion", spare=6)),
+    Column(
+        "p95_slowdown", lambda row: row["p95_slowdown"], lambda row: f"{row['p95_slowdown']:.1f}", right=True, spare=3
+    ),
     _percent("used", "utilisation_arriving"),
-    _percent("fragmented", "fragmentation"),
-    _percent("cross_leaf", "cross_leaf"),
+    _percent("fragmented", "fragmentation", spare=4),
+    _percent("cross_leaf", "cross_leaf", spare=5),
     Column(
         "lost_gpu_h",
         lambda row: row["preempted_gpu_seconds"] / 3600,

@@ -34,10 +34,10 @@ def _for_a_file(schema: dict[str, Any]) -> dict[str, Any]:
     return {word: value for word, value in schema.items() if word != "title" and (word != "default" or value)}
 
 
-def starter_job(script: str) -> str:
+def starter_job(script: str, file: str = "job.yaml") -> str:
     """A commented job.yaml that runs `script`, for `orch init`."""
     return f"""\
-# A job for orch. Submit it with: orch submit job.yaml
+# A job for orch. Submit it with: orch submit {file}
 # Every key is explained by: orch schema
 
 run: {json.dumps(script, ensure_ascii=False)}   # a script inside workdir and its arguments, as for torchrun

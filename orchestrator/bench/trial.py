@@ -234,7 +234,8 @@ class Evidence:
         if self.culprits.issuperset(self.nodes):
             return Verdict(note=f"its links were not tried: {self._first(self.culprits)}")
         bad = [Problem(node, self._first({node})) for node in self.nodes if node in self.culprits]
-        bad += self._blamed() if self._has_contrast() else []
+        if self._has_contrast():
+            bad += [one for one in self._blamed() if one.node not in self.culprits]
         if bad:
             return Verdict(tuple(bad))
         wrong = [*self.unwell, *(one for one in self.tried if one.short and one not in self.unwell)]

@@ -279,7 +279,7 @@ def down(home: Home, environ: Mapping[str, str], *, force: bool, say: Say) -> No
     with one_at_a_time(home):
         note = home.read_cluster()
         if controller_url(home):
-            say("ending runs and launchers")
+            say("asking the controller to end")
             _ask_down(home, force=force)
         if note is not None and note.local:
             say("ending Ray")

@@ -226,6 +226,12 @@ class TestCulprits:
         assert found.open_pairs() == []
         assert list(map(str, found.verdict().bad)) == ["b: ended before it began: no torch"]
 
+    def test_one_that_is_to_blame_by_its_own_trial_too_is_named_once(self) -> None:
+        found = Evidence(
+            "ab", [tried("a", "b", None, "hung"), tried("a", "a", 1.0), tried("b", "b", None, "hung", "b")]
+        )
+        assert list(map(str, found.verdict().bad)) == ["b: hung"]
+
     def test_where_all_do_the_run_itself_will_say_so(self) -> None:
         verdict = Evidence("ab", [tried("a", "b", None, "ended before it began: no torch", "a", "b")]).verdict()
         assert verdict.bad == ()

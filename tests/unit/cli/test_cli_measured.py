@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cli.measured import _lines, number, short
+from cli.output import Column, _title
 
 THROUGHPUT = {
     "samples_per_s": 8123.4,
@@ -45,3 +46,7 @@ def test_numbers_are_as_long_as_they_say_something():
         "", "0.0321", "41.2", "999", "8,123", "10,000,000",
     ]  # fmt: skip
     assert [short(value) for value in (None, 0.00012, 0.5, 75.0)] == ["", "0.12 ms", "500 ms", "75 s"]
+
+
+def test_a_tables_title_has_no_seconds_but_a_rate_keeps_its_unit():
+    assert [_title(Column(name, str)) for name in ("took_s", "samples_per_s", "id")] == ["TOOK", "SAMPLES/S", "ID"]

@@ -146,6 +146,7 @@ def test_export_writes_to_stdout_or_to_a_file_that_it_does_not_overwrite(orch, h
     done = orch("export", "--state", "succeeded", "-o", target)
     assert (done.returncode, done.stdout) == (0, "")
     assert [json.loads(line)["id"] for line in target.read_text().splitlines()] == [1]
+    assert orch("export", "-o", target.parent / "no" / "such.csv").returncode == 2
     refused = orch("export", "-o", target)
     assert refused.returncode == 7
     assert "--force" in refused.stderr

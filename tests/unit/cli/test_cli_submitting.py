@@ -402,6 +402,16 @@ def test_only_what_failed_is_retried(orch, stub, a_run):
     assert (done.returncode, "is succeeded" in done.stderr) == (7, True)
 
 
+def test_a_file_that_cannot_be_written_is_bad_usage(orch, tmp_path):
+    refused = orch("init", "--file", tmp_path / "no" / "such.yaml")
+    assert (refused.returncode, "cannot be written" in refused.stderr) == (2, True)
+
+
+def test_init_names_its_own_file(orch, tmp_path):
+    orch("init", "--file", tmp_path / "mine.yaml")
+    assert "orch submit mine.yaml" in (tmp_path / "mine.yaml").read_text()
+
+
 def test_init_writes_a_job_that_can_be_submitted_and_overwrites_nothing(orch, stub, job, monkeypatch):
     monkeypatch.chdir(job.parent)
     target = job.parent / "new.yaml"

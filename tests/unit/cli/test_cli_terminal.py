@@ -76,6 +76,15 @@ def test_a_narrow_terminal_does_without_what_matters_least(terminal, stub, a_run
     assert "gpu-01" in lines[1]
 
 
+def test_a_replay_fits_a_terminal_of_80_columns(terminal, tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("job_id,num_gpu,submit_time,duration\na,1,0,10\n")
+    text = whole(terminal("simulate", trace, "--nodes", 2, "--gpus", 4, COLUMNS="80", NO_COLOR="1"))
+    title = next(line for line in text.splitlines() if line.startswith("POLICY"))
+    assert {"CLUSTER", "MEAN_WAIT", "MEAN_COMPLETION", "USED", "LOST_GPU_H"} <= set(title.split())
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
 def test_figures_of_the_last_column_stand_below_each_other(terminal, stub):
     node = {"node": "gpu-01", "state": "up", "address": "10.0.0.1", "device": "cuda", "busy": 8, "total": 8, "gpus": []}
     stub.answers["GET /nodes"] = (200, [node, node | {"busy": 0, "total": 16}])
