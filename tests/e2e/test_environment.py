@@ -71,11 +71,10 @@ def test_a_rank_finds_what_torchrun_and_orch_promise_and_nothing_of_ray(home, jo
         assert 1024 < int(env["MASTER_PORT"]) < 65536
         assert env["ORCH_CHECKPOINT_DIR"].startswith(str(home.root / "storage"))
         assert [name for name in env if "RAY" in name.upper().split("_")] == []
-        assert [name for name in env if name.startswith("ORCH_")] == [
-            name
-            for name in env
-            if name in {"ORCH_RUN", "ORCH_ATTEMPT", "ORCH_BACKEND", "ORCH_CHECKPOINT_DIR", "ORCH_MARK"}
-        ]
+        assert {name for name in env if name.startswith("ORCH_")} == {
+            *("ORCH_RUN", "ORCH_ATTEMPT", "ORCH_BACKEND", "ORCH_CHECKPOINT_DIR", "ORCH_MARK"),
+            *("ORCH_RUN_KEY", "ORCH_TENSORBOARD_DIR", "ORCH_PROGRESS"),
+        }
     assert first["MASTER_PORT"] == second["MASTER_PORT"]
 
 
