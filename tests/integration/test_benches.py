@@ -216,7 +216,7 @@ def test_a_controller_that_comes_after_reads_what_the_one_before_it_did_not(tmp_
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("new", [measuring(code="0" * 64), measuring(tags={})])
+@pytest.mark.parametrize("new", [measuring(code="0" * 64), measuring(tags={}, backend="gloo")])  # no trial of links
 def test_only_orchs_own_script_is_believed(tmp_path: Path, new: NewRun) -> None:
     async def story() -> None:
         cluster = FakeCluster(a=1, b=1)
