@@ -96,7 +96,6 @@ def main() -> None:
     signals = become_init_of_ranks()
     launcher = Launcher(folder, arguments.preload, arguments.idle)
     launcher.run(listen(folder), signals)
-    (folder / "launcher.sock").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

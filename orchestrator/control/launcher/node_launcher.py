@@ -34,6 +34,7 @@ class Launcher:
         self.zygotes = Zygotes(folder, preload, self.selector, self.peers.tell)
         self.sweeper = Sweeper(folder / "live", self.attempts, self.peers.tell, self.other_children)
         self.starts = Starts(self.selector, self.attempts, self.zygotes, self.sweeper)
+        self.listener: socket.socket | None = None
         self.quitting = False
         self.done = False
         self.idle_since = now()
@@ -44,15 +45,29 @@ class Launcher:
         return pids | {zygote.pid for zygote in self.zygotes.by_python.values()}
 
     def run(self, listener: socket.socket, signals: socket.socket) -> None:
-        self.selector.register(listener, selectors.EVENT_READ, lambda _: self.peers.accept(listener))
+        self.selector.register(listener, selectors.EVENT_READ, lambda _: self.let_in())
         self.selector.register(signals, selectors.EVENT_READ, lambda _: self.signalled(signals.recv(4096)))
         self.sweeper.take_up_leftovers()
+        self.listener = listener
         while not self.done:
             for key, events in self.selector.select(max(0.0, self.next_deadline() - now())):
                 key.data(events)
             self.tick()
+        self.stop_listening()
         for zygote in list(self.zygotes.by_python.values()):
             self.zygotes.drop(zygote)
+
+    def let_in(self) -> None:
+        if self.listener is not None:
+            self.peers.accept(self.listener)
+
+    def stop_listening(self) -> None:
+        """From here on who connects is refused, and starts another launcher: none is let in to be hung up on."""
+        if self.listener is not None:
+            self.selector.unregister(self.listener)
+            Path(self.listener.getsockname()).unlink(missing_ok=True)
+            self.listener.close()
+            self.listener = None
 
     def next_deadline(self) -> float:
         # select() sleeps by a clock that stops in suspend, leases don't: look at least once a second.
@@ -192,5 +207,6 @@ class Launcher:
         )
         if alive:
             raise RefusedError(f"attempts still live: {', '.join(alive)}")
+        self.stop_listening()
         reply({})
         self.done = True
