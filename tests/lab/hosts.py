@@ -184,7 +184,7 @@ class Host:
             "NAME": self.name,
             "LAB": str(self.lab.folder),
             "DISK": str(self.disk),
-            "KEEP": " ".join(shlex.quote(path) for path in _needed_of_tmp()),
+            "KEEP": " ".join(shlex.quote(path) for path in needed_of_tmp()),
         }
         self._unshare = _start_holder(
             ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "bash", "-c", BOOT], env
@@ -429,7 +429,7 @@ def _installed() -> bool:
     return True
 
 
-def _needed_of_tmp() -> list[str]:
+def needed_of_tmp() -> list[str]:
     """What a host must still see of the machine's /tmp: the repository and the interpreter, if they are there."""
     paths = {str(REPOSITORY), sys.prefix, sys.base_prefix, *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
     return sorted(path for path in paths if path.startswith("/tmp/") and os.path.isdir(path))
