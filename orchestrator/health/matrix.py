@@ -11,20 +11,6 @@ from orchestrator.health.rules import CLUSTER_RULES, NODE_RULES, SEVERITIES, Fin
 
 
 @dataclass(frozen=True)
-class Drift:
-    """One thing in which nodes differ."""
-
-    what: str
-    usual: str
-    """What most nodes have."""
-    others: tuple[tuple[str, str], ...]
-    """Node and value, of those that have something else."""
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.usual}, but " + ", ".join(f"{value} on {node}" for node, value in self.others)
-
-
-@dataclass(frozen=True)
 class Component:
     """One thing that is compared, and which nodes have what; nodes of which nothing is known are left out."""
 
@@ -45,14 +31,6 @@ class Matrix:
     components: tuple[Component, ...]
     findings: tuple[Finding, ...]
     """The worst first."""
-
-    @property
-    def drift(self) -> tuple[Drift, ...]:
-        return tuple(
-            Drift(one.what, one.values[0][0], tuple((node, text) for text, nodes in one.values[1:] for node in nodes))
-            for one in self.components
-            if one.drifts
-        )
 
 
 def matrix(nodes: Iterable[NodeFacts]) -> Matrix:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Preflight
+from orchestrator.control.backend import Backend
 from orchestrator.control.controller import Controller
 from orchestrator.control.runtime import Settings
 from orchestrator.history.store import Store
@@ -26,15 +27,31 @@ def job(workers: str = "1", name: str = "job", key: str | None = None, **more: A
 
 
 @asynccontextmanager
+async def started(backend: Backend, settings: Settings, **more: Any) -> AsyncIterator[Controller]:
+    """A controller of the database in `settings.home`, until the block ends: then it is gone as if it had been killed.
+
+    `more` are further arguments of Controller.
+    """
+    store = Store.open(f"sqlite:///{settings.home}/orch.db")
+    controller = Controller(store, backend, settings, **more)
+    await controller.start()
+    try:
+        yield controller
+    finally:
+        await controller.close()
+        store.close()
+
+
+@asynccontextmanager
 async def controlling(
     home: Path,
     cluster: FakeCluster,
     lease_s: float = 30.0,
     policy: Policy | None = None,
     preflight: Preflight = "quick",
+    **more: Any,
 ) -> AsyncIterator[Controller]:
-    """A controller of the database in `home`, until the block ends: then it is gone as if it had been killed."""
-    store = Store.open(f"sqlite:///{home}/orch.db")
+    """What `started` gives, with short waits."""
     settings = Settings(
         home,
         home / "storage",
@@ -45,13 +62,8 @@ async def controlling(
         policy=policy or Policy(),
         preflight=preflight,
     )
-    controller = Controller(store, cluster, settings)
-    await controller.start()
-    try:
+    async with started(cluster, settings, **more) as controller:
         yield controller
-    finally:
-        await controller.close()
-        store.close()
 
 
 async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10.0) -> None:

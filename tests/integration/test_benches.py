@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,24 +11,16 @@ from orchestrator.bench.results import MARK, TAGS
 from orchestrator.control.backend import LogChunk
 from orchestrator.control.bench_script import snapshot
 from orchestrator.control.controller import Controller, Refused
-from orchestrator.control.runtime import Settings
 from orchestrator.history.benches import BenchFilter
-from orchestrator.history.store import Store
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Code, NewRun, Run
 from orchestrator.spec import JobSpec
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
 from orchestrator.testing.benches import a_bench
 from orchestrator.testing.cluster import FakeCluster
+from orchestrator.testing.controlling import controlling, reaches
 
 # === the store, on SQLite and PostgreSQL ===
-
-
-@pytest.fixture
-def store(url, open_store):
-    opened = open_store(url)
-    opened.claim_epoch("test", START)
-    return opened
 
 
 def ran(store, **nodes):
@@ -105,27 +95,6 @@ def test_a_result_is_held_against_a_year_of_its_link_and_a_month_of_the_others(s
 # === the controller ===
 
 
-@asynccontextmanager
-async def controlling(home: Path, cluster: FakeCluster, clock: ManualClock) -> AsyncIterator[Controller]:
-    store = Store.open(f"sqlite:///{home}/orch.db")
-    settings = Settings(home, home / "storage", sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05)
-    controller = Controller(store, cluster, settings, now=clock)
-    await controller.start()
-    try:
-        yield controller
-    finally:
-        await controller.close()
-        store.close()
-
-
-async def reaches(controller: Controller, run: Run, state: State) -> Run:
-    for _ in range(2000):
-        if (found := await controller.find(str(run.id))).state is state:
-            return found
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"run {run.id} is not {state}")
-
-
 def measuring(*, code: str | None = None, **spec: object) -> NewRun:
     fields = {"name": "bench", "run": "collectives.py", "workers": "2x1", "tags": TAGS, **spec}
     return NewRun(JobSpec(**fields), "ana", Code(code or snapshot().sha256), "/w")
@@ -169,7 +138,7 @@ async def predicted(controller: Controller) -> tuple[float, str]:
 def test_what_a_run_measured_is_kept_and_predicts_from_then_on_also_after_a_restart(tmp_path: Path) -> None:
     async def story() -> None:
         cluster, clock = FakeCluster(a=1, b=1), ManualClock()
-        async with controlling(tmp_path, cluster, clock) as controller:
+        async with controlling(tmp_path, cluster, now=clock) as controller:
             model, bound = await predicted(controller)
             assert "measured" not in bound
             run = await measure(controller, cluster, measuring(only=("a", "b")), 0.5 * model)
@@ -181,7 +150,7 @@ def test_what_a_run_measured_is_kept_and_predicts_from_then_on_also_after_a_rest
                 pytest.approx(0.5 * model, rel=0.02),
                 f"{bound}, measured on 2026-01-05",
             )
-        async with controlling(tmp_path, cluster, clock) as controller:
+        async with controlling(tmp_path, cluster, now=clock) as controller:
             assert (await predicted(controller))[1] == f"{bound}, measured on 2026-01-05"
 
     asyncio.run(story())
@@ -190,7 +159,7 @@ def test_what_a_run_measured_is_kept_and_predicts_from_then_on_also_after_a_rest
 def test_a_second_result_is_held_against_the_first(tmp_path: Path) -> None:
     async def story() -> None:
         cluster, clock = FakeCluster(a=1, b=1), ManualClock()
-        async with controlling(tmp_path, cluster, clock) as controller:
+        async with controlling(tmp_path, cluster, now=clock) as controller:
             await measure(controller, cluster, measuring(), 2.0)
             clock.advance(86400)
             run = await measure(controller, cluster, measuring(), 1.5)
@@ -203,13 +172,13 @@ def test_a_second_result_is_held_against_the_first(tmp_path: Path) -> None:
 def test_a_controller_that_comes_after_reads_what_the_one_before_it_did_not(tmp_path: Path) -> None:
     async def story() -> None:
         cluster, clock = FakeCluster(a=1, b=1), ManualClock()
-        async with controlling(tmp_path, cluster, clock) as controller:
+        async with controlling(tmp_path, cluster, now=clock) as controller:
             run, _ = await controller.submit(measuring(), {})
             run = await reaches(controller, run, State.RUNNING)
             says(controller, run, 2.0)
         for agent in cluster.agents.values():
             agent.end(run.id, 1)
-        async with controlling(tmp_path, cluster, clock) as controller:
+        async with controlling(tmp_path, cluster, now=clock) as controller:
             await reaches(controller, run, State.SUCCEEDED)
             assert [one["busbw"] for one in await controller.benches.shown(BenchFilter())] == [2.0]
 
@@ -220,7 +189,7 @@ def test_a_controller_that_comes_after_reads_what_the_one_before_it_did_not(tmp_
 def test_only_orchs_own_script_is_believed(tmp_path: Path, new: NewRun) -> None:
     async def story() -> None:
         cluster = FakeCluster(a=1, b=1)
-        async with controlling(tmp_path, cluster, ManualClock()) as controller:
+        async with controlling(tmp_path, cluster, now=ManualClock()) as controller:
             await measure(controller, cluster, new, 9000.0)
             assert await controller.benches.shown(BenchFilter()) == []
 
@@ -230,7 +199,7 @@ def test_only_orchs_own_script_is_believed(tmp_path: Path, new: NewRun) -> None:
 def test_a_run_that_failed_has_measured_nothing(tmp_path: Path) -> None:
     async def story() -> None:
         cluster = FakeCluster(a=1, b=1)
-        async with controlling(tmp_path, cluster, ManualClock()) as controller:
+        async with controlling(tmp_path, cluster, now=ManualClock()) as controller:
             run, _ = await controller.submit(measuring(), {})
             run = await reaches(controller, run, State.RUNNING)
             says(controller, run, 2.0)
@@ -243,7 +212,7 @@ def test_a_run_that_failed_has_measured_nothing(tmp_path: Path) -> None:
 
 def test_a_run_for_nodes_that_are_not_there_is_refused_with_their_names(tmp_path: Path) -> None:
     async def story() -> None:
-        async with controlling(tmp_path, FakeCluster(a=1, b=1), ManualClock()) as controller:
+        async with controlling(tmp_path, FakeCluster(a=1, b=1), now=ManualClock()) as controller:
             with pytest.raises(Refused, match="no such node: c, d; the cluster has a, b") as refusal:
                 await controller.submit(measuring(only=("d", "a", "c")), {})
             assert refusal.value.code == 3

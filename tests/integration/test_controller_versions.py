@@ -13,10 +13,10 @@ import pytest
 from orchestrator.control.controller import Controller, Refused
 from orchestrator.control.runtime import Settings
 from orchestrator.health.facts import Interpreter, NodeFacts
-from orchestrator.history.store import Store
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.testing import a_new_run
 from orchestrator.testing.cluster import FakeCluster
+from orchestrator.testing.controlling import started
 
 TORCH = Interpreter("/opt/orch/python", "3.12.3", "2.11.0+cu130", "13.0", "9.19.0", "2.28.9", "2.28.9")
 VENV = "/venv/bin/python"
@@ -36,19 +36,13 @@ def a_cluster(**drivers: str) -> FakeCluster:
 
 @asynccontextmanager
 async def controlling(home: Path, cluster: FakeCluster) -> AsyncIterator[Controller]:
-    store = Store.open(f"sqlite:///{home}/orch.db")
     settings = Settings(
         home, home / "storage", 30.0, sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05, survey_wait_s=0.2
     )
-    controller = Controller(store, cluster, settings)
-    await controller.start()
-    try:
+    async with started(cluster, settings) as controller:
         # Until the agents were heard, nothing is known of them.
         await until(lambda: _now(all(node.up for node in controller.roster.nodes.values())))
         yield controller
-    finally:
-        await controller.close()
-        store.close()
 
 
 async def _now(value: object) -> object:

@@ -22,22 +22,10 @@ from orchestrator.history.retention import Keep
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
 from orchestrator.scheduling.run import Code, Failure, NewRun
-from orchestrator.testing import START, ManualClock, a_placement, a_spec
+from orchestrator.testing import START, a_placement, a_spec
 
 FABRIC = {f"n{number}": NodeFabric(f"leaf-{number // 2}", "H100") for number in range(6)}
 DAY = 86_400.0
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def store(url, open_store, clock):
-    opened = open_store(url)
-    opened.claim_epoch("test", clock())
-    return opened
 
 
 def measured(store, run, attempt, since, until, speed):

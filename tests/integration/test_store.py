@@ -20,18 +20,6 @@ from orchestrator.scheduling.run import Code, Failure, NodeRecord
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
 
 
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def store(url, open_store, clock):
-    opened = open_store(url)
-    opened.claim_epoch("test", clock())
-    return opened
-
-
 def queued(store, clock, **spec):
     return store.submit(a_new_run(**spec), clock())[0].id
 

@@ -28,18 +28,6 @@ FABRIC = {"a": NodeFabric("l1", "H100"), "b": NodeFabric("l1", "H100"), "c": Nod
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def store(url, open_store, clock):
-    opened = open_store(url)
-    opened.claim_epoch("test", clock())
-    return opened
-
-
 def rows(store, table, *where):
     with store._database.read() as connection:
         return [dict(row) for row in connection.execute(select(table).where(*where)).mappings()]

@@ -25,10 +25,10 @@ from orchestrator.control.runtime import Settings
 from orchestrator.control.snapshot import Snapshot, take
 from orchestrator.health.nccl_log import read
 from orchestrator.history.render import show_json
-from orchestrator.history.store import Store
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Code, NewRun, Run
 from orchestrator.spec import JobSpec, Workers
+from orchestrator.testing.controlling import started
 from orchestrator.testing.hardware import cluster, node
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -72,16 +72,10 @@ class Machines:
 
 @asynccontextmanager
 async def controlling(folder: Path, machines: Machines) -> AsyncIterator[Controller]:
-    store = Store.open(f"sqlite:///{folder}/orch.db")
     settings = Settings(folder, folder / "storage", sync_wait_s=0.5, watch_s=0.1)
     declared = cluster(*(node(name, gpus=2) for name in machines.names))
-    controller = Controller(store, machines, settings, declared)
-    await controller.start()
-    try:
+    async with started(machines, settings, declared=declared) as controller:
         yield controller
-    finally:
-        await controller.close()
-        store.close()
 
 
 @asynccontextmanager

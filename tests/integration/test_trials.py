@@ -25,11 +25,10 @@ from orchestrator.control.controller import Controller
 from orchestrator.control.runtime import Settings
 from orchestrator.control.snapshot import Snapshot, take
 from orchestrator.history.render import show_json
-from orchestrator.history.store import Store
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Code, NewRun, Run
 from orchestrator.spec import JobSpec, Workers
-from orchestrator.testing.controlling import until
+from orchestrator.testing.controlling import started, until
 from orchestrator.testing.hardware import cluster, node
 
 PYTHON = """#!{python}
@@ -110,22 +109,19 @@ class Machines:
 @asynccontextmanager
 async def controlling(folder: Path, names: str, **limits: float) -> AsyncIterator[Controller]:
     machines = Machines(folder, names)
-    store = Store.open(f"sqlite:///{folder}/orch.db")
     times = {"trial_s": 100.0, "trial_hang_s": 2.0} | limits
     settings = Settings(folder, folder / "storage", sync_wait_s=0.5, watch_s=0.1, **times)  # type: ignore[arg-type]
-    controller = Controller(store, machines, settings, cluster(*(node(name, gpus=1) for name in names)))
-    await controller.start()
-
-    async def all_up() -> bool:
-        known = controller.roster.nodes
-        return all(one in known and known[one].up for one in names)
-
+    declared = cluster(*(node(name, gpus=1) for name in names))
     try:
-        await until(all_up, 60)
-        yield controller
+        async with started(machines, settings, declared=declared) as controller:
+            known = controller.roster.nodes
+
+            async def all_up() -> bool:
+                return all(one in known and known[one].up for one in names)
+
+            await until(all_up, 60)
+            yield controller
     finally:
-        await controller.close()
-        store.close()
         for agent in machines.agents.values():
             await agent.close(1000)
 
