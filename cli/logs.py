@@ -25,14 +25,24 @@ if TYPE_CHECKING:
 @click.option("--attempt", type=click.IntRange(1), help="This attempt (default: the latest).")
 @click.option("--nccl", is_flag=True, help="What NCCL said of its links instead, as `orch doctor --nccl-log` reads it.")
 @click.option("--since", type=Ago(), help="Only what was printed within 5m, 2h ... or since a time.")
+@click.option(
+    "--raw", is_flag=True, help="Lines as they were printed, with their colours and whatever else a terminal obeys."
+)
 @out.output_option
 def logs(
-    run: str, follow: bool, rank: int | None, attempt: int | None, nccl: bool, since: float | None, output: str
+    run: str,
+    follow: bool,
+    rank: int | None,
+    attempt: int | None,
+    nccl: bool,
+    since: float | None,
+    raw: bool,
+    output: str,
 ) -> None:
     """What the ranks of a run printed.
 
     Of a failed run the first failing rank comes first. Every line begins with its rank where there are several.
-    In -o json and jsonl each line is an object.
+    In -o json and jsonl each line is an object. Escapes that a terminal would obey are taken out, but for --raw.
 
     \b
     orch logs 42 -f
@@ -58,20 +68,20 @@ def logs(
             out.say("they cannot be followed without the controller")
     _check(found, rank, attempt)
     try:
-        _print(lines, found, rank, output)
+        _print(lines, found, rank, raw, output)
     except KeyboardInterrupt:
         if found["state"] not in ("succeeded", "failed", "cancelled"):
             out.say(f"the run goes on; `orch cancel {found['id']}` ends it")
         click.get_current_context().exit(130)
 
 
-def _print(lines: Iterator[dict[str, Any]], run: dict[str, Any], rank: int | None, output: str) -> None:
+def _print(lines: Iterator[dict[str, Any]], run: dict[str, Any], rank: int | None, raw: bool, output: str) -> None:
     from cli.watch import Screen, world_size
 
     if output == "json":
         out.print_json(list(lines))
         return
-    screen = Screen(prefixed=rank is None and world_size(run) > 1)
+    screen = Screen(prefixed=rank is None and world_size(run) > 1, raw=raw)
     for line in lines:
         if output == "jsonl":
             sys.stdout.write(json.dumps(line) + "\n")

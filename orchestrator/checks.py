@@ -208,8 +208,8 @@ def whole(value: Any) -> int:
 
 
 def at_least_one(value: int | None) -> int | None:
-    if value is not None and value < 1:
-        raise ValueError(f"must be 1 or more, not {value}")
+    if value is not None and not 1 <= value < 10**9:
+        raise ValueError(f"must be 1 or more, and less than a billion, not {value:,}")
     return value
 
 

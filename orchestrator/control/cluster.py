@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 
@@ -294,7 +296,7 @@ def _ask_down(home: Home, *, force: bool) -> None:
     note = home.read_controller()
     assert note is not None
     request = urllib.request.Request(  # noqa: S310
-        f"{note['url']}/api/v1/down",
+        f"{note['url']}/api/v1/down?by={quote(_user(), safe='')}",
         data=json.dumps({"force": force}).encode(),
         headers={"Authorization": f"Bearer {home.token()}"},
         method="POST",
@@ -307,6 +309,13 @@ def _ask_down(home: Home, *, force: bool) -> None:
         raise ClusterError(answer.get("error", str(error)), answer.get("code", 6)) from None
     except OSError:
         pass  # it ended while it answered, or hangs: what follows ends it all the same
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _end_local(home: Home) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.array import parse_ref
+from orchestrator.array import parse_ref, run_id
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
 from orchestrator.control.changes import Change, parse_changes
@@ -318,9 +318,9 @@ class Controller:
 
     async def find(self, ref: str) -> Run:
         """One run whole. Raises Refused(3)."""
-        run = await self.runtime.read(self._store.get, int(ref) if ref.isdigit() else ref)
+        run = await self.runtime.read(self._store.get, word := run_id(ref))
         if run is None:
-            gone = await self.runtime.read(self._store.expired, int(ref)) if ref.isdigit() and len(ref) < 19 else None
+            gone = await self.runtime.read(self._store.expired, word) if isinstance(word, int) else None
             raise Refused(3, gone or f"no such run: {ref!r}")
         return self.with_reason(run)
 
@@ -341,8 +341,7 @@ class Controller:
 
     async def run_pictured(self, ref: str) -> dict[str, Any]:
         """What the run's page is drawn from. Raises Refused(3)."""
-        word = int(ref) if ref.isdigit() else ref
-        found = await self.runtime.read(self._store.run_pictured, word, self.runtime.now())
+        found = await self.runtime.read(self._store.run_pictured, run_id(ref), self.runtime.now())
         if found is None:
             raise Refused(3, f"no such run: {ref!r}")
         return found

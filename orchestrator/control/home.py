@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Preflight
+from orchestrator.control.private_file import InsecureHome, private_token
 
 _DEEPEST = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SOCKET_PATH = 107
@@ -27,10 +27,6 @@ def node_folder(namespace: str) -> Path:
     below = Path(f"orch-{os.getuid()}") / namespace
     folder = Path(tempfile.gettempdir()) / below
     return folder if len(os.fsencode(folder)) + len(_DEEPEST) <= _SOCKET_PATH else Path("/tmp") / below  # noqa: S108
-
-
-class InsecureHome(Exception):
-    """The folder cannot be this user's own, or the token can be read by others."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +75,11 @@ class Home:
         return self.root / "controller.json"
 
     @property
+    def audit_file(self) -> Path:
+        """Who asked for what (audit.py)."""
+        return self.root / "audit.log"
+
+    @property
     def monitoring(self) -> Path:
         """The files for Prometheus and Grafana."""
         return self.root / "monitoring"
@@ -97,29 +98,20 @@ class Home:
 
     def token(self) -> str:
         """The API's token, made at first. Raises InsecureHome where others may read it."""
-        return self._secret(self.root / "token")
+        return private_token(self.token_file())
+
+    def token_file(self) -> Path:
+        return self.root / "token"
 
     def metrics_token_file(self) -> Path:
         """The token that Prometheus scrapes with: it opens /metrics and nothing else."""
-        self._secret(self.root / "metrics_token")
+        private_token(self.root / "metrics_token")
         return self.root / "metrics_token"
 
     def ray_token_file(self) -> Path:
         """Ray's own token for clusters that orch starts (Ray itself would write one that everybody can read)."""
-        self._secret(self.root / "ray_token")
+        private_token(self.root / "ray_token")
         return self.root / "ray_token"
-
-    def _secret(self, path: Path) -> str:
-        with suppress(FileExistsError):
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_urlsafe(32))
-        mode = path.stat().st_mode & 0o777
-        if mode & 0o077:
-            raise InsecureHome(
-                f"{path} can be read by others (mode {mode:04o}); `chmod 600 {path}`, or remove it for a new one"
-            )
-        return path.read_text().strip()
 
     def read_cluster(self) -> ClusterNote | None:
         note = _read(self.cluster_file)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 from orchestrator.control.backend import LogChunk
 from orchestrator.control.nccl_watch import nccl_files
+from orchestrator.terminal import clean
 
 READ = 1 << 20
 LONGEST_LINE = 64 << 10
@@ -141,7 +142,8 @@ class LogFolder:
             with path.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_LINE))
                 for raw in reversed(file.read().split(b"\n")):
-                    if text := _text(raw).strip():
+                    # It goes into the reason of the run's end, which is shown in many places.
+                    if text := clean(_text(raw)).strip():
                         if not text.startswith("[orch] "):
                             return text
                         ours = ours or text

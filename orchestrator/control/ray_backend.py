@@ -24,12 +24,14 @@ import orchestrator
 from orchestrator.control import bench_script
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
+from orchestrator.control.audit import AuditLog
 from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
 from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
+from orchestrator.control.private_file import TokenFile
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
 from orchestrator.control.runtime import Settings
@@ -308,9 +310,10 @@ class ControllerActor:
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
         await self._code.put(*await asyncio.to_thread(bench_script.to_store))
-        metrics_token = self._home.metrics_token_file().read_text().strip()
-        api = Api(self._controller, self._code, self._home.token(), self._status, self._down, metrics_token)
-        runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=1)
+        token, metrics_token = TokenFile(self._home.token_file()), TokenFile(self._home.metrics_token_file())
+        audit = AuditLog(self._home.audit_file)
+        api = Api(self._controller, self._code, token.current, self._status, self._down, metrics_token.current, audit)
+        runner = api.runner()
         await runner.setup()
         port = await self._listen(runner)
         self._url = f"http://127.0.0.1:{port}"
@@ -319,6 +322,9 @@ class ControllerActor:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         tell_ray(self._controller)
         self._home.write_controller(self._url, orchestrator.__version__)
+        audit.write(
+            {"uid": os.getuid(), "call": "controller started", "said": f"pid {os.getpid()}, {orchestrator.__version__}"}
+        )
         return self._url
 
     async def _listen(self, runner: web.AppRunner) -> int:
