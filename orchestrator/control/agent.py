@@ -35,6 +35,7 @@ from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
+from orchestrator.control.masking import values_in_process, values_of
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.part import Part
@@ -239,6 +240,7 @@ class NodeAgent:
                 part = self._parts[key]
                 part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
                 part.swept = part.gpu_free = True
+                part.close_logs()
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
                 self._survey.want(None)
@@ -261,6 +263,11 @@ class NodeAgent:
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.secrets = tuple(note.get("secrets", ()))
+            # Before any of its logs is looked at.
+            folder.secrets = next(
+                filter(None, (values_in_process(r["pid"], part.secrets) for r in attempt["ranks"].values())), ()
+            )
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
@@ -307,6 +314,7 @@ class NodeAgent:
     def _swept(self, part: Part) -> None:
         if not part.swept:
             part.swept = True
+            part.close_logs()
             if part.nccl is not None:
                 part.nccl.ship()
             task = asyncio.get_running_loop().create_task(self._await_gpu_memory(part))
@@ -328,6 +336,7 @@ class NodeAgent:
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
+        known.secrets, folder.secrets = tuple(part.secrets), values_of(part.secrets.values())
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         answer = await self._launcher.call(
             "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)

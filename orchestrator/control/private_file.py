@@ -24,7 +24,7 @@ def read_private(path: Path) -> str:
     except OSError as error:
         why = "it is a link" if path.is_symlink() else error.strerror
         raise InsecureHome(f"{path} cannot be read: {why}; it must be a file of this user, mode 0600") from None
-    with open(handle, "rb") as file:
+    try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
             raise InsecureHome(f"{path} is no file; remove it for a new one")
@@ -34,7 +34,9 @@ def read_private(path: Path) -> str:
             raise InsecureHome(
                 f"{path} can be read by others (mode {mode:04o}); `chmod 600 {path}`, or remove it for a new one"
             )
-        text = file.read(4096).decode("ascii", "replace").strip()
+        text = os.read(handle, 4096).decode("ascii", "replace").strip()
+    finally:
+        os.close(handle)
     if not text or not text.isprintable():
         raise InsecureHome(f"{path} holds no token; remove it for a new one")
     return text

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,5 +73,43 @@ def test_a_call_that_nobody_waits_for_any_more_takes_no_line_of_a_log(tmp_path: 
             await hears(agent, next_epoch, after, "the last word")
             with pytest.raises(StaleController):
                 await orphan
+
+    asyncio.run(story())
+
+
+PRINTS_ITS_SECRET = """
+import os, pathlib, sys, time
+key, gate = os.environ["API_KEY"], pathlib.Path(sys.argv[1])
+print("whole", key, flush=True)
+print("half", key[:9], end="", flush=True)
+while not gate.exists():
+    time.sleep(0.01)
+print(key[9:], "and", key, flush=True)
+print("the last word is", key, end="")
+"""
+
+
+def test_a_secret_that_a_script_prints_is_masked_by_the_agent_and_by_the_one_after_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        gate, secret = tmp_path / "gate", "canary-0123456789"
+        order = replace(part(tmp_path, PRINTS_ITS_SECRET, gate), secrets={"API_KEY": secret})
+        assert secret not in repr(order)
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.start(1, order)
+            before: list[Report] = []
+            await hears(agent, 1, before, "half ")
+            await agent.sync(1, before[-1].sequence, 60, 0)
+            async with an_agent(tmp_path) as next_agent:
+                gate.touch()
+                after: list[Report] = []
+                await hears(next_agent, 2, after, "the last word is ****")
+                stars = "*" * len(secret)
+                assert (
+                    text(before) + text(after) == f"whole {stars}\nhalf {stars} and {stars}\nthe last word is {stars}"
+                )
+        written = [
+            path for path in (tmp_path / "n").rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
+        ]
+        assert written == []
 
     asyncio.run(story())
