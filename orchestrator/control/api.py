@@ -25,6 +25,7 @@ from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
 from orchestrator.control.guard import opened_by, refusal
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.private_file import InsecureHome
+from orchestrator.control.ray_auth import finding
 from orchestrator.control.refused import Refused
 from orchestrator.control.top import top
 from orchestrator.document import DocumentError, shown
@@ -300,6 +301,9 @@ class Api:
             raise Refused(2, f"python: {error}") from None
         except KeyError:
             raise Refused(3, f"no such node: {node!r}") from None
+        status = self._status()
+        if status.get("ray_auth") == "none":
+            answer["findings"] = [finding(status["address"]), *answer["findings"]]
         return web.json_response(answer)
 
     async def _go_down(self, request: web.Request) -> web.Response:

@@ -28,6 +28,7 @@ import psutil
 from orchestrator.config import Config, load_config
 from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder
 from orchestrator.control.monitoring import dashboards_folder
+from orchestrator.control.ray_auth import ray_auth
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
 from orchestrator.policy_text import policy_as_texts
@@ -139,6 +140,7 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 preflight=config.preflight,
                 policy=policy_as_texts(config.policy),
                 prices=dict(config.prices),
+                ray_auth=ray_auth(head.address),
                 local=local,
             )
         )

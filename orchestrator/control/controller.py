@@ -47,6 +47,7 @@ from orchestrator.scheduling.decision import Reservation, Sure
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
+from orchestrator.secrecy import exposed
 from orchestrator.spec import JobSpec, problems
 
 MOST_ANSWERS = 1000
@@ -191,6 +192,10 @@ class Controller:
         """What the submitter should know, though nothing is wrong with the job."""
         topology = self.roster.inventory.topology
         found = [str(notice) for notice in nccl_env.notices(spec.env)]
+        for what in exposed(spec.env, spec.argv):
+            found.append(f"{what}, and is kept with the run, where all can read it: name it under `secrets:` instead")
+        if spec.secrets and self.runtime.settings.open_ray is not None:
+            found.append(f"secrets: {self.runtime.settings.open_ray}")
         if spec.device == "auto" and device_of(spec, topology) == "cpu":
             found.append("device: auto takes the CPU here: no node of the cluster has a GPU")
         if spec.near is not None and not is_known(spec.near.level, topology):

@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.config import Preflight
 from orchestrator.control.private_file import InsecureHome, private_token
+from orchestrator.control.ray_auth import RayAuth
 
 _DEEPEST = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SOCKET_PATH = 107
@@ -50,6 +51,7 @@ class ClusterNote:
     dashboard_proxy: int | None = None
     """The port on which Ray's dashboard asks for orch's runs."""
     local: bool = True
+    ray_auth: RayAuth = "unknown"
     keep_runs: float | None = None
     keep_series: float | None = None
     keep_logs: float | None = None

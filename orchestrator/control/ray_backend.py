@@ -32,6 +32,7 @@ from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
 from orchestrator.control.private_file import TokenFile
+from orchestrator.control.ray_auth import warning
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
 from orchestrator.control.runtime import Settings
@@ -304,6 +305,7 @@ class ControllerActor:
             preflight=note.preflight,
             keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
             policy=policy_of(note.policy),
+            open_ray=warning(note.address) if note.ray_auth == "none" else None,
         )
         declared = read_declared(note)
         self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
@@ -348,6 +350,7 @@ class ControllerActor:
             "address": self._note.address,
             "api_url": self._url,
             "dashboard_url": self._note.dashboard_url,
+            "ray_auth": self._note.ray_auth,
             "version": orchestrator.__version__,
         }
 

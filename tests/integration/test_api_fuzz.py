@@ -147,14 +147,14 @@ def _encoded(value: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A cluster without room, so that nothing of what is submitted moves by itself."""
+    """A controller that starts nothing, so that nothing of what is submitted moves by itself."""
     cluster = FakeCluster(a=4)
-    cluster.foreign.add("a")
     python = Interpreter("/opt/python", "3.12.3", "2.11.0+cu130", "13.0", "9.19.0", "2.28.9", "2.28.9")
     cluster.agents["a"].tell(
         NodeFacts("a", driver="580.1", gpus=("NVIDIA H100",) * 4, hostname="a", boot_id="a"), own=python
     )
     with serving(tmp_path_factory.mktemp("home"), cluster) as served:
+        served.controller.start_no_more()
         assert served("POST", "/api/v1/runs", SUBMISSION).status == 201
         assert served("POST", "/api/v1/runs", SUBMISSION).status == 201
         assert served("POST", "/api/v1/runs/2/cancel").status == 200

@@ -22,6 +22,7 @@ from orchestrator.testing.cluster import FakeCluster
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("home"), FakeCluster(a=2)) as served:
+        served.controller.start_no_more()
         yield served
 
 
