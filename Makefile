@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: help setup demo test lint fmt bench lock picture clean
+.PHONY: help setup demo test lint fmt bench audit lock picture clean
 
 help: ## says what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ fmt: $(READY) ## formats the code and repairs what ruff can
 
 bench: $(READY) ## measures orch beside torchrun and Ray; minutes
 	@$(BIN)/python benchmarks/run_all.py
+
+audit: $(READY) ## asks whether a package of requirements.lock has a known hole; fails where that could not be found out
+	@test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip install -qq --disable-pip-version-check "pip-audit>=2.10"; }
+	@$(BIN)/python scripts/audit.py --tool $(VENV)/audit/bin/pip-audit
 
 lock: $(READY) ## resolves pyproject.toml anew into requirements.lock
 	@$(BIN)/python scripts/lock.py

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and isinstance(record.get("at"), str):
+            if isinstance(record, dict) and _is_time(record.get("at")):
                 yield record
 
 
@@ -124,6 +125,13 @@ def _as_in_proc(address: Any) -> str:
 
 def _short(value: Any) -> Any:
     return f"{value[:LONGEST]}..." if isinstance(value, str) and len(value) > LONGEST else value
+
+
+def _is_time(text: Any) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except (ValueError, TypeError):
+        return False
 
 
 def _rfc3339(seconds: float) -> str:
