@@ -22,15 +22,11 @@ SETTINGS = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-WORDS = (
-    """
+PLAIN = """
 10s|0|-1|1e999|nan|true|null|~|sqlite:////x|postgresql://a:b@c/d|http://x|10.0.0.1:6379|[a, b]|{a: b}|&a x|*a
-!!python/object/apply:os.system [id]|<<: *a|'|"|..|/|~root/x|\u00b2|; rm -rf /|$(id)
-""".strip()
-    .replace("\n", "|")
-    .split("|")
-    + ["9" * 400, "\t", "\x00", "\x1b[2J"]
-)
+!!python/object/apply:os.system [id]|<<: *a|'|"|..|/|~root/x|²|; rm -rf /|$(id)
+"""
+WORDS = [*PLAIN.strip().replace("\n", "|").split("|"), "9" * 400, "\t", "\x00", "\x1b[2J"]
 KEY = st.sampled_from([*(name.split(".")[0] for name in KEYS), "orch", "metadata", "x", "shares"]) | st.text(max_size=4)
 VALUE = st.recursive(
     st.sampled_from(WORDS) | st.text(max_size=8),
