@@ -1,7 +1,7 @@
 """How long the scheduler takes to decide: CPU time of single calls of plan() and why(), and gangs a second through plan().
 
-`python benchmarks/scheduling_speed.py [--waiting N] [--nodes N] [--kueue-share F]` prints two tables. Times are CPU time of this process, garbage collection
-included, which is set as in the controller.
+`python benchmarks/scheduling_speed.py [--waiting N] [--nodes N] [--kueue-share F]` prints two tables. Times are CPU time of this
+process, garbage collection included, which is set as in the controller.
 
 1. A full cluster of 1,250 nodes of eight GPUs (leaves of 16 nodes, pods of 16 leaves) and 10,000 waiting runs of 200 users in 20
    teams with shares, guaranteed parts and limits: gangs of 1 to 512 GPUs, in shapes and totals, with and without hints, time
