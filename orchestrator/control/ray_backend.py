@@ -35,7 +35,7 @@ from orchestrator.control.private_file import TokenFile
 from orchestrator.control.ray_auth import warning
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
-from orchestrator.control.runtime import Settings
+from orchestrator.control.runtime import Settings, spare_the_collector
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
@@ -327,6 +327,7 @@ class ControllerActor:
         audit.write(
             {"uid": os.getuid(), "call": "controller started", "said": f"pid {os.getpid()}, {orchestrator.__version__}"}
         )
+        spare_the_collector()
         return self._url
 
     async def _listen(self, runner: web.AppRunner) -> int:
