@@ -215,6 +215,27 @@ def test_a_lost_node_fails_the_run_with_its_name_and_keeps_its_gpus_until_the_le
     asyncio.run(story())
 
 
+def test_a_node_that_is_listed_but_answers_no_more_is_given_up_when_its_lease_has_run_out(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1, c=1)
+        async with controlling(tmp_path, cluster, lease_s=0.5) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            run = await reaches(controller, run, State.RUNNING)
+            assert run.attempt is not None
+            silent = run.attempt.placement.nodes[1].node
+            # It is asked again and again, which must not move the bound of its lease.
+            cluster.agents[silent].gone = True
+            run = await reaches(controller, run, State.FAILED)
+            assert run.attempts[0].failure is not None
+            assert (run.attempts[0].failure.kind, run.attempts[0].failure.node) == ("node_lost", silent)
+            assert "has not answered" in run.attempts[0].failure.message
+            cluster.agents[silent].gone = False
+            again, _ = await controller.submit(job("3x1"), {})
+            await reaches(controller, again, State.RUNNING)
+
+    asyncio.run(story())
+
+
 async def _says(controller: Controller, run: Run, word: str) -> bool:
     return word in ((await controller.find(str(run.id))).reason or "")
 
