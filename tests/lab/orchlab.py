@@ -6,11 +6,14 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hosts import Host, Lab, wait_until
 from invariants import Marked
+from raycluster import RayCluster
 
+from orchestrator.history import ledger
 from orchestrator.history.store import Store
 from orchestrator.scheduling.run import Attempt, Run
 
@@ -18,7 +21,7 @@ SLEEPS = "import time\nprint('asleep', flush=True)\ntime.sleep(600)\n"
 """Nothing but a process: it does not notice that a peer is gone."""
 
 STEPS = """
-import datetime, os, pathlib, time, torch, torch.distributed as dist
+import datetime, os, pathlib, signal, time, torch, torch.distributed as dist
 run, attempt, rank = (os.environ[name] for name in ("ORCH_RUN", "ORCH_ATTEMPT", "RANK"))
 shared, checkpoints = pathlib.Path(os.environ["SHARED"]), pathlib.Path(os.environ["ORCH_CHECKPOINT_DIR"])
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
@@ -28,6 +31,8 @@ newest = checkpoints / "newest.pt"
 step = torch.load(newest)["step"] if newest.exists() else 0
 record = open(shared / "steps" / f"{run}.{attempt}.{rank}", "a", buffering=1)
 print("from", step, flush=True)
+if os.environ.get("DEAF"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 over = torch.zeros(1)
 while not over:
     optimizer.zero_grad()
@@ -53,14 +58,17 @@ the newest. Each rank keeps a record of its steps and their times, from which tw
 class Orch:
     """orch on the head of a lab."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab, self.head = lab, lab.hosts[0]
+    def __init__(self, lab: Lab, cluster: RayCluster) -> None:
+        self.lab, self.cluster, self.head = lab, cluster, lab.hosts[0]
         self.acknowledged: list[int] = []
         """What `orch submit` has printed."""
 
-    def __call__(self, *argv: object, code: int = 0) -> str:
+    def __call__(self, *argv: object, code: int | None = 0) -> str:
+        """What a command prints; it must end with `code`, where that is not None."""
         done = self.ask(*argv)
-        assert done.returncode == code, f"orch {argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert code in (None, done.returncode), (
+            f"orch {argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done.stdout
 
     def ask(self, *argv: object, timeout: float = 90) -> subprocess.CompletedProcess[str]:
@@ -73,11 +81,12 @@ class Orch:
         (work / "train.py").write_text(script)
         for name, text in files.items():
             (work / f"{name}.py").write_text(text)
-        (work / "job.yaml").write_text(f"run: train.py\nworkers: {workers}\ngrace: 2s\n{job}\n")
+        grace = "" if "grace:" in job else "grace: 2s\n"
+        (work / "job.yaml").write_text(f"run: train.py\nworkers: {workers}\n{grace}{job}\n")
 
     def submit(self, script: str, workers: str, *options: object, code: int = 0, job: str = "", **files: str) -> int:
         self.write_job(script, workers, job, **files)
-        run = int(self("submit", "work/job.yaml", *options, code=code).split()[0])
+        run = int(self("submit", "work/job.yaml", *options, "-o", "name", code=code).split()[0])
         self.acknowledged.append(run)
         return run
 
@@ -203,6 +212,13 @@ class Orch:
         except AssertionError as error:
             run_now = self.recorded(run)
             raise AssertionError(f"{error}; it is {run_now.state}: {run_now.reason}\n{self('logs', run)}") from None
+
+    def gpu_seconds_lost(self, run: int) -> float:
+        """What its slots were held for in vain: work that was thrown away, waiting for what was gone, starting again."""
+        found = self.recorded(run)
+        used = ledger.gpu_time(found)
+        first = ledger.gpu_time(replace(found, attempts=found.attempts[:1]))
+        return round((used.lost + used.idle + used.starting - first.starting) / 1000, 1)
 
     def let_end(self, run: int, timeout: float = 60) -> Run:
         """Tells a run of STEPS that it is over; the run, once it has succeeded."""

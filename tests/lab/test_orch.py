@@ -59,7 +59,7 @@ def orch(cluster, lab):
     """orch on lab1, up on the three hosts with a short lease."""
     for host in lab.hosts:
         host.variables["ORCH_LEASE"] = f"{LEASE_S}s"
-    orch = Orch(lab)
+    orch = Orch(lab, cluster)
     orch("up")
     orch.wait_up(*lab.hosts)
     return orch
