@@ -172,7 +172,8 @@ class Roster:
             if name in found or node.task is None:
                 continue
             node.missing_since = node.missing_since or runtime.monotonic()
-            if runtime.monotonic() - node.missing_since >= runtime.settings.lost_after_s:
+            missing_s = runtime.monotonic() - node.missing_since
+            if self._backend.is_dead(node.facts) or missing_s >= runtime.settings.lost_after_s:
                 await self._lose(node, "left the cluster")
         for node in list(self.nodes.values()):
             if node.task is not None and not node.silent and self._lease_left(node) <= 0:

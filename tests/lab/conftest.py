@@ -6,8 +6,6 @@ from invariants import Looked, check
 from orchlab import Orch
 from raycluster import RayCluster
 
-LEASE_S = 8
-
 
 @pytest.fixture(scope="session")
 def lab_of_three():
@@ -32,12 +30,16 @@ def ray_cluster(lab):
 
 
 @pytest.fixture(scope="module")
-def faulty(lab):
-    """orch over three hosts of two slots each, with a short lease and its checkpoints on a folder that all hosts see."""
+def faulty(lab, request):
+    """orch over three hosts of two slots each, with its checkpoints on a folder that all hosts see.
+
+    Leases are short, or of as many seconds as the module says by LEASE_S.
+    """
+    lease_s = getattr(request.module, "LEASE_S", 8)
     cluster = RayCluster(lab, num_cpus=2)
     (lab.shared / "storage").mkdir()
     for host in lab.hosts:
-        host.variables |= {"ORCH_LEASE": f"{LEASE_S}s", "ORCH_STORAGE": str(lab.shared / "storage")}
+        host.variables |= {"ORCH_LEASE": f"{lease_s}s", "ORCH_STORAGE": str(lab.shared / "storage")}
         host.variables["ORCH_POLICY_MIN_RUNTIME"] = "1s"
     orch = Orch(lab, cluster)
     orch("up")
@@ -48,6 +50,9 @@ def faulty(lab):
 @pytest.fixture
 def orch(faulty):
     """The same for each test: its three hosts are up, and after it the rules are looked at (faults/invariants.py)."""
-    faulty.wait_up(*faulty.lab.hosts)
+    faulty.mend()
     yield faulty
+    for host in faulty.lab.hosts:
+        if host.is_on:
+            host.heal()
     check(Looked(faulty.database, faulty.ask, faulty.marked, faulty.acknowledged))

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hosts import Host, Lab, wait_until
-from invariants import Marked
+from invariants import Marked, one_writer
+from measuring import Measured
 from raycluster import RayCluster
 
 from orchestrator.history import ledger
@@ -138,6 +139,25 @@ class Orch:
         )
         return pid
 
+    def on(self, run: int) -> list[Host]:
+        """The hosts of its newest attempt."""
+        attempt = self.recorded(run).attempt
+        assert attempt is not None
+        return [self.lab[part.node] for part in attempt.placement.nodes]
+
+    def victim(self, run: int) -> Host:
+        """A host of the run that is not the head."""
+        return next(host for host in self.on(run) if host is not self.head)
+
+    def mend(self) -> None:
+        """Three hosts again that orch can use: those that are off, or whose raylet has ended, are started anew."""
+        for host in self.lab.hosts:
+            if host is self.head or (host.is_on and host.processes("raylet/raylet")):
+                continue
+            host.restart()
+            self.cluster.join(host)
+        self.wait_up(*self.lab.hosts)
+
     def nodes(self) -> dict[str, dict]:
         return {node["node"]: node for node in json.loads(self("nodes", "--json"))}
 
@@ -212,6 +232,18 @@ class Orch:
         except AssertionError as error:
             run_now = self.recorded(run)
             raise AssertionError(f"{error}; it is {run_now.state}: {run_now.reason}\n{self('logs', run)}") from None
+
+    def goes_on(self, run: int, ranks: int, measured: Measured, timeout: float = 60) -> Run:
+        """The run, whose first attempt is broken, trains again by itself, from its checkpoint, and is let come to its end."""
+        self.wait_trained(run, 2, ranks, timeout=timeout)
+        measured.recovered()
+        steps = self.steps(run)
+        last, first = max(taken[-1][0] for taken in steps[1].values()), min(taken[0][0] for taken in steps[2].values())
+        found = self.let_end(run)
+        one_writer(self.steps(run))
+        assert [str(one.outcome) for one in found.attempts][1:] == ["succeeded"]
+        measured.lost(steps=last - first + 1, gpu_seconds=self.gpu_seconds_lost(run))
+        return found
 
     def gpu_seconds_lost(self, run: int) -> float:
         """What its slots were held for in vain: work that was thrown away, waiting for what was gone, starting again."""

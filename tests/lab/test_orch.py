@@ -8,7 +8,7 @@ import signal
 
 import pytest
 from hosts import wait_until
-from orchlab import SLEEPS, Orch, nothing_left
+from orchlab import Orch, nothing_left
 from raycluster import RayCluster
 
 pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.torch]
@@ -107,44 +107,6 @@ class TestOrch:
         (lab["lab1"].disk / "home" / "done").touch()
         assert len(orch.reaches(run, "succeeded")["attempts"]) == 1
         assert orch("logs", run).count("done") == 6
-
-    def test_a_host_that_is_cut_off_ends_its_ranks_by_the_lease_while_nobody_can_reach_it(self, orch, lab, cluster):
-        lab3 = lab["lab3"]
-        run = orch.begins(SLEEPS, "3x2", "asleep", 6)
-        assert len(orch.ranks(run, lab3)["lab3"]) == 2
-        lab3.link("down")
-        took = wait_until(lambda: not orch.ranks(run, lab3)["lab3"], 30, "the ranks on lab3 are gone")
-        assert took < LEASE_S + 3
-        failure = orch.reaches(run, "failed", timeout=25)["attempts"][0]["failure"]
-        assert (failure["kind"], failure["node"]) == ("node_lost", "lab3")
-        nothing_left(orch, run)
-        lab3.link("up")
-        # Ray ends a node that it has taken for dead; whoever runs the host starts it again.
-        wait_until(lambda: not lab3.processes("raylet/raylet"), 30, "the raylet that was taken for dead has ended")
-        lab3.restart()
-        cluster.join(lab3)
-        orch.wait_up(*lab.hosts)
-
-    def test_a_run_on_a_host_without_power_fails_within_20_s_and_the_host_is_used_again(self, orch, lab, cluster):
-        lab2 = lab["lab2"]
-        run = orch.begins(SLEEPS, "3x2", "asleep", 6)
-        lab2.power_off()
-        found = orch.reaches(run, "failed", timeout=20)
-        failure = found["attempts"][0]["failure"]
-        assert (failure["kind"], failure["node"]) == ("node_lost", "lab2")
-        assert "lab2" in found["reason"]
-        nothing_left(orch, run)
-        assert orch.nodes()["lab2"]["state"] == "down"
-        waits = orch.submit(TRAINS, "3x2", helper="VERSION = 'v8'")
-        assert "lab2" in orch.reaches(waits, "queued")["reason"]
-        lab2.power_on()
-        cluster.join(lab2)
-        orch.reaches(waits, "succeeded", timeout=60)
-        assert {line.split("] ")[1].split()[0] for line in orch("logs", waits).splitlines() if " v8 " in line} == {
-            "lab1",
-            "lab2",
-            "lab3",
-        }
 
     def test_a_job_that_needs_more_than_there_is_waits_for_no_host_that_never_joined(self, orch):
         assert "never" in orch.head.orch("submit", "work/job.yaml", "--set", "workers=4x2").stderr

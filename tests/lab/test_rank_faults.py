@@ -15,10 +15,11 @@ from rows import fault, representative
 pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.torch, pytest.mark.timeout(150)]
 
 RAISES = """
-import os, torch, torch.distributed as dist
+import os, pathlib, time, torch, torch.distributed as dist
 dist.init_process_group("gloo")
 dist.barrier()
 if os.environ["RANK"] == "1":
+    pathlib.Path(os.environ["SHARED"], "raised").write_text(str(time.monotonic()))
     raise ValueError("no such layer")
 dist.all_reduce(torch.zeros(1))
 """
@@ -34,7 +35,7 @@ time.sleep(600)
 @representative
 @fault(1)
 def test_a_killed_rank_is_named_its_peers_end_and_the_run_goes_on_from_its_checkpoint(orch: Orch, measured) -> None:
-    run = orch.trains("3x2", 6)
+    run = orch.trains("3x2", 6, job="retry: {user: 1}")
     os.kill(orch.rank_pid(run, 3), signal.SIGKILL)
     measured.injected()
     wait_until(lambda: not [one for one in orch.marked() if (one.run, one.attempt) == (run, 1)], 5, "its peers end")
@@ -43,14 +44,14 @@ def test_a_killed_rank_is_named_its_peers_end_and_the_run_goes_on_from_its_check
     assert attempt.failure is not None
     assert (attempt.failure.kind, attempt.failure.rank) == ("signal", 3)
     assert "SIGKILL" in attempt.failure.message
-    goes_on(orch, run, 6, measured)
+    orch.goes_on(run, 6, measured)
 
 
 @representative
 @fault(2)
 def test_an_exception_is_told_by_the_rank_that_raised_it_and_not_tried_again(orch: Orch, measured) -> None:
-    measured.injected()
-    run = orch.submit(RAISES, "2x2", "--wait", code=1)
+    run = orch.submit(RAISES, "2x2", "--wait", code=1, job=f"env: {{SHARED: {orch.lab.shared}}}")
+    measured.injected(float((orch.lab.shared / "raised").read_text()))
     measured.detected()
     found = orch.recorded(run)
     assert [one.outcome for one in found.attempts] == ["user_error"]
@@ -97,11 +98,10 @@ def test_a_run_that_gives_way_has_its_grace_and_goes_on_from_its_checkpoint(orch
     # It has run for as long as a run may before it gives way.
     high = orch.submit(SLEEPS, "3x2", "--set", "priority=100")
     wait_until(lambda: orch.recorded(run).state == "stopping", 15, "it is told to give way")
-    measured.injected()
     began = time.monotonic()
     attempt = orch.wait_ended(run)
     took = time.monotonic() - began
-    measured.detected()
+    measured.note(f"gone {took:.1f} s after SIGTERM, its grace {grace_s} s")
     assert attempt.outcome == "preempted"
     assert took < grace_s + 2 if obeys else grace_s - 1 < took < grace_s + 2
     wait_until(lambda: orch("logs", high, code=None).count("asleep") == 6, 20, "the other runs", every=0.3)
@@ -109,15 +109,3 @@ def test_a_run_that_gives_way_has_its_grace_and_goes_on_from_its_checkpoint(orch
     orch.wait_trained(run, 2, 6)
     one_writer(orch.steps(run))
     assert len(orch.let_end(run).attempts) == 2
-
-
-def goes_on(orch: Orch, run: int, ranks: int, measured) -> None:
-    """The run trains again by itself, from its checkpoint, and is let come to its end."""
-    orch.wait_trained(run, 2, ranks)
-    measured.recovered()
-    steps = orch.steps(run)
-    one_writer(steps)
-    last, first = max(taken[-1][0] for taken in steps[1].values()), min(taken[0][0] for taken in steps[2].values())
-    found = orch.let_end(run)
-    assert [str(one.outcome) for one in found.attempts] == ["infra_error", "succeeded"]
-    measured.lost(steps=last - first + 1, gpu_seconds=orch.gpu_seconds_lost(run))
