@@ -42,7 +42,7 @@ test: $(READY) ## runs every test, of the faults some; what this machine lacks (
 	$(BIN)/python -m pytest -q -m "$$some" --add-reports="$$reports" --ignore=tests/unit tests; exit $$units
 
 faults: $(READY) ## brings about every fault of docs/reliability.md that this machine can, and renews the table there; many minutes
-	@went=0; $(BIN)/python -m pytest -q -m fault --fault-results=.orch/faults.jsonl tests || went=$$?; \
+	@went=0; ORCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -q -m fault --fault-results=.orch/faults.jsonl tests || went=$$?; \
 	$(BIN)/python scripts/reliability_table.py .orch/faults.jsonl; exit $$went
 
 lint: $(READY) ## ruff, mypy and import-linter

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from orch_home import OrchHome, environ_of, holds, until
+from rows import fault
 
 from orchestrator.control.cluster import ray_env
 from orchestrator.control.ray_auth import ray_auth
@@ -165,6 +166,7 @@ def test_the_audit_log_says_who_asked_for_what(home, job):
     assert all(re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]+Z", one["at"]) for one in told)
 
 
+@fault(35)
 def test_hostile_names_and_arguments_stay_text(home, job, tmp_path: Path):
     canary = tmp_path / "canary"
     hostile = [
@@ -177,7 +179,32 @@ def test_hostile_names_and_arguments_stay_text(home, job, tmp_path: Path):
     ]
     script = "import json, sys; print(json.dumps(sys.argv[1:]))"
     arguments = " ".join(f"'{word}'" for word in hostile)
-    env = json.dumps({"A": f"$(touch {canary})", "B": "x\n; rm -rf /"})
+    # Free for a job to set, as its ranks are its own: they load code into nothing else.
+    loads = {"LD_PRELOAD": "/none.so", "PYTHONSTARTUP": str(tmp_path / "startup.py")}
+    (tmp_path / "startup.py").write_text(f"open({str(canary)!r}, 'w')")
+    env = json.dumps({"A": f"$(touch {canary})", "B": "x\n; rm -rf /", **loads})
     run = home.submit(job(script, arguments=arguments, env=env, tags=json.dumps({"t": hostile[0]})), "--wait")
-    assert json.loads(home.logs(run)[0]) == hostile
+    assert json.loads(home.logs(run)[-1]) == hostile
     assert not canary.exists()
+    assert [one.pid for one in home.services() if "/none.so" in environ_of(one.pid)] == []
+
+
+@fault(42)
+def test_a_token_that_was_replaced_opens_at_once_and_the_old_one_no_more(home, job, measured):
+    home.submit(job("print()"), "--wait")
+    token, old = home.root / "token", (home.root / "token").read_text()
+    measured.injected()
+    token.chmod(0o644)
+    assert "chmod 600" in home("ps", code=4).stderr
+    token.chmod(0o600)
+    token.write_text("wrong-but-well-formed")
+    token.chmod(0o600)
+    # The controller has seen that its own file changed: what is in it now is the token.
+    assert home("ps").returncode == 0
+    token.unlink()
+    assert "`orch up` makes a new one" in home("ps", code=4).stderr
+    measured.detected()
+    home("up")
+    assert home("ps").returncode == 0
+    measured.recovered()
+    assert token.read_text() not in (old, "wrong-but-well-formed")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rows import fault, representative
 
 from orchestrator.config import KEYS, ConfigError, load_config
 from orchestrator.hardware.formats import FormatError, read_hardware
@@ -142,6 +143,8 @@ print(json.dumps({"slow": slow, "grown_mb": grown / 1024}))
 """
 
 
+@fault(34)
+@representative
 def test_a_bomb_takes_neither_long_nor_much_memory(tmp_path: Path) -> None:
     for name, text in bombs().items():
         (tmp_path / name).write_text(text)

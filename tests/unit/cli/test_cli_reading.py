@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import pytest
+from rows import fault, representative
 
 from cli.output import clean
 from cli.runs import transport_lines
@@ -250,6 +251,8 @@ def test_a_wrong_token_is_exit_4(orch, stub):
     assert (done.returncode, "token" in done.stderr) == (4, True)
 
 
+@fault(42)
+@representative
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
