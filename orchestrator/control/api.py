@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -25,7 +25,6 @@ from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
 from orchestrator.control.guard import opened_by, refusal
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.private_file import InsecureHome
-from orchestrator.control.ray_auth import finding
 from orchestrator.control.refused import Refused
 from orchestrator.control.top import top
 from orchestrator.document import DocumentError, shown
@@ -115,10 +114,12 @@ class Api:
         down: Callable[[], Awaitable[None]],
         metrics_token: Callable[[], str] | None = None,
         audit: AuditLog | None = None,
+        doors: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """`token` opens everything, `metrics_token` /metrics alone; `audit` hears of what is changed and of who is not let in."""
+        """`token` opens everything, `metrics_token` /metrics alone; `audit` hears of what is changed and of who is not let in;
+        `doors` are findings of the doctor about the cluster itself."""
         self._controller, self._code, self._token, self._status, self._down = controller, code, token, status, down
-        self._metrics_token, self._audit = metrics_token, audit
+        self._metrics_token, self._audit, self._doors = metrics_token, audit, doors
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=BODY)
@@ -301,10 +302,7 @@ class Api:
             raise Refused(2, f"python: {error}") from None
         except KeyError:
             raise Refused(3, f"no such node: {node!r}") from None
-        status = self._status()
-        if status.get("ray_auth") == "none":
-            answer["findings"] = [finding(status["address"]), *answer["findings"]]
-        return web.json_response(answer)
+        return web.json_response(answer | {"findings": [*self._doors, *answer["findings"]]})
 
     async def _go_down(self, request: web.Request) -> web.Response:
         body, _ = DownBody.model_validate(await _json(request)), _by(request)

@@ -26,7 +26,7 @@ from urllib.parse import quote
 import psutil
 
 from orchestrator.config import Config, load_config
-from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder
+from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder, own_node_folder
 from orchestrator.control.monitoring import dashboards_folder
 from orchestrator.control.ray_auth import ray_auth
 from orchestrator.document import DocumentError
@@ -214,7 +214,8 @@ def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say
         _end_local(home)
     say("starting a private Ray on this machine")
     folder = temp_dir(home)
-    _private_parents(folder)
+    own_node_folder(home.namespace)
+    folder.mkdir(mode=0o700, exist_ok=True)
     (folder / "ray_current_cluster").unlink(missing_ok=True)
     dashboard, proxy = _free_port(), _free_port()
     command = [
@@ -240,15 +241,6 @@ def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say
         tail = " ".join(started.stdout.strip().splitlines()[-3:])
         raise ClusterError(f"Ray did not start: {tail}")
     return _Head(current.read_text().strip(), f"http://127.0.0.1:{dashboard}", proxy)
-
-
-def _private_parents(folder: Path) -> None:
-    base = folder.parents[1]
-    base.mkdir(mode=0o700, exist_ok=True)
-    if base.stat().st_uid != os.getuid():
-        raise ClusterError(f"{base} belongs to another user")
-    base.chmod(0o700)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _listens(address: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,25 @@ def node_folder(namespace: str) -> Path:
     below = Path(f"orch-{os.getuid()}") / namespace
     folder = Path(tempfile.gettempdir()) / below
     return folder if len(os.fsencode(folder)) + len(_DEEPEST) <= _SOCKET_PATH else Path("/tmp") / below  # noqa: S108
+
+
+def own_node_folder(namespace: str) -> Path:
+    """As `node_folder`, there and this user's alone from /tmp down. Raises InsecureHome where somebody was there before.
+
+    Whoever owns a folder above can put another in its place, and with it a launcher of their own.
+    """
+    folder = node_folder(namespace)
+    for one in (folder.parent, folder):
+        with suppress(FileExistsError):
+            one.mkdir(mode=0o700)
+        info = one.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+            raise InsecureHome(
+                f"{one} is not this user's own folder (uid {info.st_uid} has made it): it must be removed"
+            )
+        if info.st_mode & 0o077:
+            one.chmod(0o700)
+    return folder
 
 
 @dataclass(frozen=True)

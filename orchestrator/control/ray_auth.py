@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 RayAuth = Literal["token", "none", "unknown"]
 
@@ -37,8 +37,3 @@ MEND = (
     "start its head and its nodes with RAY_AUTH_MODE=token and one token file, mode 0600, on all of them "
     "(RAY_AUTH_TOKEN_PATH), and `orch up` with the same two variables"
 )
-
-
-def finding(address: str) -> dict[str, Any]:
-    """It as `orch doctor` tells it."""
-    return {"severity": "warning", "nodes": [], "problem": warning(address), "mend": MEND}

@@ -28,9 +28,10 @@ from orchestrator.control.audit import AuditLog
 from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
-from orchestrator.control.home import ClusterNote, Home, node_folder
+from orchestrator.control.home import ClusterNote, Home, own_node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
+from orchestrator.control.open_doors import open_doors
 from orchestrator.control.private_file import TokenFile
 from orchestrator.control.ray_auth import warning
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
@@ -77,7 +78,7 @@ class AgentActor:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
         self._agent = NodeAgent(
-            namespace, node, address, node_folder(namespace) / f"node-{node}", self._fetch, node_info
+            namespace, node, address, own_node_folder(namespace) / f"node-{node}", self._fetch, node_info
         )
 
     def __repr__(self) -> str:
@@ -320,7 +321,16 @@ class ControllerActor:
         await self._code.put(*await asyncio.to_thread(bench_script.to_store))
         token, metrics_token = TokenFile(self._home.token_file()), TokenFile(self._home.metrics_token_file())
         audit = AuditLog(self._home.audit_file)
-        api = Api(self._controller, self._code, token.current, self._status, self._down, metrics_token.current, audit)
+        api = Api(
+            self._controller,
+            self._code,
+            token.current,
+            self._status,
+            self._down,
+            metrics_token.current,
+            audit,
+            open_doors(note),
+        )
         runner = api.runner()
         await runner.setup()
         port = await self._listen(runner)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,7 +17,7 @@ import pytest
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import RankStart, Report, StaleController, StartPart
-from orchestrator.control.launcher_client import LauncherClient
+from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError
 
 SPEAKS_WHEN_ASKED = """
 import pathlib, sys, time
@@ -143,3 +147,30 @@ def test_a_secret_that_a_script_prints_is_masked_by_the_agent_and_by_the_one_aft
         assert written == []
 
     asyncio.run(story())
+
+
+LISTENS = """
+import os, socket, sys
+os.setuid(65534)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listens", flush=True)
+listener.accept()[0].recv(1)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+def test_a_launcher_of_another_user_is_told_nothing() -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o777)
+    command = [sys.executable, "-c", LISTENS, str(folder / "launcher.sock")]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stranger:
+            assert stranger.stdout is not None
+            assert stranger.stdout.readline() == "listens\n"
+            with pytest.raises(LauncherGoneError, match=r"another user \(uid 65534\)"):
+                asyncio.run(LauncherClient(folder, dict(os.environ)).connect())
+            assert stranger.wait(10) == 0, "it has heard nothing but the end"
+    finally:
+        shutil.rmtree(folder)

@@ -1,13 +1,15 @@
 """The folders and files of one ORCH_HOME."""
 
 import os
+import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from orchestrator.control.home import Home, InsecureHome, node_folder
+from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder, own_node_folder
+from orchestrator.control.open_doors import open_doors
 from orchestrator.control.private_file import TokenFile, private_token
 
 
@@ -93,3 +95,56 @@ def test_a_new_token_file_is_a_new_token_and_one_that_is_gone_or_open_opens_noth
         token.current()
     second = private_token(path)
     assert (token.current(), second != first) == (second, True)
+
+
+@pytest.fixture
+def tmp(monkeypatch):
+    """A temporary folder whose name is so short that sockets fit into it."""
+    short = Path(tempfile.mkdtemp(prefix="o", dir="/tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    yield short
+    shutil.rmtree(short)
+
+
+def test_what_a_node_keeps_is_this_users_alone_from_tmp_down(tmp):
+    (tmp / f"orch-{os.getuid()}").mkdir(mode=0o755)
+    folder = own_node_folder("orch-1")
+    assert folder == node_folder("orch-1") == own_node_folder("orch-1")
+    assert {one.stat().st_mode & 0o777 for one in (folder.parent, folder)} == {0o700}
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_folder_that_somebody_has_put_there_before_is_not_used(tmp, level):
+    place = [tmp / f"orch-{os.getuid()}", tmp / f"orch-{os.getuid()}" / "orch-1"][level]
+    place.parent.mkdir(exist_ok=True)
+    (tmp / "elsewhere").mkdir()
+    place.symlink_to(tmp / "elsewhere")
+    with pytest.raises(InsecureHome, match=f"{place} is not this user's own folder"):
+        own_node_folder("orch-1")
+    if os.getuid() == 0:
+        place.unlink()
+        place.mkdir()
+        os.chown(place, 12345, 12345)
+        with pytest.raises(InsecureHome, match="uid 12345"):
+            own_node_folder("orch-1")
+
+
+@pytest.mark.parametrize(
+    ("note", "told"),
+    [
+        ({"ray_auth": "none"}, ["asks nobody for a token"]),
+        ({"ray_auth": "token"}, []),
+        ({"ray_auth": "unknown"}, []),
+        ({"database": "postgresql://ana:canary@db.example/orch"}, ["db.example may be in clear text"]),
+        ({"database": "postgresql+psycopg://db.example/orch?sslmode=prefer"}, ["may be in clear text"]),
+        ({"database": "postgresql://db.example/orch?sslmode=verify-full"}, []),
+        ({"database": "postgresql://localhost/orch"}, []),
+        ({"database": "postgresql:///orch?host=/run/postgresql"}, []),
+    ],
+    ids=str,
+)
+def test_the_doctor_tells_of_doors_that_are_open(note, told):
+    given = {"namespace": "n", "address": "10.0.0.1:6379", "database": "sqlite:////x", "storage": "/s", "lease_s": 30}
+    found = open_doors(ClusterNote(**given | {"log_limit": 1, "code_limit": 1} | note))
+    assert [what in one["problem"] for what, one in zip(told, found, strict=True)] == [True] * len(told)
+    assert "canary" not in str(found)
