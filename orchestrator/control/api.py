@@ -47,6 +47,8 @@ HTTP_OF_CODE = {2: 400, 3: 404, 4: 401, 5: 422, 6: 503, 7: 409, 8: 500}
 BODY = 4 << 20
 BODY_S = 30.0
 """How long a body of JSON may take to come."""
+LONGEST_SECRET = 100_000
+"""Linux takes 128 KiB of a variable, its name included."""
 IDLE_S = 30.0
 """How long a connection may be open without a whole request on it."""
 LONGEST_LINE = 64 << 10
@@ -68,18 +70,30 @@ def _user_name(name: str) -> str:
     return name
 
 
+def _secret(value: str) -> str:
+    """What the kernel takes as one variable of a process. The value is in no message."""
+    if "\0" in value:
+        raise ValueError("has a NUL byte in its value, and a variable cannot")
+    if len(value.encode()) > LONGEST_SECRET:
+        raise ValueError(f"has a value of more than {LONGEST_SECRET:,} bytes, and a variable cannot")
+    return value
+
+
+Secret = Annotated[str, AfterValidator(_secret)]
+
+
 class CodeBody(_Body):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    git: Annotated[str, Field(max_length=64)] | None = None
+    git: Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")] | None = None
     dirty: bool | None = None
 
 
 class SubmitBody(_Body):
     spec: JobSpec
     code: CodeBody | None = None
-    workdir: Annotated[str, Field(max_length=4096)] = ""
+    workdir: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")] = ""
     user: Annotated[str, AfterValidator(_user_name)]
-    secrets: dict[str, str] = {}
+    secrets: dict[str, Secret] = {}
     key: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
     dry_run: bool = False
 
@@ -91,7 +105,7 @@ class CheckBody(_Body):
 
 
 class RetryBody(_Body):
-    secrets: dict[str, str] = {}
+    secrets: dict[str, Secret] = {}
 
 
 class SetBody(_Body):
@@ -167,6 +181,8 @@ class Api:
         """Headers and token are checked before anything is read; what goes wrong becomes a sentence and a code."""
         if (why := refusal(request.host, request.headers)) is not None:
             return self._refused(request, why, 403)
+        if "%00" in request.raw_path:
+            return _error(2, "a NUL byte in the address of the call")
         if request.path != "/healthz":
             try:
                 allowed = self._may(request)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import http.client
 import json
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiohttp import web
+from sqlalchemy import NullPool, create_engine, select
 
 from orchestrator.control.api import Api
 from orchestrator.control.audit import AuditLog
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
+from orchestrator.history.models import Base
 from orchestrator.testing.cluster import FakeCluster
 from orchestrator.testing.controlling import controlling, until
 
@@ -38,8 +39,11 @@ class Answer(NamedTuple):
 class Served:
     """One API that answers, and what is to be seen behind it."""
 
-    def __init__(self, home: Path, port: int, loop: asyncio.AbstractEventLoop, controller: Controller) -> None:
+    def __init__(
+        self, home: Path, port: int, loop: asyncio.AbstractEventLoop, controller: Controller, database: str
+    ) -> None:
         self.home, self.port, self.loop, self.controller = home, port, loop, controller
+        self._engine = create_engine(database, poolclass=NullPool)
 
     def __call__(
         self,
@@ -59,9 +63,13 @@ class Served:
             return Answer(answer.status, dict(answer.getheaders()), answer.read().decode())
 
     def digest(self) -> str:
-        """Of every row of the database."""
-        with closing(sqlite3.connect(f"file:{self.home}/orch.db?mode=ro", uri=True)) as connection:
-            return hashlib.sha256("\n".join(connection.iterdump()).encode()).hexdigest()
+        """Of the whole database: of SQLite the bytes of its files, which each commit changes, else of every row."""
+        if self._engine.dialect.name == "sqlite":
+            files = (self.home / name for name in ("orch.db", "orch.db-wal"))
+            return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
+        with self._engine.connect() as connection:
+            rows = [repr(sorted(map(repr, connection.execute(select(table))))) for table in Base.metadata.sorted_tables]
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def do(self, work: Callable[[], Any]) -> Any:
         """Runs a coroutine function on the controller's loop."""
@@ -74,15 +82,16 @@ async def _all_up(controller: Controller) -> bool:
 
 
 @contextmanager
-def serving(home: Path, cluster: FakeCluster) -> Iterator[Served]:
+def serving(home: Path, cluster: FakeCluster, database: str | None = None) -> Iterator[Served]:
     """The API of a controller over `cluster`."""
+    url = database or f"sqlite:///{home}/orch.db"
     ready: list[Served] = []
     failed: list[BaseException] = []
     started = threading.Event()
     stop = asyncio.Event()
 
     async def serve() -> None:
-        async with controlling(home, cluster, preflight="off") as controller:
+        async with controlling(home, cluster, preflight="off", database=url) as controller:
             nothing: dict[str, Any] = {"controller": "up", "address": "x:1", "api_url": "", "dashboard_url": None}
 
             async def down() -> None: ...
@@ -95,7 +104,7 @@ def serving(home: Path, cluster: FakeCluster) -> Iterator[Served]:
             # What the nodes say of themselves is recorded once; from now on nothing moves by itself.
             await until(lambda: _all_up(controller))
             await controller.runtime.db(lambda: None)
-            ready.append(Served(home, runner.addresses[0][1], asyncio.get_running_loop(), controller))
+            ready.append(Served(home, runner.addresses[0][1], asyncio.get_running_loop(), controller, url))
             started.set()
             await stop.wait()
             await runner.cleanup()

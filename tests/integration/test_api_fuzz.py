@@ -11,13 +11,14 @@ from urllib.parse import quote, urlencode
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rows import fault
 from served import Served, serving
 
 from orchestrator.control.api import HTTP_OF_CODE, Api
 from orchestrator.health.facts import Interpreter, NodeFacts
 from orchestrator.testing.cluster import FakeCluster
 
-EXAMPLES = int(os.environ.get("ORCH_FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("ORCH_FUZZ_EXAMPLES", "40"))
 """For each call; `make faults` asks for more."""
 
 SPEC = {"run": "train.py", "workers": "1", "name": "job"}
@@ -145,15 +146,16 @@ def _encoded(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, fault(34)])])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A controller that starts nothing, so that nothing of what is submitted moves by itself."""
     cluster = FakeCluster(a=4)
     python = Interpreter("/opt/python", "3.12.3", "2.11.0+cu130", "13.0", "9.19.0", "2.28.9", "2.28.9")
     cluster.agents["a"].tell(
         NodeFacts("a", driver="580.1", gpus=("NVIDIA H100",) * 4, hostname="a", boot_id="a"), own=python
     )
-    with serving(tmp_path_factory.mktemp("home"), cluster) as served:
+    database = None if request.param == "sqlite" else request.getfixturevalue("new_postgres")()
+    with serving(tmp_path_factory.mktemp("home"), cluster, database) as served:
         served.controller.start_no_more()
         assert served("POST", "/api/v1/runs", SUBMISSION).status == 201
         assert served("POST", "/api/v1/runs", SUBMISSION).status == 201

@@ -203,3 +203,24 @@ def test_who_asks_has_a_name_that_can_be_printed(served: Served, by: str) -> Non
     assert served("POST", f"/api/v1/runs/1/cancel?by={quote(by)}").status == 400
     assert served("POST", "/api/v1/runs", SUBMISSION | {"user": by}).status == 400
     assert json.dumps(by) not in (served.home / "audit.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("a\0canary-94", "NUL"), ("canary-95" * 20_000, "100,000 bytes"), (["canary-96"], "valid string")],
+)
+def test_a_secret_that_no_process_could_be_given_is_refused_and_not_repeated(
+    served: Served, value: object, said: str
+) -> None:
+    spec = SPEC | {"secrets": ["API_KEY"]}
+    answer = served("POST", "/api/v1/runs", SUBMISSION | {"spec": spec, "secrets": {"API_KEY": value}})
+    assert (answer.status, said in answer.text, "canary" in answer.text) == (400, True, False)
+
+
+@pytest.mark.parametrize(
+    "body", [{"workdir": "/a\0b"}, {"code": {"sha256": "0" * 64, "git": "\x1b[2J"}}, {"key": "a\0b"}], ids=str
+)
+def test_what_no_database_takes_or_no_terminal_should_get_is_refused(served: Served, body: dict[str, object]) -> None:
+    assert served("POST", "/api/v1/runs", SUBMISSION | body).status == 400
+    assert served("GET", "/api/v1/runs?name=a%00b").status == 400
+    assert served("GET", "/api/v1/runs/a%00b").status == 400
