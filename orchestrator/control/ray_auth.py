@@ -29,7 +29,7 @@ def warning(address: str) -> str:
     """What an operator is to know of a cluster that lets in everybody."""
     return (
         f"the Ray cluster at {address} asks nobody for a token: whoever reaches its ports can run programs as its account, and "
-        "read the secrets of orch's runs"
+        "read the logs and the secrets of orch's runs"
     )
 
 
