@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.terminal import clean
+from orchestrator.terminal import clean as clean
 
 FORMATS = ("table", "json", "jsonl", "csv", "name")
 Row = dict[str, Any]

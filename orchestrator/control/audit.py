@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import socket
-import sys
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ KEPT = 4
 """Older files that stay: audit.log.1 is the newest of them."""
 LONGEST = 256
 """Characters of any text in a record."""
-_ESTABLISHED = "01"
 
 
 @dataclass
@@ -99,28 +98,35 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 def peer_uid(peer: Any, own: Any) -> int | None:
     """The user of the process at the other end of a loopback TCP connection; None where the kernel does not tell.
 
-    `peer` and `own` are its addresses as a socket gives them.
+    `peer` and `own` are its addresses as a socket gives them. Asks the kernel for that one socket, as ss does
+    (sock_diag(7)): reading /proc/net/tcp walks through the whole table of connections, 7 ms on an idle machine.
     """
-    table = "/proc/net/tcp6" if ":" in str(peer[0]) else "/proc/net/tcp"
-    theirs, ours = _as_in_proc(peer), _as_in_proc(own)
+    family = socket.AF_INET6 if ":" in peer[0] else socket.AF_INET
+    # Seen from the caller's side: its own address is the local one.
+    ends = struct.pack("!HH", peer[1], own[1]) + _packed(family, peer[0]) + _packed(family, own[0])
+    body = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, _ANY) + ends + struct.pack("=III", 0, _ANY, _ANY)
+    head = struct.pack("=IHHII", 16 + len(body), _BY_FAMILY, 1, 1, 0)
     try:
-        with open(table) as rows:
-            for row in rows:
-                fields = row.split(maxsplit=8)
-                # Seen from the caller's side: its own address is the local one. Once it has hung up it is nobody's.
-                if fields[1:4] == [theirs, ours, _ESTABLISHED]:
-                    return int(fields[7])
-    except (OSError, IndexError, ValueError):
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
+            kernel.settimeout(0.1)
+            kernel.send(head + body)
+            answer = kernel.recv(4096)
+        _, kind = struct.unpack_from("=IH", answer)
+        _, state = struct.unpack_from("=BB", answer, 16)
+        uid: int = struct.unpack_from("=I", answer, _UID_AT)[0]
+    except (OSError, struct.error):
         return None
-    return None
+    # Once it has hung up it is nobody's.
+    return uid if kind == _BY_FAMILY and state == _ESTABLISHED else None
 
 
-def _as_in_proc(address: Any) -> str:
-    """`0100007F:1F90`: each 32-bit word of the address in the machine's byte order."""
-    host, port = address[:2]
-    packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-    words = (packed[at : at + 4] for at in range(0, len(packed), 4))
-    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words) + f":{port:04X}"
+_NETLINK_SOCK_DIAG, _BY_FAMILY, _ESTABLISHED, _ANY = 4, 20, 1, 0xFFFFFFFF
+_UID_AT = 16 + 4 + 48 + 12
+"""Of inet_diag_msg, behind nlmsghdr: four bytes, the socket's ends, three counters."""
+
+
+def _packed(family: int, host: str) -> bytes:
+    return socket.inet_pton(family, host).ljust(16, b"\0")
 
 
 def _short(value: Any) -> Any:

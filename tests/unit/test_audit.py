@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,19 @@ def test_the_kernel_says_whose_the_other_end_is(family: socket.AddressFamily, ho
             assert peer_uid(served.getpeername(), served.getsockname()) == os.getuid()
             caller.close()
             assert peer_uid(served.getpeername(), served.getsockname()) is None
+
+
+CONNECTS = """
+import os, socket, sys
+os.setuid(65534)
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as line:
+    line.recv(1)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+def test_a_caller_of_another_user_is_known_by_its_uid_whatever_it_says() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [sys.executable, "-c", CONNECTS, str(listener.getsockname()[1])]
+        with subprocess.Popen(command), listener.accept()[0] as served:
+            assert peer_uid(served.getpeername(), served.getsockname()) == 65534
