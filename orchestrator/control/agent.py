@@ -33,11 +33,14 @@ from orchestrator.control.backend import (
 from orchestrator.control.gpu_usage import GpuWatch
 from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
+from orchestrator.control.kernel_log import VARIABLE as KERNEL_LOG_VARIABLE
+from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.part import Part
+from orchestrator.control.rank_ends import EndWatch
 from orchestrator.control.rank_env import (
     base_env,
     cpus_by_numa,
@@ -80,6 +83,7 @@ class NodeAgent:
         environ: dict[str, str] | None = None,
     ) -> None:
         environ = dict(os.environ) if environ is None else environ
+        self._ends = EndWatch(Path(environ.get(KERNEL_LOG_VARIABLE, "/dev/kmsg")))
         self._cluster, self._name = cluster, node
         self._address = address
         self._files = NodeFiles(folder)
@@ -168,7 +172,7 @@ class NodeAgent:
                     self._free_port(part.key)
                     await self._connect()
                     raise StartFailed(str(error)) from None
-        return known.status()
+        return known.status(self._ends)
 
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
         await self._take_orders_from(epoch)
@@ -184,6 +188,7 @@ class NodeAgent:
         if (part := self._parts.pop(key, None)) is not None and part.watching is not None:
             part.watching.cancel()
         self._starting.pop(key, None)
+        self._ends.forget(key)
         self._free_port(key)
         with suppress(LauncherRefusedError, LauncherGoneError):
             await self._launcher.call("forget", attempt=key)
@@ -237,7 +242,7 @@ class NodeAgent:
             for key in self._parts.keys() - known["attempts"].keys():
                 # A launcher that died took its ranks with it, by the sweep of the one that follows.
                 part = self._parts[key]
-                part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
+                self._lost_with_launcher(part)
                 part.swept = part.gpu_free = True
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
@@ -259,6 +264,7 @@ class NodeAgent:
             note = folder.read_note() or {}
             run, number = map(int, key.split("."))
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
+            part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
             for rank, shipped in note.get("shipped", {}).items():
@@ -267,8 +273,14 @@ class NodeAgent:
             self._parts[key] = part
             self._watch_nccl(part, note.get("nccl_log"), map(int, attempt["ranks"]))
             self._gpus.watch()
+        self._ends.watch(key, {int(rank): state["pid"] for rank, state in attempt["ranks"].items()})
         for rank, state in attempt["ranks"].items():
-            self._rank_ended(part, int(rank), state["exit"])
+            part.ranks[int(rank)] = state["exit"]
+            if state["exit"] is not None:
+                self._rank_ended(part, int(rank), {**state, "code": state["exit"]})
+        if part.ranks.keys() - set(map(int, attempt["ranks"])):
+            # It was swept by a launcher that knows no rank of it: that which started them has ended.
+            self._lost_with_launcher(part)
         if attempt["ended"]:
             self._swept(part)
 
@@ -283,19 +295,23 @@ class NodeAgent:
             return
         match event["event"]:
             case "exit":
-                self._rank_ended(part, event["rank"], event["code"])
+                self._rank_ended(part, event["rank"], event)
             case "ended":
                 self._swept(part)
             case "lease_expired":
                 part.lease_expired = True
         self._changed.set()
 
-    def _rank_ended(self, part: Part, rank: int, code: int | None) -> None:
-        part.ranks[rank] = code
-        if code not in (None, 0) and part.first_failed is None:
-            part.first_failed = rank
-        if code is not None and part.nccl is not None:
+    def _rank_ended(self, part: Part, rank: int, state: dict[str, Any]) -> None:
+        part.ranks[rank] = state["code"]
+        self._ends.ended(part.key, rank, state, part.folder.last_word(rank))
+        if part.nccl is not None:
             part.nccl.tell_warnings()
+
+    def _lost_with_launcher(self, part: Part) -> None:
+        """The kernel ends ranks with their launcher."""
+        part.launcher_lost |= any(code is None for code in part.ranks.values())
+        part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
 
     def _watch_nccl(self, part: Part, source: Literal["file", "output"] | None, ranks: Iterable[int]) -> None:
         """Has NCCL's log read until the part's links are known; their news goes into the next report."""
@@ -326,6 +342,7 @@ class NodeAgent:
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
+        known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
@@ -338,9 +355,7 @@ class NodeAgent:
         self._parts[part.key] = known
         self._watch_nccl(known, part.nccl_log, known.ranks)
         self._gpus.watch()
-        for rank, state in answer["ranks"].items():
-            if state.get("exit") is not None:
-                self._rank_ended(known, int(rank), state["exit"])
+        self._ends.watch(part.key, {int(rank): state["pid"] for rank, state in answer["ranks"].items()})
         self._changed.set()
         return known
 
@@ -441,7 +456,7 @@ class NodeAgent:
         self._sequence += 1
         parts = self._parts.values()
         looks = tuple(found for part in parts for found in self._progress_of(part))
-        statuses = tuple(p.status() for p in parts)
+        statuses = tuple(p.status(self._ends) for p in parts)
         self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks)
         return self._unacked
 
@@ -449,6 +464,7 @@ class NodeAgent:
         """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""
         if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
             part.looked = time.monotonic()
+            self._ends.look(part.key)
             told = part.patterns.values, part.patterns.at
             found = (
                 look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
@@ -465,6 +481,8 @@ class NodeAgent:
             if (host := machine.get("host")) is not None:
                 machine["host"] = replace(on_network(host, self._interface), node=self._name)
             self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")
+            self._ends.know_gpus([] if self._node is None else [(gpu.index, gpu.bus_id) for gpu in self._node.gpus])
+            await asyncio.to_thread(self._ends.read_log)
             self._survey.look_again()
             for part in self._parts.values():
                 if part.nccl is not None and part.nccl.value is not None and not part.swept:
