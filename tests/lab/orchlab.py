@@ -266,8 +266,10 @@ class Orch:
         """What its slots were held for in vain: work that was thrown away, waiting for what was gone, starting again."""
         found = self.recorded(run)
         used = ledger.gpu_time(found)
-        first = ledger.gpu_time(replace(found, attempts=found.attempts[:1]))
-        return round((used.lost + used.idle + used.starting - first.starting) / 1000, 1)
+        # One start was needed: that of the first attempt which trained.
+        trained = next(one for one in found.attempts if one.progress is not None and one.progress.first_step_at)
+        needed = ledger.gpu_time(replace(found, attempts=(trained,))).starting
+        return round((used.lost + used.idle + used.starting - needed) / 1000, 1)
 
     def let_end(self, run: int, timeout: float = 60) -> Run:
         """Tells a run of STEPS that it is over; the run, once it has succeeded."""
