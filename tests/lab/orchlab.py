@@ -259,6 +259,8 @@ class Orch:
         last = max((taken[-1][0] for taken in steps.get(1, {}).values() if taken), default=0)
         first = min(taken[0][0] for taken in steps[2].values())
         assert [str(one.outcome) for one in found.attempts][1:] == ["succeeded"]
+        # One that was saved is saved: the checkpoints are ten steps apart.
+        assert first > last - 11
         measured.lost(steps=last - first + 1, gpu_seconds=self.gpu_seconds_lost(run))
         return found
 
