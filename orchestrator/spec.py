@@ -466,6 +466,10 @@ class JobSpec(Value):
         return secrets
 
 
+SETTABLE = ("priority", "time_limit", "near")
+"""Keys that may be changed after the submission: two jobs that differ in nothing else are the same one."""
+SETTABLE_OF_ARRAYS = ("array_limit",)
+
 LATER: dict[str, dict[str, Any]] = {
     "retry": {
         "description": "How often it is tried again, by cause; preemption and drain never count.",

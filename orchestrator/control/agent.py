@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +109,8 @@ class NodeAgent:
         self._survey = Survey(lambda python: interpreter_env(self._base, python), self._changed.set)
         self._launcher = LauncherClient(folder / "launcher", self._base)
         self._connecting = asyncio.Lock()
+        self._launching: set[asyncio.Task[Any]] = set()
+        """Starts that the launcher has not answered: no part yet, and not none either."""
         self._closed = False
         self._listening: asyncio.Task[None] | None = None
 
@@ -131,8 +133,16 @@ class NodeAgent:
         else:
             await self._wait_for_news(wait_s)
         await self._look()
+        if ack == 0:
+            await self._starts_are_over()
         self._check_heard(mine)
         return self._answer(self._compose())
+
+    async def _starts_are_over(self) -> None:
+        """Who hears of this node for the first time takes what it is not told of for not being here."""
+        while self._launching:
+            await asyncio.wait(set(self._launching))
+            await asyncio.sleep(0)  # whoever waited for them notes them down first
 
     def _check_heard(self, sync: int) -> None:
         """Raises StaleController where somebody has asked since: whoever made this call has died, or has given up waiting.
@@ -159,7 +169,7 @@ class NodeAgent:
             known = self._parts.get(part.key)
             if known is None:
                 try:
-                    known = await self._start(part)
+                    known = await self._start(epoch, part)
                 except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
                     self._free_port(part.key)
                     raise StartFailed(str(error)) from None
@@ -320,7 +330,7 @@ class NodeAgent:
             await asyncio.sleep(0.05)
         part.gpu_free = True
 
-    async def _start(self, part: StartPart) -> Part:
+    async def _start(self, epoch: int, part: StartPart) -> Part:
         folder = await self._files.lay_out(part.key, part.code, self._fetch)
         if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
@@ -329,9 +339,12 @@ class NodeAgent:
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
-        answer = await self._launcher.call(
-            "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
-        )
+        # To fetch the code may have taken minutes, in which the controller was replaced: the next one has been told that
+        # there is no such part here, and may have started the run elsewhere.
+        await self._take_orders_from(epoch)
+        lease_s = self._lease_left(part.lease_s)
+        ranks = self._ranks(part, folder, known.master_port)
+        answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
         known.ranks = {rank.rank: None for rank in part.ranks}
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
@@ -343,6 +356,17 @@ class NodeAgent:
                 self._rank_ended(known, int(rank), state["exit"])
         self._changed.set()
         return known
+
+    async def _launch(self, call: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Has the launcher start ranks; meanwhile no controller is told what lives here."""
+        starting = asyncio.get_running_loop().create_task(call)
+        self._launching.add(starting)
+        starting.add_done_callback(self._launching.discard)
+        return await starting
+
+    def _lease_left(self, lease_s: float) -> float:
+        """From our last answer on, as the controller counts; of one that has not heard from us yet, all of it."""
+        return lease_s if self._answered is None else max(0.0, self._answered + lease_s - time.monotonic())
 
     def _ranks(self, part: StartPart, folder: AttemptFolder, master_port: int) -> list[dict[str, Any]]:
         python, base = interpreter_env(self._base, part.python)
@@ -393,9 +417,8 @@ class NodeAgent:
         """The lease runs from our last answer: the controller was alive when it heard that, and knows when it asked next."""
         living = [key for key, part in self._parts.items() if not part.swept]
         if self._answered is not None and living:
-            left = self._answered + lease_s - time.monotonic()
             with suppress(LauncherGoneError):
-                await self._launcher.call("lease", attempts=dict.fromkeys(living, max(0.0, left)))
+                await self._launcher.call("lease", attempts=dict.fromkeys(living, self._lease_left(lease_s)))
 
     async def _wait_for_news(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s

@@ -136,7 +136,8 @@ class Roster:
 
     async def hold(self, name: str) -> None:
         """Takes the node's GPUs from the cluster. Raises HoldRefused, AgentGone."""
-        if (node := self.nodes.get(name)) is None:
+        node = self.nodes.get(name)
+        if node is None or node.task is None:
             raise AgentGone(f"{name} left the cluster")
         async with node.hold:
             await self._backend.hold(node.facts)
@@ -173,7 +174,8 @@ class Roster:
 
     def _meet(self, facts: NodeFacts) -> None:
         previous = self.nodes.get(facts.name)
-        node = Node(facts, sync_sent=previous.sync_sent if previous else 0.0)
+        # The controller before this one may have renewed its leases until now.
+        node = Node(facts, sync_sent=previous.sync_sent if previous else self._runtime.monotonic())
         self.nodes[facts.name] = node
         self._changed = True
         node.task = self._runtime.spawn(self._follow(node))
@@ -185,6 +187,8 @@ class Roster:
         node.task, node.agent, node.up, node.note = None, None, False, how
         await self._record(node, "down")
         await self._on_lost(node.facts.name, how)
+        # It comes back as another node, of which nothing is held.
+        self._runtime.spawn(self.release(node.facts.name, lambda name: self.nodes[name] is not node))
 
     async def _record(self, node: Node, state: str) -> None:
         facts, info, now = node.facts, node.info, self._runtime.now()
