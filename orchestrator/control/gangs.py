@@ -387,8 +387,10 @@ class Gangs:
         for end in until.values():
             runtime.wake_in((end - runtime.now()).total_seconds() + 0.1)
         for node, part in gang.parts.items():
-            if not part.fenced:
-                runtime.spawn(self._leave(node, gang.run, gang.attempt))
+            # A node that is lost comes back as another one, of which nothing is held.
+            runtime.spawn(
+                self.roster.release(node, self.needs) if part.fenced else self._leave(node, gang.run, gang.attempt)
+            )
         if failure is not None and failure.kind == "hold_refused":
             runtime.wake_in(2.0)
         else:

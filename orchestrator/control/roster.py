@@ -187,8 +187,6 @@ class Roster:
         node.task, node.agent, node.up, node.note = None, None, False, how
         await self._record(node, "down")
         await self._on_lost(node.facts.name, how)
-        # It comes back as another node, of which nothing is held.
-        self._runtime.spawn(self.release(node.facts.name, lambda name: self.nodes[name] is not node))
 
     async def _record(self, node: Node, state: str) -> None:
         facts, info, now = node.facts, node.info, self._runtime.now()
