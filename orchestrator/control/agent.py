@@ -117,12 +117,16 @@ class NodeAgent:
     # -- the controller's calls ----------------------------------------------------------------------------------
 
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
-        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`."""
+        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`.
+
+        The first call of a controller, or its first after one that failed (`ack` 0), answers at once and renews no lease.
+        """
         await self._take_orders_from(epoch)
         self._syncs += 1
         mine = self._syncs
         await self._connect()
-        await self._renew(lease_s)
+        if ack:
+            await self._renew(lease_s)
         self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
             return self._answer(self._unacked)
@@ -339,10 +343,10 @@ class NodeAgent:
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
-        # To fetch the code may have taken minutes, in which the controller was replaced: the next one has been told that
-        # there is no such part here, and may have started the run elsewhere.
+        # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is
+        # no such part here; was the node cut off, it gets no more time than the controller allows for.
         await self._take_orders_from(epoch)
-        lease_s = self._lease_left(part.lease_s)
+        lease_s = self._left_of(part.lease_s)
         ranks = self._ranks(part, folder, known.master_port)
         answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
         known.ranks = {rank.rank: None for rank in part.ranks}
@@ -363,10 +367,6 @@ class NodeAgent:
         self._launching.add(starting)
         starting.add_done_callback(self._launching.discard)
         return await starting
-
-    def _lease_left(self, lease_s: float) -> float:
-        """From our last answer on, as the controller counts; of one that has not heard from us yet, all of it."""
-        return lease_s if self._answered is None else max(0.0, self._answered + lease_s - time.monotonic())
 
     def _ranks(self, part: StartPart, folder: AttemptFolder, master_port: int) -> list[dict[str, Any]]:
         python, base = interpreter_env(self._base, part.python)
@@ -418,7 +418,11 @@ class NodeAgent:
         living = [key for key, part in self._parts.items() if not part.swept]
         if self._answered is not None and living:
             with suppress(LauncherGoneError):
-                await self._launcher.call("lease", attempts=dict.fromkeys(living, self._lease_left(lease_s)))
+                await self._launcher.call("lease", attempts=dict.fromkeys(living, self._left_of(lease_s)))
+
+    def _left_of(self, lease_s: float) -> float:
+        """What is left of a lease that runs from our last answer."""
+        return lease_s if self._answered is None else max(0.0, self._answered + lease_s - time.monotonic())
 
     async def _wait_for_news(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s

@@ -32,7 +32,7 @@ from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
-from orchestrator.control.runtime import Settings
+from orchestrator.control.runtime import Settings, spare_the_collector
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
@@ -168,6 +168,7 @@ class RayBackend:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._holds: dict[str, PlacementGroup] = {}
+        self._dead: frozenset[str] = frozenset()
 
     async def nodes(self) -> list[NodeFacts]:
         return await asyncio.to_thread(self._nodes)
@@ -175,7 +176,9 @@ class RayBackend:
     def _nodes(self) -> list[NodeFacts]:
         from ray._private.state import available_resources_per_node
 
-        alive = [row for row in ray.nodes() if row["Alive"]]
+        rows = ray.nodes()
+        alive = [row for row in rows if row["Alive"]]
+        self._dead = frozenset(row["NodeID"] for row in rows if not row["Alive"])
         available = available_resources_per_node()
         names = _names(alive)
         return [self._facts(row, names[row["NodeID"]], available.get(row["NodeID"], {})) for row in alive]
@@ -195,6 +198,9 @@ class RayBackend:
             labels=dict(row.get("Labels") or {}),
             foreign=max(0, foreign),
         )
+
+    def is_dead(self, node: NodeFacts) -> bool:
+        return node.id in self._dead
 
     async def agent(self, node: NodeFacts) -> Agent:
         return await asyncio.to_thread(self._agent, node)
@@ -319,6 +325,7 @@ class ControllerActor:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         tell_ray(self._controller)
         self._home.write_controller(self._url, orchestrator.__version__)
+        spare_the_collector()
         return self._url
 
     async def _listen(self, runner: web.AppRunner) -> int:

@@ -78,7 +78,7 @@ class SimulatedAgent(FakeAgent):
     async def _sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
         self._take_orders_from(epoch)
         now = asyncio.get_running_loop().time()
-        if self._answered is not None:
+        if ack and self._answered is not None:
             for part in self.parts.values():
                 part.lease_end = self._answered + lease_s
         if ack and not self._news.is_set():

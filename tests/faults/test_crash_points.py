@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from crash_world import SIZES, World
+from measuring import Measured
+from rows import fault
 
 from orchestrator.testing.crashes import Crash, Fuse
 from orchestrator.testing.simulated import simulate
@@ -110,14 +112,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def seeds() -> list[object]:
     few, rest = range(FEW), range(FEW, SEEDS)
-    return [pytest.param(few, id="few"), pytest.param(rest, id="rest")]
+    return [pytest.param(few, id="few", marks=pytest.mark.representative), pytest.param(rest, id="rest")]
 
 
+@fault(17)
 @pytest.mark.parametrize("numbers", seeds())
 @pytest.mark.parametrize("name", POINTS)
 def test_no_run_is_lost_or_doubled_and_nothing_is_orphaned(
-    name: str, numbers: range, template: Path, tmp_path: Path
+    name: str, numbers: range, template: Path, tmp_path: Path, measured: Measured
 ) -> None:
+    measured.note(f"{SEEDS} seeds at each of {len(POINTS)} points, in simulated time")
     wrong = {}
     for number in numbers:
         home = tmp_path / str(number)

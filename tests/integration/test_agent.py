@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import RankStart, Report, StaleController, StartPart
+from orchestrator.control.launcher_client import LauncherClient
 from orchestrator.control.snapshot import take
 
 SPEAKS_WHEN_ASKED = """
@@ -107,14 +107,30 @@ def test_what_a_controller_that_was_replaced_had_begun_to_start_is_not_started(t
     asyncio.run(story())
 
 
-def test_a_lease_counts_from_the_agents_last_answer_and_not_from_the_start_of_the_ranks(tmp_path: Path) -> None:
+SLEEPS = "import time; time.sleep(600)"
+
+
+def test_a_call_that_acknowledges_nothing_renews_no_lease(tmp_path: Path) -> None:
     async def story() -> None:
         async with asyncio.timeout(60), an_agent(tmp_path) as agent:
             await agent.sync(1, 0, 60, 0)
-            answered = time.monotonic()
-            await asyncio.sleep(0.3)  # in which the node was cut off, say: the controller counts from before it
-            await agent.start(1, part(tmp_path, SPEAKS_WHEN_ASKED, tmp_path / "gate"))
-            left = (await agent._launcher.call("hello"))["attempts"]["1.1"]["lease_s"]
-            assert left <= 60 - (time.monotonic() - answered) + 0.05
+            await agent.start(1, replace(part(tmp_path, SLEEPS), lease_s=1.0))
+            epoch = 2
+            while not (await agent.sync(epoch, 0, 60, 0)).parts[0].lease_expired:
+                epoch += 1
+                await asyncio.sleep(0.05)
+
+    asyncio.run(story())
+
+
+def test_a_part_starts_with_what_is_left_of_the_lease_since_the_agent_was_heard_last(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.sync(1, 0, 60, 0)
+            await asyncio.sleep(0.5)  # as long as it takes to fetch its code
+            await agent.start(1, part(tmp_path, SLEEPS))
+            launcher = LauncherClient(tmp_path / "n" / "launcher", dict(os.environ))
+            await launcher.connect()
+            assert (await launcher.call("hello"))["attempts"]["1.1"]["lease_s"] <= 59.5
 
     asyncio.run(story())
