@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +113,8 @@ class NodeAgent:
         self._survey = Survey(lambda python: interpreter_env(self._base, python), self._changed.set)
         self._launcher = LauncherClient(folder / "launcher", self._base)
         self._connecting = asyncio.Lock()
+        self._launching: set[asyncio.Task[Any]] = set()
+        """Starts that the launcher has not answered: no part yet, and not none either."""
         self._closed = False
         self._listening: asyncio.Task[None] | None = None
 
@@ -139,8 +141,16 @@ class NodeAgent:
         else:
             await self._wait_for_news(wait_s)
         await self._look()
+        if ack == 0:
+            await self._starts_are_over()
         self._check_heard(mine)
         return self._answer(self._compose())
+
+    async def _starts_are_over(self) -> None:
+        """Who hears of this node for the first time takes what it is not told of for not being here."""
+        while self._launching:
+            await asyncio.wait(set(self._launching))
+            await asyncio.sleep(0)  # whoever waited for them notes them down first
 
     def _check_heard(self, sync: int) -> None:
         """Raises StaleController where somebody has asked since: whoever made this call has died, or has given up waiting.
@@ -167,7 +177,7 @@ class NodeAgent:
             known = self._parts.get(part.key)
             if known is None:
                 try:
-                    known = await self._start(part)
+                    known = await self._start(epoch, part)
                 except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
                     self._free_port(part.key)
                     raise StartFailed(str(error)) from None
@@ -340,7 +350,7 @@ class NodeAgent:
             await asyncio.sleep(0.05)
         part.gpu_free = True
 
-    async def _start(self, part: StartPart) -> Part:
+    async def _start(self, epoch: int, part: StartPart) -> Part:
         folder = await self._files.lay_out(part.key, part.code, self._fetch)
         if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
@@ -350,10 +360,12 @@ class NodeAgent:
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
-        # Fetching the code may have taken long: a node that was cut off meanwhile gets no more time than the controller allows for.
+        # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is
+        # no such part here; was the node cut off, it gets no more time than the controller allows for.
+        await self._take_orders_from(epoch)
         lease_s = self._left_of(part.lease_s)
         ranks = self._ranks(part, folder, known.master_port)
-        answer = await self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks)
+        answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
         known.ranks = {rank.rank: None for rank in part.ranks}
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
@@ -363,6 +375,13 @@ class NodeAgent:
         self._ends.watch(part.key, {int(rank): state["pid"] for rank, state in answer["ranks"].items()})
         self._changed.set()
         return known
+
+    async def _launch(self, call: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Has the launcher start ranks; meanwhile no controller is told what lives here."""
+        starting = asyncio.get_running_loop().create_task(call)
+        self._launching.add(starting)
+        starting.add_done_callback(self._launching.discard)
+        return await starting
 
     def _ranks(self, part: StartPart, folder: AttemptFolder, master_port: int) -> list[dict[str, Any]]:
         python, base = interpreter_env(self._base, part.python)

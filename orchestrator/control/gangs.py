@@ -104,9 +104,6 @@ class Gangs:
         for part in gang.parts.values():
             part.state = PartState.UP
         self.limits.watch(gang, run.attempt.ranks_started_at)
-        if not gang.up and gang.stop is None:
-            # Killed while starting it: nobody knows which parts were told. It goes back to its place in the queue.
-            gang.failure = Failure("controller", "the controller was restarted while it started this attempt")
 
     async def give_up_missing(self) -> None:
         """After a start: the parts of adopted attempts on nodes that the cluster does not list."""
@@ -160,6 +157,9 @@ class Gangs:
             gang.parts[part.node].state = PartState.UP
         else:
             gang.observe(part.node, status, self._runtime.monotonic())
+        if gang.stop_sent and gang.parts[part.node].state is PartState.UP:
+            # It was still starting when the gang was told to stop, and its agent knew nothing of it yet.
+            self._runtime.spawn(self._stop_part(gang, part.node))
 
     def order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
         """What the agent of the gang's node `node_rank` is told to start."""
@@ -247,13 +247,15 @@ class Gangs:
             await self._take_stock(gang)
         if fresh:
             await self._miss(node, {(status.run, status.attempt) for status in report.parts})
+            if not report.parts:
+                # A controller that died between the end of a run and its giving the node back has left it held.
+                self._runtime.spawn(self.roster.release(node, self.needs))
 
     async def _miss(self, node: str, reported: set[tuple[int, int]]) -> None:
         """Parts that an agent which is heard for the first time, or again, has no trace of."""
         for gang in self._on(node):
             if (gang.run, gang.attempt) not in reported and gang.parts[node].state is PartState.UP:
-                text = f"{node} has no trace of the run's ranks any more"
-                gang.lose(node, Failure("ranks_gone", text, node=node), fenced=False)
+                gang.lose(node, _no_trace(gang, node), fenced=False)
                 await self._take_stock(gang)
 
     async def _lost(self, node: str, how: str) -> None:
@@ -392,8 +394,10 @@ class Gangs:
         for end in until.values():
             runtime.wake_in((end - runtime.now()).total_seconds() + 0.1)
         for node, part in gang.parts.items():
-            if not part.fenced:
-                runtime.spawn(self._leave(node, gang.run, gang.attempt))
+            # A node that is lost comes back as another one, of which nothing is held.
+            runtime.spawn(
+                self.roster.release(node, self.needs) if part.fenced else self._leave(node, gang.run, gang.attempt)
+            )
         if failure is not None and failure.kind == "hold_refused":
             runtime.wake_in(2.0)
         else:
@@ -448,6 +452,13 @@ class Gangs:
         with suppress(AgentGone):
             await self.roster.agent(node).forget(self._runtime.epoch, run, attempt)
         await self.roster.release(node, self.needs)
+
+
+def _no_trace(gang: Gang, node: str) -> Failure:
+    if gang.up:
+        return Failure("ranks_gone", f"{node} has no trace of the run's ranks any more", node=node)
+    # Whoever started it died before this node was told. That says nothing of the run.
+    return Failure("controller", "the controller was restarted while it started this attempt")
 
 
 def _parts_s(run: Run, now: datetime) -> dict[str, float]:

@@ -100,6 +100,7 @@ class FakeAgent:
             raise StartFailed(self.refuses)
         if self.slow_start is not None:
             await self.slow_start.wait()
+            self._take_orders_from(epoch)
         known = self.parts.setdefault((part.run, part.attempt), FakePart(part, {r.rank: None for r in part.ranks}))
         return self._status(known)
 

@@ -147,6 +147,9 @@ class Launcher:
             reply({"error": f"not a request of this protocol: {type(error).__name__}: {error}"})
 
     def hello(self, request: Message, reply: Reply) -> None:
+        # Whoever asked for them has gone, and does not hear of them: they would live until their lease ends, unknown to all.
+        for starting in list(self.starts.starting.values()):
+            self.starts.refuse(starting, "the agent that asked for it has gone")
         attempts = {
             name: {
                 "ranks": {
