@@ -47,6 +47,8 @@ CALL_S = 60.0
 """No call to an agent takes longer, a first start with its download aside."""
 START_S = 600.0
 NODE_ID = "ray.io/node-id"
+HEAD = "node:__internal_head__"
+"""A resource that the head's node alone has."""
 
 
 def hold_name(namespace: str, node: str) -> str:
@@ -191,7 +193,7 @@ class RayBackend:
             address=row["NodeManagerAddress"],
             device="cuda" if kind == "GPU" else "cpu",
             total=total,
-            head="node:__internal_head__" in resources,
+            head=HEAD in resources,
             labels=dict(row.get("Labels") or {}),
             foreign=max(0, foreign),
         )
@@ -365,8 +367,10 @@ def read_declared(note: ClusterNote) -> Cluster:
 
 
 def ensure_controller(home: Home, namespace: str) -> Any:
-    """The controller's actor of this ORCH_HOME on the connected cluster, made if there is none, pinned to the head."""
-    head = next(row["NodeID"] for row in ray.nodes() if row["Alive"] and "node:__internal_head__" in row["Resources"])
+    """The controller's actor of this ORCH_HOME on the connected cluster, made if there is none.
+
+    Pinned to whichever node is the head: one that is started again is another node to Ray, and has the actor back by itself.
+    """
     return (
         ray.remote(ControllerActor)
         .options(
@@ -377,7 +381,7 @@ def ensure_controller(home: Home, namespace: str) -> Any:
             num_cpus=0,
             max_restarts=-1,
             max_concurrency=1000,
-            label_selector={NODE_ID: head},
+            resources={HEAD: 0.001},
         )
         .remote(str(home.root), namespace)
     )
