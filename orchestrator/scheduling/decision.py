@@ -20,6 +20,7 @@ class Kind(StrEnum):
 
     NEVER = "never"  # the cluster or its quota could not hold it even when empty
     LEASE = "lease"  # an earlier attempt may still live
+    BACKOFF = "backoff"  # its last attempts broke, and the next one comes later
     DEPENDENCY = "dependency"  # a run before it has not succeeded
     ARRAY = "array"  # its array runs as many as it may
     HELD = "held"  # somebody keeps it back

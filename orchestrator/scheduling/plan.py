@@ -196,6 +196,8 @@ class Cycle:
         self.future.started(ask, fit.parts, stay_of(ask, self.snapshot))
 
     def _blocked(self, ask: Ask, block: Block) -> Reason:
+        if block.until is not None:
+            self._later.append(max(0.01, (block.until - self.now).total_seconds()))
         if block.kind == "lease" and block.until is not None and ask.recovering:
             # What is well of its old place is kept for it: a gang that lost one node does not lose the others too.
             opening = self.future.first(ask, not_before=max(0.0, (block.until - self.now).total_seconds()))
