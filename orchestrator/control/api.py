@@ -172,7 +172,7 @@ class Api:
     # -- the cluster ---------------------------------------------------------------------------------------------
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        return web.json_response({"ok": True})
+        return web.json_response({"ok": True, "cluster": self._cluster()["state"]})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         controller = self._controller
@@ -197,7 +197,14 @@ class Api:
                 "busy": sum(len(busy.get(n.facts.name, {})) for n in nodes if n.facts.device == "cpu"),
             },
         }
-        return web.json_response(self._status() | counts)
+        return web.json_response(self._status() | {"cluster": self._cluster()} | counts)
+
+    def _cluster(self) -> dict[str, Any]:
+        away = self._controller.roster.away
+        if away is None:
+            return {"state": "up"}
+        for_s = self._controller.runtime.monotonic() - away.since
+        return {"state": "lost", "for_s": round(for_s, 1), "why": away.why}
 
     async def _nodes(self, request: web.Request) -> web.Response:
         busy = await self._controller.busy()
@@ -215,7 +222,7 @@ class Api:
                     "runs": sorted(set(taken.values())),
                     "gpus": [asdict(gpu) for gpu in node.info["node"].gpus] if "node" in node.info else [],
                     "versions": node.info.get("versions", {}),
-                    "note": node.note_now(taken),
+                    "note": self._controller.roster.note(node, taken),
                 }
             )
         return web.json_response(answer)

@@ -67,7 +67,9 @@ class Controller:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         superseded: Callable[[], None] = lambda: None,
+        last_alive: datetime | None = None,
     ) -> None:
+        """`last_alive`: when the controller before this one was last known to live."""
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
@@ -80,7 +82,7 @@ class Controller:
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
         """What the empty cluster of that tree has for a request: many jobs ask for the same."""
-        self._store = store
+        self._store, self._last_alive = store, last_alive
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -90,10 +92,12 @@ class Controller:
         await runtime.take_over(f"controller {time.time():.0f}")
         await self.benches.start()
         await self.trials.load()
+        self.gangs.unwatched_since = self._last_alive
         for run in runtime.book.live():
             self.gangs.adopt(run)
         await self.roster.start()
-        await self.gangs.give_up_missing()
+        runtime.spawn(self.gangs.give_up_missing())
+        runtime.forever("looking for a newer controller", runtime.look_for_newer, runtime.settings.look_for_newer_s)
         self.gangs.measuring.start()
         Expiry(runtime).start()
         await self.queue.start()

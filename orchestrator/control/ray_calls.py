@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -65,10 +66,9 @@ class RayCalls:
         host, _, port = self._address.rpartition(":")
         try:
             _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), KNOCK_S)
-        except TimeoutError:
-            raise ClusterLost(f"Ray's head at {self._address} does not answer") from None
-        except OSError as error:
-            raise ClusterLost(f"Ray's head at {self._address} does not answer ({error.strerror or error})") from None
+        except OSError as error:  # a timeout is one too
+            why = f" ({os.strerror(error.errno).lower()})" if error.errno else ""
+            raise ClusterLost(f"Ray's head at {self._address} does not answer{why}") from None
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from orchestrator.control.backend import (
     Agent,
     AgentGone,
+    ClusterLost,
     HoldRefused,
     NodeFacts,
     PartStatus,
@@ -173,12 +174,16 @@ class FakeCluster:
         self.agents: dict[str, FakeAgent] = {}
         self.holds: set[str] = set()
         self.foreign: set[str] = set()
+        self.lost = False
+        """Whether its head is away."""
         for name, gpus in nodes.items():
             self.add(name, gpus)
 
     # === the protocol ===
 
     async def nodes(self) -> list[NodeFacts]:
+        if self.lost:
+            raise ClusterLost("the fake head does not answer")
         return list(self.facts.values())
 
     async def agent(self, node: NodeFacts) -> Agent:
