@@ -185,6 +185,7 @@ class RayBackend:
         self._holds: dict[str, PlacementGroup] = {}
         self._owed: set[str] = set()
         """The nodes that could not be given back while the head was away."""
+        self._dead: frozenset[str] = frozenset()
 
     async def nodes(self) -> list[NodeFacts]:
         found = await self._call(self._nodes)
@@ -195,7 +196,9 @@ class RayBackend:
     def _nodes(self) -> list[NodeFacts]:
         from ray._private.state import available_resources_per_node
 
-        alive = [row for row in ray.nodes() if row["Alive"]]
+        rows = ray.nodes()
+        alive = [row for row in rows if row["Alive"]]
+        self._dead = frozenset(row["NodeID"] for row in rows if not row["Alive"])
         available = available_resources_per_node()
         names = _names(alive)
         return [self._facts(row, names[row["NodeID"]], available.get(row["NodeID"], {})) for row in alive]
@@ -215,6 +218,9 @@ class RayBackend:
             labels=dict(row.get("Labels") or {}),
             foreign=max(0, foreign),
         )
+
+    def is_dead(self, node: NodeFacts) -> bool:
+        return node.id in self._dead
 
     async def agent(self, node: NodeFacts) -> Agent:
         return await self._call(self._agent, node, timeout_s=START_ACTOR_S)

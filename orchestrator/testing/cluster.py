@@ -176,6 +176,8 @@ class FakeCluster:
         self.foreign: set[str] = set()
         self.lost = False
         """Whether its head is away."""
+        self.dead: set[str] = set()
+        """The ids of nodes of which it is said that they are dead."""
         for name, gpus in nodes.items():
             self.add(name, gpus)
 
@@ -185,6 +187,9 @@ class FakeCluster:
         if self.lost:
             raise ClusterLost("the fake head does not answer")
         return list(self.facts.values())
+
+    def is_dead(self, node: NodeFacts) -> bool:
+        return node.id in self.dead
 
     async def agent(self, node: NodeFacts) -> Agent:
         return self.agents[node.name]

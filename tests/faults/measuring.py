@@ -35,9 +35,9 @@ class Measured:
         self._kept = kept
         self._injected: float | None = None
 
-    def injected(self) -> None:
-        """Now the fault is there. Called again (a loop over seeds), the longest times are kept."""
-        self._injected = time.monotonic()
+    def injected(self, at: float | None = None) -> None:
+        """The fault is there, now or since `at` (of time.monotonic). Called again (a loop over seeds): the longest times count."""
+        self._injected = time.monotonic() if at is None else at
 
     def detected(self) -> float:
         """Now orch has noticed; seconds since the fault."""

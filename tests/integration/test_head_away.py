@@ -14,7 +14,6 @@ import pytest
 
 from orchestrator.control import ray_calls
 from orchestrator.control.backend import ClusterLost
-from orchestrator.control.controller import Controller
 from orchestrator.control.ray_calls import RayCalls
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run
