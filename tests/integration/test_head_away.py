@@ -114,7 +114,9 @@ def test_the_time_without_a_controller_stands_in_a_runs_history_where_it_was_lon
             cluster.agents["a"].end(run.id, 1)
             run = await reaches(controller, run, State.SUCCEEDED)
             assert len(run.attempts) == 1
-            said = [re.search(r"no controller from .* \((\d+) s\); the ranks went on", str(note)) for note in notes(run)]
+            said = [
+                re.search(r"no controller from .* \((\d+) s\); the ranks went on", str(note)) for note in notes(run)
+            ]
             assert [one is not None and int(one[1]) >= away_s for one in said] == ([True] if told else [])
 
     asyncio.run(story())
