@@ -125,6 +125,11 @@ def _print_status(answer: dict[str, Any], output: str) -> None:
                 ("busy      ", _busy(answer)),
             ]
         )
+    storage = answer.get("storage") or {}
+    if storage.get("state") == "stalled":
+        out.say(
+            f"storage stalled {storage['for_s']:.0f} s: {storage['folder']} does not answer; runs that touch it wait"
+        )
 
 
 def _flat(answer: dict[str, Any]) -> list[tuple[str, Any]]:

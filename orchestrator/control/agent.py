@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
@@ -164,7 +166,7 @@ class NodeAgent:
             if known is None:
                 try:
                     known = await self._start(part)
-                except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
+                except (LauncherRefusedError, snapshot.SnapshotError, Stalled, OSError, ValueError) as error:
                     self._free_port(part.key)
                     raise StartFailed(str(error)) from None
                 except LauncherGoneError as error:
@@ -327,7 +329,8 @@ class NodeAgent:
     async def _start(self, part: StartPart) -> Part:
         folder = await self._files.lay_out(part.key, part.code, self._fetch)
         if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
-            Path(checkpoint).mkdir(parents=True, exist_ok=True)
+            made = partial(Path(checkpoint).mkdir, parents=True, exist_ok=True)
+            await in_time(made, f"the checkpoint's folder {checkpoint}")
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size

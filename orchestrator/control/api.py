@@ -197,7 +197,17 @@ class Api:
                 "busy": sum(len(busy.get(n.facts.name, {})) for n in nodes if n.facts.device == "cpu"),
             },
         }
-        return web.json_response(self._status() | {"cluster": self._cluster()} | counts)
+        return web.json_response(self._status() | {"cluster": self._cluster(), "storage": self._storage()} | counts)
+
+    def _storage(self) -> dict[str, Any]:
+        stalled_s = self._controller.storage.stalled_s
+        if stalled_s is None:
+            return {"state": "up"}
+        return {
+            "state": "stalled",
+            "for_s": round(stalled_s, 1),
+            "folder": str(self._controller.runtime.settings.storage),
+        }
 
     def _cluster(self) -> dict[str, Any]:
         away = self._controller.roster.away

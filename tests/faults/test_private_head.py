@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from counting import start
 from measuring import Measured
 from orch_home import OrchHome, until
 from rows import fault, representative
@@ -18,21 +19,6 @@ from rows import fault, representative
 from orchestrator.control.gangs import WORTH_TELLING_S
 
 pytestmark = pytest.mark.ray
-
-STEPS = """
-import os, pathlib, sys, time
-folder = pathlib.Path(os.environ["ORCH_CHECKPOINT_DIR"])
-kept = folder / "step"
-step = int(kept.read_text()) if kept.exists() else 0
-print(f"attempt {os.environ['ORCH_ATTEMPT']} begins at {step}", flush=True)
-while not pathlib.Path(sys.argv[1]).exists():
-    step += 1
-    (folder / "new").write_text(str(step))
-    (folder / "new").rename(kept)
-    time.sleep(0.1)
-print("through", flush=True)
-"""
-"""Counts steps into its checkpoint until the file that it is given is there."""
 
 
 @pytest.fixture
@@ -47,18 +33,6 @@ def private() -> Iterator[Callable[..., OrchHome]]:
     yield make
     left = [line for home in made for line in home.close()]
     assert left == []
-
-
-def start(home: OrchHome, gate: Path) -> tuple[int, Path]:
-    """A run that counts; its id and the file that it counts into."""
-    code = home.folder / "code"
-    code.mkdir()
-    (code / "train.py").write_text(STEPS)
-    (code / "train.yaml").write_text(f"run: train.py {gate}\nworkers: 1\ncheckpoint: ckpt\n")
-    run = home.submit(code / "train.yaml")
-    kept = home.root / "storage" / "checkpoints" / str(run) / "ckpt" / "step"
-    until(lambda: kept.exists() and int(kept.read_text()) > 3, 60, "the run counts")
-    return run, kept
 
 
 def gcs(home: OrchHome) -> psutil.Process:
