@@ -350,7 +350,7 @@ def down(home: Home, environ: Mapping[str, str], *, force: bool, say: Say) -> No
         if note is not None and note.local:
             say("ending Ray")
             _end_local(home)
-        elif note is not None:
+        elif note is not None and _listens(note.address):
             say("ending the controller and the agents")
             _end_actors(home, note, ray_env(home, environ, local=False))
         home.controller_file.unlink(missing_ok=True)

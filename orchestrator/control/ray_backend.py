@@ -186,6 +186,8 @@ class RayBackend:
         self._owed: set[str] = set()
         """The nodes that could not be given back while the head was away."""
         self._dead: frozenset[str] = frozenset()
+        self._agents: dict[str, Any] = {}
+        """By node id."""
 
     async def nodes(self) -> list[NodeFacts]:
         found = await self._call(self._nodes)
@@ -199,6 +201,9 @@ class RayBackend:
         rows = ray.nodes()
         alive = [row for row in rows if row["Alive"]]
         self._dead = frozenset(row["NodeID"] for row in rows if not row["Alive"])
+        for gone in self._dead & self._agents.keys():
+            # Its node never comes back under that id: Ray would look for a place for it for ever.
+            ray.kill(self._agents.pop(gone))
         available = available_resources_per_node()
         names = _names(alive)
         return [self._facts(row, names[row["NodeID"]], available.get(row["NodeID"], {})) for row in alive]
@@ -237,7 +242,8 @@ class RayBackend:
             label_selector={NODE_ID: node.id},
         )
         try:
-            return RemoteAgent(actor.remote(self._namespace, node.name, node.address))
+            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address)
+            return RemoteAgent(self._agents[node.id])
         except RayError as error:
             raise AgentGone(str(error).splitlines()[0]) from None
 
