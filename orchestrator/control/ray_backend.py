@@ -42,7 +42,7 @@ from orchestrator.control.monitoring import write_monitoring
 from orchestrator.control.ray_calls import RayCalls
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
-from orchestrator.control.runtime import Settings
+from orchestrator.control.runtime import Settings, spare_the_collector
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
@@ -369,6 +369,7 @@ class ControllerActor:
         tell_ray(self._controller)
         self._home.write_controller(self._url, orchestrator.__version__)
         self._controller.runtime.forever("sign of life", self._sign_of_life, SIGN_OF_LIFE_S)
+        spare_the_collector()
         return self._url
 
     async def _listen(self, runner: web.AppRunner) -> int:

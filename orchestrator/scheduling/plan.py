@@ -243,9 +243,9 @@ class Cycle:
         self._keep(ask, opening)
         told = {preemption.run.id for preemption in self.preemptions} | self.snapshot.ending.keys()
         if stopped := sorted(set(opening.waits_for) & told):
-            text = (
-                f"run{'s' if len(stopped) > 1 else ''} {', '.join(map(str, stopped))} being stopped to make its place"
-            )
+            runs = "run" if len(stopped) == 1 else "runs"
+            be = "is" if len(stopped) == 1 else "are"
+            text = f"{runs} {', '.join(map(str, stopped))} {be} being stopped to make its place"
             return Reason(Kind.PREEMPTING, text, {"wait_s": opening.bound.seconds or 0.0})
         return reason
 
@@ -332,11 +332,11 @@ class Cycle:
 
     def _refusal(self, request: Request, shape: int, view: View) -> str:
         """Why there is no place, with numbers; remembered for as long as nothing changes."""
-        text = None if view.touched else self.memory.text(view.begin, shape)
+        text = None if view.touched else self.memory.text((view.begin, view.notes), shape)
         if text is None:
             text = why_not(request, self.memory.topology, view.free, never=False).reason
             if not view.touched:
-                self.memory.keep_text(view.begin, shape, text)
+                self.memory.keep_text((view.begin, view.notes), shape, text)
         return text
 
 

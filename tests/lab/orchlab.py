@@ -143,11 +143,23 @@ class Orch:
         """The hosts of its newest attempt."""
         attempt = self.recorded(run).attempt
         assert attempt is not None
+        return self.hosts_of(attempt)
+
+    def hosts_of(self, attempt: Attempt) -> list[Host]:
         return [self.lab[part.node] for part in attempt.placement.nodes]
+
+    def master_port(self, run: int) -> str:
+        """Where the ranks of its living attempt meet."""
+        return environ_of(self.rank_pid(run, 0))["MASTER_PORT"]
 
     def victim(self, run: int) -> Host:
         """A host of the run that is not the head."""
         return next(host for host in self.on(run) if host is not self.head)
+
+    def of_attempt(self, run: int, attempt: int, *hosts: Host) -> list[Marked]:
+        """Its living processes, on all hosts or on these."""
+        names = {host.name for host in hosts or self.lab.hosts}
+        return [one for one in self.marked() if (one.run, one.attempt) == (run, attempt) and one.host in names]
 
     def mend(self) -> None:
         """Three hosts again that orch can use: those that are off, or whose raylet has ended, are started anew."""
@@ -202,11 +214,15 @@ class Orch:
 
     # -- runs of STEPS -----------------------------------------------------------------------------------------------
 
-    def trains(self, workers: str, ranks: int, job: str = "", environ: str = "", steps: int = 15) -> int:
-        """A run of STEPS all of whose ranks have taken that many steps: past the first checkpoint."""
+    def submit_steps(self, workers: str, job: str = "", environ: str = "", before: str = "") -> int:
+        """A run of STEPS; `environ` is added to its `env:` (", WIDTH: '9'"), and `before` to the script's beginning."""
         (self.lab.shared / "steps").mkdir(exist_ok=True)
         env = f"env: {{SHARED: {self.lab.shared}, OMP_NUM_THREADS: '1'{environ}}}"
-        run = self.submit(STEPS, workers, job=f"checkpoint: ckpt\n{env}\n{job}")
+        return self.submit(before + STEPS, workers, job=f"checkpoint: ckpt\n{env}\n{job}")
+
+    def trains(self, workers: str, ranks: int, job: str = "", environ: str = "", steps: int = 15) -> int:
+        """A run of STEPS all of whose ranks have taken that many steps: past the first checkpoint."""
+        run = self.submit_steps(workers, job, environ)
         self.wait_trained(run, 1, ranks, steps)
         return run
 
@@ -237,11 +253,14 @@ class Orch:
         """The run, whose first attempt is broken, trains again by itself, from its checkpoint, and is let come to its end."""
         self.wait_trained(run, 2, ranks, timeout=timeout)
         measured.recovered()
-        steps = self.steps(run)
-        last, first = max(taken[-1][0] for taken in steps[1].values()), min(taken[0][0] for taken in steps[2].values())
         found = self.let_end(run)
-        one_writer(self.steps(run))
+        steps = self.steps(run)
+        one_writer(steps)
+        last = max((taken[-1][0] for taken in steps.get(1, {}).values() if taken), default=0)
+        first = min(taken[0][0] for taken in steps[2].values())
         assert [str(one.outcome) for one in found.attempts][1:] == ["succeeded"]
+        # One that was saved is saved: the checkpoints are ten steps apart.
+        assert first > last - 11
         measured.lost(steps=last - first + 1, gpu_seconds=self.gpu_seconds_lost(run))
         return found
 
@@ -249,8 +268,10 @@ class Orch:
         """What its slots were held for in vain: work that was thrown away, waiting for what was gone, starting again."""
         found = self.recorded(run)
         used = ledger.gpu_time(found)
-        first = ledger.gpu_time(replace(found, attempts=found.attempts[:1]))
-        return round((used.lost + used.idle + used.starting - first.starting) / 1000, 1)
+        # One start was needed: that of the first attempt which trained.
+        trained = next(one for one in found.attempts if one.progress is not None and one.progress.first_step_at)
+        needed = ledger.gpu_time(replace(found, attempts=(trained,))).starting
+        return round((used.lost + used.idle + used.starting - needed) / 1000, 1)
 
     def let_end(self, run: int, timeout: float = 60) -> Run:
         """Tells a run of STEPS that it is over; the run, once it has succeeded."""

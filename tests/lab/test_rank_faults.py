@@ -38,7 +38,7 @@ def test_a_killed_rank_is_named_its_peers_end_and_the_run_goes_on_from_its_check
     run = orch.trains("3x2", 6, job="retry: {user: 1}")
     os.kill(orch.rank_pid(run, 3), signal.SIGKILL)
     measured.injected()
-    wait_until(lambda: not [one for one in orch.marked() if (one.run, one.attempt) == (run, 1)], 5, "its peers end")
+    wait_until(lambda: not orch.of_attempt(run, 1), 5, "its peers end")
     attempt = orch.wait_ended(run)
     measured.detected()
     assert attempt.failure is not None
@@ -67,7 +67,7 @@ def test_what_a_rank_leaves_behind_in_a_session_of_its_own_is_gone_after_15_s(or
     assert len(orch.marked()) == 6
     os.kill(orch.rank_pid(run, 1), signal.SIGKILL)
     measured.injected()
-    wait_until(lambda: not [one for one in orch.marked() if (one.run, one.attempt) == (run, 1)], 15, "nothing is left")
+    wait_until(lambda: not orch.of_attempt(run, 1), 15, "nothing is left")
     measured.recovered()
     orch("cancel", run, code=None)
     wait_until(lambda: orch.recorded(run).ended, 20, "the run has ended")
