@@ -267,6 +267,7 @@ class NodeAgent:
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.ranks = dict.fromkeys(note.get("ranks", ()))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
@@ -275,6 +276,10 @@ class NodeAgent:
             self._gpus.watch()
         for rank, state in attempt["ranks"].items():
             self._rank_ended(part, int(rank), state["exit"])
+        part.lease_expired = part.lease_expired or attempt.get("lease_expired", False)
+        for rank in part.ranks.keys() - set(map(int, attempt["ranks"])):
+            # It was swept by a launcher that knows no rank of it: that which started them has ended, and they with it.
+            self._rank_ended(part, rank, -9)
         if attempt["ended"]:
             self._swept(part)
 
@@ -335,12 +340,12 @@ class NodeAgent:
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
+        known.ranks = {rank.rank: None for rank in part.ranks}
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         # Fetching the code may have taken long: a node that was cut off meanwhile gets no more time than the controller allows for.
         lease_s = self._left_of(part.lease_s)
         ranks = self._ranks(part, folder, known.master_port)
         answer = await self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks)
-        known.ranks = {rank.rank: None for rank in part.ranks}
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known

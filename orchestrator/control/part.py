@@ -48,6 +48,7 @@ class Part:
         """What an agent that takes the part over must know of it."""
         return {
             "log_limit": self.log_limit,
+            "ranks": sorted(self.ranks),
             "gpus": self.gpus,
             "master_port": self.master_port,
             "world_size": self.world_size,

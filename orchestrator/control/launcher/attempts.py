@@ -32,6 +32,7 @@ class Attempt:
     kill_at: float | None = None
     killing: bool = False
     ended: bool = False
+    lease_expired: bool = False
     killed: set[tuple[int, int]] = field(default_factory=set)
     clean_looks: int = 0
     refusal: tuple[str, list[Reply]] | None = None
