@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
@@ -178,7 +180,7 @@ class NodeAgent:
             if known is None:
                 try:
                     known = await self._start(epoch, part)
-                except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
+                except (LauncherRefusedError, snapshot.SnapshotError, Stalled, OSError, ValueError) as error:
                     self._free_port(part.key)
                     raise StartFailed(str(error)) from None
                 except LauncherGoneError as error:
@@ -281,6 +283,7 @@ class NodeAgent:
             part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.ranks = dict.fromkeys(note.get("ranks", ()))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
@@ -292,6 +295,7 @@ class NodeAgent:
             part.ranks[int(rank)] = state["exit"]
             if state["exit"] is not None:
                 self._rank_ended(part, int(rank), {**state, "code": state["exit"]})
+        part.lease_expired = part.lease_expired or attempt.get("lease_expired", False)
         if part.ranks.keys() - set(map(int, attempt["ranks"])):
             # It was swept by a launcher that knows no rank of it: that which started them has ended.
             self._lost_with_launcher(part)
@@ -353,12 +357,14 @@ class NodeAgent:
     async def _start(self, epoch: int, part: StartPart) -> Part:
         folder = await self._files.lay_out(part.key, part.code, self._fetch)
         if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
-            Path(checkpoint).mkdir(parents=True, exist_ok=True)
+            made = partial(Path(checkpoint).mkdir, parents=True, exist_ok=True)
+            await in_time(made, f"the checkpoint's folder {checkpoint}")
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
         known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
+        known.ranks = {rank.rank: None for rank in part.ranks}
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is
         # no such part here; was the node cut off, it gets no more time than the controller allows for.
@@ -366,7 +372,6 @@ class NodeAgent:
         lease_s = self._left_of(part.lease_s)
         ranks = self._ranks(part, folder, known.master_port)
         answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
-        known.ranks = {rank.rank: None for rank in part.ranks}
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known

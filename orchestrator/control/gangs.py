@@ -44,6 +44,8 @@ from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
 
+WORTH_TELLING_S = 10.0
+"""A controller that is killed is back sooner than that, and its runs have nothing to tell of it."""
 COUNTED_AT_ONCE = 50
 """Runs: others' writes wait for them."""
 
@@ -69,6 +71,8 @@ class Gangs:
         self.measuring = Measuring(runtime)
         self.aside: dict[tuple[int, int], Aside] = {}
         """By run and a negative number: what runs on its nodes and is no attempt of it."""
+        self.unwatched_since: datetime | None = None
+        """When the controller before this one was last known to live."""
         self.keeps: Callable[[str], bool] = lambda node: False
         """Whether a node is kept for a run that has no attempt there yet."""
 
@@ -101,15 +105,29 @@ class Gangs:
         self._runtime.spawn(self.surveys.record(run))
         gang.up = run.attempt.ranks_started_at is not None
         gang.judged |= run.attempt.transport is not None
+        gang.unwatched = self._gap()
         for part in gang.parts.values():
             part.state = PartState.UP
         self.limits.watch(gang, run.attempt.ranks_started_at)
 
+    def _gap(self) -> str | None:
+        """How long no controller lived before this one, where that is worth telling."""
+        since, now = self.unwatched_since, self._runtime.now()
+        if since is None or (away := (now - since).total_seconds()) < WORTH_TELLING_S:
+            return None
+        return f"no controller from {since:%H:%M:%S} to {now:%H:%M:%S} UTC ({away:.0f} s); the ranks went on"
+
     async def give_up_missing(self) -> None:
-        """After a start: the parts of adopted attempts on nodes that the cluster does not list."""
-        missing = {node for gang in self._gangs.values() for node in gang.parts} - self.roster.nodes.keys()
-        for node in missing:
-            await self._lost(node, "left the cluster")
+        """After a start: the parts of adopted attempts on nodes that the cluster does not list, once their leases are over.
+
+        After a head's restart its nodes join one by one, and their ranks may live; until then nobody else could have their GPUs.
+        """
+        runtime = self._runtime
+        while missing := {node for gang in self._gangs.values() for node in gang.unknown} - self.roster.nodes.keys():
+            for node in missing:
+                if self.roster.lease_end(node) <= runtime.now():
+                    await self._lost(node, "did not come back to the cluster")
+            await asyncio.sleep(runtime.settings.watch_s)
 
     def _add(self, run: Run) -> Gang:
         assert run.attempt is not None
@@ -293,6 +311,10 @@ class Gangs:
             with suppress(IllegalTransition):
                 await self._runtime.write(self._runtime.store.record, gang.run, Event.STARTED, now)
             self.limits.watch(gang, now)
+        if gang.unwatched is not None and gang.started == gang.world_size:
+            text, gang.unwatched = gang.unwatched, None
+            with suppress(IllegalTransition):
+                await self._runtime.write(self._runtime.store.record, gang.run, Event.NOTED, self._runtime.now(), text)
         if gang.can_be_judged:
             await self._judge(gang)
         self._follow_up(gang)

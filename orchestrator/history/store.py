@@ -125,6 +125,13 @@ class Store:
         self._epoch = epoch
         return epoch
 
+    def check_epoch(self) -> None:
+        """Raises StaleEpoch where another controller has become the writer; a write would find that out too."""
+        with self._database.read() as connection:
+            control = connection.execute(select(ControlRow.epoch, ControlRow.owner)).one()
+        if control.epoch != self._epoch:
+            raise StaleEpoch(self._epoch, control.epoch, control.owner)
+
     @contextmanager
     def group(self) -> Iterator[None]:
         """Several writes of this thread in one transaction: they share one wait for the disk, and a statement for each kind of row.

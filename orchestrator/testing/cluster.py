@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from orchestrator.control.backend import (
     Agent,
     AgentGone,
+    ClusterLost,
     HoldRefused,
     NodeFacts,
     PartStatus,
@@ -175,6 +176,8 @@ class FakeCluster:
         self.agents: dict[str, FakeAgent] = {}
         self.holds: set[str] = set()
         self.foreign: set[str] = set()
+        self.lost = False
+        """Whether its head is away."""
         self.dead: set[str] = set()
         """The ids of nodes of which it is said that they are dead."""
         for name, gpus in nodes.items():
@@ -183,6 +186,8 @@ class FakeCluster:
     # === the protocol ===
 
     async def nodes(self) -> list[NodeFacts]:
+        if self.lost:
+            raise ClusterLost("the fake head does not answer")
         return list(self.facts.values())
 
     def is_dead(self, node: NodeFacts) -> bool:

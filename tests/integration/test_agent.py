@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.agent import NodeAgent
-from orchestrator.control.backend import RankStart, Report, StaleController, StartPart
+from orchestrator.control.backend import PartStatus, RankStart, Report, StaleController, StartPart
 from orchestrator.control.launcher_client import LauncherClient
 from orchestrator.control.snapshot import take
 
@@ -132,5 +133,49 @@ def test_a_part_starts_with_what_is_left_of_the_lease_since_the_agent_was_heard_
             launcher = LauncherClient(tmp_path / "n" / "launcher", dict(os.environ))
             await launcher.connect()
             assert (await launcher.call("hello"))["attempts"]["1.1"]["lease_s"] <= 59.5
+
+    asyncio.run(story())
+
+
+async def over(agent: NodeAgent, epoch: int) -> PartStatus:
+    """The part once it has ended, as a controller hears that from an agent."""
+    heard = 0
+    while True:
+        report = await agent.sync(epoch, heard, 60, 5)
+        heard = report.sequence
+        if report.parts and report.parts[0].ended:
+            return report.parts[0]
+
+
+def test_an_agent_that_follows_tells_of_a_lease_that_ran_out_while_there_was_none(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.start(1, replace(part(tmp_path, SPEAKS_WHEN_ASKED, tmp_path / "gate"), lease_s=0.5))
+            other = LauncherClient(tmp_path / "n" / "launcher", {})
+            async with other:
+                async for event in other.events():
+                    if event.get("event") == "ended":
+                        break
+            async with an_agent(tmp_path) as following:
+                status = await over(following, 2)
+        assert (status.ranks, status.lease_expired) == ({0: -9}, True)
+
+    asyncio.run(story())
+
+
+def test_ranks_that_ended_with_their_launcher_have_not_succeeded_for_an_agent_that_never_knew_them(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.start(1, part(tmp_path, SPEAKS_WHEN_ASKED, tmp_path / "gate"))
+            launcher = LauncherClient(tmp_path / "n" / "launcher", {})
+            async with launcher:
+                os.kill((await launcher.call("hello"))["pid"], signal.SIGKILL)
+                async for _ in launcher.events():
+                    pass  # until it is gone
+            async with an_agent(tmp_path) as following:
+                status = await over(following, 2)
+        assert (status.ranks, status.first_failed) == ({0: -9}, 0)
 
     asyncio.run(story())
