@@ -28,8 +28,9 @@ from urllib.parse import quote
 import psutil
 
 from orchestrator.config import Config, HeadStorage, load_config
-from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder, own_node_folder
+from orchestrator.control.home import ClusterNote, Home, node_folder, own_node_folder
 from orchestrator.control.monitoring import dashboards_folder
+from orchestrator.control.private_file import InsecureHome
 from orchestrator.control.ray_auth import ray_auth
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
