@@ -14,7 +14,7 @@ from invariants import Looked, check
 from orchlab import Orch
 from rows import fault
 
-pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(600)]
 
 AWAY_S = 90.0
 
