@@ -123,8 +123,14 @@ class Controller:
         Raises Refused(5) where the cluster could never hold it, and a StoreError for `after:`.
         """
         values = _values(new.spec, secrets)
-        self._check_fits(new.spec)
-        await self._check_requires(new.spec)
+        try:
+            self._check_fits(new.spec)
+            await self._check_requires(new.spec)
+        except Refused:
+            # What was acknowledged stays so, whatever has become of the cluster since.
+            if (known := await self.runtime.read(self._store.submitted, new)) is None:
+                raise
+            return known, False
         run, created = await self.runtime.submit(new)
         if created:
             self.runtime.counts.submissions += 1

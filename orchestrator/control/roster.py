@@ -170,7 +170,8 @@ class Roster:
 
     async def hold(self, name: str) -> None:
         """Takes the node's GPUs from the cluster. Raises HoldRefused, AgentGone."""
-        if (node := self.nodes.get(name)) is None:
+        node = self.nodes.get(name)
+        if node is None or node.task is None:
             raise AgentGone(f"{name} left the cluster")
         async with node.hold:
             await self._backend.hold(node.facts)

@@ -167,7 +167,8 @@ class Runtime:
         write = _Write(work, asyncio.get_running_loop().create_future())
         self._writes.append(write)
         if len(self._writes) == 1:
-            self._database.submit(self._write_all, asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(self._database, self._write_all, loop)
         try:
             # Once it may have been written, its news must come even to who is cancelled meanwhile.
             return await asyncio.shield(write.done)

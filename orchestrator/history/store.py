@@ -48,7 +48,7 @@ from orchestrator.history.models import (
     NodeRow,
 )
 from orchestrator.history.rows import Rows
-from orchestrator.history.submit import Answer, resolve
+from orchestrator.history.submit import Answer, resolve, submitted
 from orchestrator.history.submit import submit as _submit
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.placement.values import Placement
@@ -566,6 +566,11 @@ class Store:
         """One run whole, with attempts and events, by id or by name (its latest run)."""
         with self._database.read() as connection:
             return queries.find(connection, ref)
+
+    def submitted(self, new: NewRun) -> Run | None:
+        """The run that this submission's key gave before. Raises KeyUsed where it was another job's."""
+        with self._database.read() as connection:
+            return submitted(connection, new)
 
     def waiting(self) -> list[Run]:
         """The queued runs, highest priority first, then who has waited longest."""

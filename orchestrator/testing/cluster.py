@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.control.backend import (
     Agent,
@@ -22,6 +22,7 @@ from orchestrator.control.backend import (
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
+from orchestrator.health.evidence import RankEnd
 from orchestrator.placement.values import Device
 
 
@@ -32,7 +33,7 @@ class FakePart:
     order: StartPart
     ranks: dict[int, int | None]
     ended: bool = False
-    first_failed: int | None = None
+    ends: dict[int, RankEnd] = field(default_factory=dict)
     stopped_with: float | None = None
     lease_expired: bool = False
 
@@ -100,6 +101,7 @@ class FakeAgent:
             raise StartFailed(self.refuses)
         if self.slow_start is not None:
             await self.slow_start.wait()
+            self._take_orders_from(epoch)
         known = self.parts.setdefault((part.run, part.attempt), FakePart(part, {r.rank: None for r in part.ranks}))
         return self._status(known)
 
@@ -130,7 +132,8 @@ class FakeAgent:
             dict(part.ranks),
             part.ended,
             lease_expired=part.lease_expired,
-            first_failed=part.first_failed,
+            at=time.monotonic(),
+            ends=dict(part.ends),
         )
 
     # === for tests ===
@@ -150,9 +153,8 @@ class FakeAgent:
         """The rank ends; the part is over once it was the last."""
         part = self.parts[run, attempt]
         if part.ranks[rank] is None:
-            part.ranks[rank] = code
-            if code and part.first_failed is None:
-                part.first_failed = rank
+            part.ranks[rank], at = code, time.monotonic()
+            part.ends[rank] = RankEnd(code, at, None if part.stopped_with is None else at)
         part.ended = all(code is not None for code in part.ranks.values())
         self._news.set()
 

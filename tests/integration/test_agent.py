@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import PartStatus, RankStart, Report, StaleController, StartPart
 from orchestrator.control.launcher_client import LauncherClient
+from orchestrator.control.snapshot import take
 
 SPEAKS_WHEN_ASKED = """
 import pathlib, sys, time
@@ -31,8 +32,8 @@ async def no_code(sha256: str) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def an_agent(folder: Path) -> AsyncIterator[NodeAgent]:
-    agent = NodeAgent("orch-test", "a", "127.0.0.1", folder / "n", no_code, lambda: {}, dict(os.environ))
+async def an_agent(folder: Path, fetch: Callable[[str], AsyncIterator[bytes]] = no_code) -> AsyncIterator[NodeAgent]:
+    agent = NodeAgent("orch-test", "a", "127.0.0.1", folder / "n", fetch, lambda: {}, dict(os.environ))
     try:
         yield agent
     finally:
@@ -75,6 +76,34 @@ def test_a_call_that_nobody_waits_for_any_more_takes_no_line_of_a_log(tmp_path: 
             await hears(agent, next_epoch, after, "the last word")
             with pytest.raises(StaleController):
                 await orphan
+
+    asyncio.run(story())
+
+
+def test_what_a_controller_that_was_replaced_had_begun_to_start_is_not_started(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "script.py").write_text("open('ran', 'w')")
+    code = take(tmp_path / "work")
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def fetch(sha256: str) -> AsyncIterator[bytes]:
+        asked.set()
+        await goes_on.wait()
+        yield code.archive
+
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path, fetch) as agent:
+            order = replace(part(tmp_path, ""), argv=("script.py",), code=code.sha256)
+            start = asyncio.create_task(agent.start(1, order))
+            await asked.wait()
+            # The next controller hears that there is no such part here, and may start the run elsewhere.
+            assert (await agent.sync(2, 0, 60, 0)).parts == ()
+            goes_on.set()
+            with pytest.raises(StaleController, match="epoch 1 was replaced"):
+                await start
+            assert (await agent.sync(2, 0, 60, 0)).parts == ()
+            # What it orders itself is started.
+            assert (await agent.start(2, replace(order, attempt=2))).ranks.keys() == {0}
 
     asyncio.run(story())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from hosts import wait_until
@@ -28,6 +29,19 @@ LEAKS = """
 import os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 print("started a child", flush=True)
+time.sleep(600)
+"""
+
+LIMIT_MIB = 200
+GROWS = """
+import os, pathlib, time
+print("small", flush=True)
+while not pathlib.Path(os.environ["SHARED"], "grow").exists():
+    time.sleep(0.1)
+held = []
+while os.environ["RANK"] == "2":
+    held.append(bytearray(4 << 20))
+    time.sleep(0.05)  # slowly: whoever watches it looks once a second
 time.sleep(600)
 """
 
@@ -109,3 +123,28 @@ def test_a_run_that_gives_way_has_its_grace_and_goes_on_from_its_checkpoint(orch
     orch.wait_trained(run, 2, 6)
     one_writer(orch.steps(run))
     assert len(orch.let_end(run).attempts) == 2
+
+
+@fault(21)
+def test_a_rank_that_runs_out_of_memory_is_said_to_have_and_is_not_tried_again(orch: Orch, measured) -> None:
+    limit = Path("/sys/fs/cgroup/memory") / f"orch-fault-{os.getpid()}"
+    try:
+        limit.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    try:
+        run = orch.begins(GROWS, "2x2", "small", 4, job=f"env: {{SHARED: {orch.lab.shared}}}\nretry: {{infra: 1}}")
+        (limit / "memory.limit_in_bytes").write_text(str(LIMIT_MIB << 20))
+        (limit / "cgroup.procs").write_text(str(orch.rank_pid(run, 2)))
+        (orch.lab.shared / "grow").touch()
+        measured.injected()
+        failure = orch.wait_ended(run, timeout=60).failure
+        measured.detected()
+        assert failure is not None
+        assert (failure.kind, failure.rank) == ("oom", 2)
+        assert f"of {LIMIT_MIB / 1024:.1f} GiB" in failure.message
+        assert orch.recorded(run).state == "failed"
+        wait_until(lambda: not orch.of_attempt(run, 1), 15, "nothing is left")
+    finally:
+        wait_until(lambda: not (limit / "cgroup.procs").read_text(), 20, "the cgroup is empty")
+        limit.rmdir()

@@ -148,10 +148,13 @@ class Launcher:
             reply({"error": f"not a request of this protocol: {type(error).__name__}: {error}"})
 
     def hello(self, request: Message, reply: Reply) -> None:
+        # Whoever asked for them has gone, and does not hear of them: they would live until their lease ends, unknown to all.
+        for starting in list(self.starts.starting.values()):
+            self.starts.refuse(starting, "the agent that asked for it has gone")
         attempts = {
             name: {
                 "ranks": {
-                    key: {"pid": rank.pid, "exit": rank.exit, "at": rank.at, "warm": rank.warm}
+                    key: {"pid": rank.pid, "exit": rank.exit, "at": rank.at, "told_at": rank.told_at, "warm": rank.warm}
                     for key, rank in attempt.ranks.items()
                 },
                 "lease_s": round(attempt.lease_end - now(), 3),
@@ -189,6 +192,8 @@ class Launcher:
             if grace_s <= 0:
                 self.sweeper.begin_killing(attempt)
             elif first:
+                self.sweeper.reap()
+                attempt.told_at = now()
                 for rank in attempt.ranks.values():
                     if rank.exit is None:
                         # It is not reaped, so that its process group is still its own.
