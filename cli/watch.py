@@ -177,7 +177,9 @@ def failure_text(failure: dict[str, Any]) -> str:
 
 def cause_text(failure: dict[str, Any]) -> str:
     """Whose fault it was, and which nodes are to be avoided; "" where that is not on record."""
-    whose = {"user": "a fault of the script or the job", "infra": "a fault of the cluster"}.get(failure.get("cause") or "")
+    whose = {"user": "a fault of the script or the job", "infra": "a fault of the cluster"}.get(
+        failure.get("cause") or ""
+    )
     if whose is None:
         return ""
     nodes = failure.get("suspects") or ()

@@ -15,10 +15,6 @@ from orchestrator.scheduling.lifecycle import Event, Outcome
 from orchestrator.scheduling.run import Failure, Stop
 from orchestrator.spec import JobSpec
 
-REQUEUE = frozenset({"hold_refused", "controller"})
-"""Failures that say nothing of the run: it goes back to its place in the queue."""
-
-
 _OF_STOP = {
     "preempted": (Event.REQUEUED, Outcome.PREEMPTED),
     "drained": (Event.REQUEUED, Outcome.DRAINED),
@@ -75,7 +71,6 @@ class Gang:
     """By node: what NCCL told there of its links."""
     judged: bool = False
     """The transport's verdict has been given, or none is to be."""
-    degraded_by_job: bool = False
 
     def __post_init__(self) -> None:
         self.parts = self.parts or {part.node: PartView() for part in self.placement.nodes}
@@ -204,17 +199,14 @@ class Gang:
             self.failure = judge(self.evidence(lines, whole=True)) or self.failure
 
     def verdict(self) -> tuple[Event, Outcome]:
-        """What the end of the attempt is to the run."""
+        """What the end of the attempt is to the run; where it broke, scheduling/retry.py says whether another follows."""
         if self.cancelled:
             return Event.STOPPED, Outcome.CANCELLED
         if self.stop is not None and self.failure is None and self.told:
             return _OF_STOP[self.stop.kind]
         if self.failure is None:
             return Event.SUCCEEDED, Outcome.SUCCEEDED
-        if self.failure.kind in REQUEUE:
-            return Event.REQUEUED, Outcome.INFRA_ERROR
-        infra = self.failure.cause == "infra" and not (self.failure.kind == "degraded" and self.degraded_by_job)
-        return Event.FAILED, Outcome.INFRA_ERROR if infra else Outcome.USER_ERROR
+        return Event.FAILED, Outcome.INFRA_ERROR if self.failure.cause == "infra" else Outcome.USER_ERROR
 
 
 def _shifted(xid: Xid, by: float) -> Xid:
