@@ -133,7 +133,7 @@ class Gang:
         else:
             part.heard = part.clock + status.at
         if self.stop is not None:
-            self.told = self.told or status.lease_expired
+            self.told = self.told or broken is not None
         elif self.failure is None and (broken or any(part.exits.values())):
             self._break()
         if status.ended:
