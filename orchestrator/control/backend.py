@@ -150,6 +150,10 @@ class AgentGone(Exception):
     """The agent, or its whole node, could not be reached: not known yet which, nor whether its ranks live."""
 
 
+class ClusterLost(AgentGone):
+    """The cluster's head does not answer: which nodes there are is not known, and no new one can be reached."""
+
+
 class Agent(Protocol):
     """The calls that the controller makes to a node's agent. Any may raise AgentGone or StaleController."""
 
@@ -171,9 +175,12 @@ class Agent(Protocol):
 
 
 class Backend(Protocol):
-    """The cluster."""
+    """The cluster. Any call may raise ClusterLost, and none waits long for a head that is away."""
 
     async def nodes(self) -> list[NodeFacts]: ...
+    def is_dead(self, node: NodeFacts) -> bool:
+        """Whether the cluster, when it was asked for its nodes last, said that this one is dead: it comes back under no such id."""
+
     async def agent(self, node: NodeFacts) -> Agent: ...
     async def hold(self, node: NodeFacts) -> None:
         """Takes all of the node's GPUs (or CPU slots) from the cluster; idempotent. Raises HoldRefused."""

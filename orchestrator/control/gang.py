@@ -71,6 +71,8 @@ class Gang:
     """By node: what NCCL told there of its links."""
     judged: bool = False
     """The transport's verdict has been given, or none is to be."""
+    unwatched: str | None = None
+    """What is to be told of the time without a controller, once all its ranks are seen to have lived through it."""
 
     def __post_init__(self) -> None:
         self.parts = self.parts or {part.node: PartView() for part in self.placement.nodes}
@@ -104,6 +106,11 @@ class Gang:
     @property
     def must_stop(self) -> bool:
         return (self.stop is not None or self.failure is not None) and not self.stop_sent
+
+    @property
+    def unknown(self) -> list[str]:
+        """The nodes from which an end of the part has not been heard, nor that they are lost."""
+        return [name for name, part in self.parts.items() if part.state not in (PartState.ENDED, PartState.LOST)]
 
     @property
     def fenced_nodes(self) -> list[str]:

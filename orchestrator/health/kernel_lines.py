@@ -48,15 +48,16 @@ class OomReader:
         if found := _LIMIT.search(line):
             # The first of several lines; the ones after it are of swap and of the kernel's own memory.
             if self._group is None and " memory+swap" not in line and "kmem" not in line:
-                usage, limit = int(found[1]), int(found[2])
-                self._group = (usage << 10, limit << 10) if limit < _UNLIMITED_KB else None
+                used, most = int(found[1]), int(found[2])
+                self._group = (used << 10, most << 10) if most < _UNLIMITED_KB else None
             return None
         found = _KILLED.search(line)
         if found is None:
             return None
         group, self._group = self._group, None
         held = sum(int(size) << 10 for size in _RSS.findall(found[4]))
-        usage, limit = group if group and found[1].lower().startswith("memory cgroup") else (None, None)
+        of_group = found[1].lower().startswith("memory cgroup")
+        usage, limit = group if group is not None and of_group else (None, None)
         return Killed(int(found[2]), held, usage, limit, line.strip())
 
 

@@ -130,7 +130,8 @@ def test_a_node_without_a_limit_is_told_with_its_whole_memory(node, tmp_path) ->
     node.lives(523, held=40 * GIB)
     node.ends.watch("1.1", {0: 523})
     node.log.write_text(
-        "3,1,200000000,-;Out of memory: Killed process 523 (python) anon-rss:41943040kB, file-rss:0kB, shmem-rss:0kB, UID:0\n"
+        "3,1,200000000,-;Out of memory: Killed process 523 (python) "
+        "total-vm:1kB, anon-rss:41943040kB, file-rss:0kB, shmem-rss:0kB, UID:0\n"
     )
     oom = node.end(0, -9, tmp_path / "none")
     assert (oom.peak, oom.limit, oom.whole_node) == (40 * GIB, 64 * GIB, True)
