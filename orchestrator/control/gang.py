@@ -71,7 +71,6 @@ class Gang:
     """By node: what NCCL told there of its links."""
     judged: bool = False
     """The transport's verdict has been given, or none is to be."""
-    degraded_by_job: bool = False
     unwatched: str | None = None
     """What is to be told of the time without a controller, once all its ranks are seen to have lived through it."""
 
@@ -141,7 +140,7 @@ class Gang:
         else:
             part.heard = part.clock + status.at
         if self.stop is not None:
-            self.told = self.told or status.lease_expired
+            self.told = self.told or broken is not None
         elif self.failure is None and (broken or any(part.exits.values())):
             self._break()
         if status.ended:
@@ -214,8 +213,7 @@ class Gang:
             return _OF_STOP[self.stop.kind]
         if self.failure is None:
             return Event.SUCCEEDED, Outcome.SUCCEEDED
-        infra = self.failure.cause == "infra" and not (self.failure.kind == "degraded" and self.degraded_by_job)
-        return Event.FAILED, Outcome.INFRA_ERROR if infra else Outcome.USER_ERROR
+        return Event.FAILED, Outcome.INFRA_ERROR if self.failure.cause == "infra" else Outcome.USER_ERROR
 
 
 def _shifted(xid: Xid, by: float) -> Xid:

@@ -340,7 +340,7 @@ class Gangs:
         except StoreError as error:
             log.error("the transport of run %s could not be recorded: %s", gang.run, error)
         if found.failure is not None and gang.failure is None and gang.stop is None and not gang.over:
-            gang.failure, gang.degraded_by_job = found.failure, found.by_job
+            gang.failure = found.failure
 
     def cancel(self, run: Run) -> None:
         """Somebody asked for the end of a live run; it is recorded already."""
@@ -467,7 +467,12 @@ class Gangs:
 
     def _last_lines(self, gang: Gang) -> dict[int, tuple[str, ...]]:
         """By rank that ended badly: the end of its log."""
-        return {rank: self._logs.last_lines(gang.run, gang.attempt, rank) for rank in gang.ended_badly}
+        lines: dict[int, tuple[str, ...]] = {}
+        for rank in gang.ended_badly:
+            # A log that cannot be read must not keep the end from being recorded.
+            with suppress(OSError):
+                lines[rank] = self._logs.last_lines(gang.run, gang.attempt, rank)
+        return lines
 
     async def _leave(self, node: str, run: int, attempt: int) -> None:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""

@@ -47,7 +47,7 @@ QUIET_S = 0.25
 """How long after a request spares are forked anew: not while the ranks that it started need the cores."""
 HEAD_START_S = 0.1
 """How long the other ranks of rank 0's node let it go ahead, at most."""
-MOST_ERRORS, LONGEST_TEXT = 8, 2000
+MOST_ERRORS, LONGEST_TEXT = 8, 1000
 """Of a last word: exceptions, and characters of each."""
 TORCH_FIXED_SEED = 67280421310721
 """What some versions of torch start every process with; others draw a seed."""
