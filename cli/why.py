@@ -49,6 +49,7 @@ def lines(answer: dict[str, Any]) -> list[str]:
         said += waiting_lines(waits)
     else:
         said.append(f"{who} is {answer['state']}" + (f": {answer['reason']}" if answer.get("reason") else ""))
+    said += [f"  {local(note['at'])}  {note['text']}" for note in answer.get("noted") or ()]
     for wait in answer.get("waited") or ():
         said.append(f"before attempt {wait['attempt']} it waited {span(wait['seconds'])}:")
         said += [f"  {span(one['seconds'])}  {one['text']}" for one in wait["reasons"]]

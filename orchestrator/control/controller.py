@@ -95,6 +95,7 @@ class Controller:
         await self.roster.start()
         await self.gangs.give_up_missing()
         self.gangs.measuring.start()
+        self.gangs.watch.start()
         Expiry(runtime).start()
         await self.queue.start()
 
@@ -309,6 +310,12 @@ class Controller:
                 self.gangs.limits.set(gang, run.spec.time_limit)
             self.runtime.tell(run.id)
         return changed
+
+    async def take_stacks(self, run: Run, attempt: int | None) -> None:
+        """Keeps where the ranks of a live run stand at this moment; of an attempt that is over, what was kept stays."""
+        gang = self.gangs.of(run)
+        if gang is not None and attempt in (None, gang.attempt):
+            await self.gangs.watch.keep_stacks(gang)
 
     async def why(self, ref: str) -> dict[str, Any]:
         """Why a run waits, or waited and ended. Raises Refused(3)."""

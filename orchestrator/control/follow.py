@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,14 +103,17 @@ async def log_lines(
             yield None
 
 
-async def nccl_lines(
-    controller: Controller, run: Run, *, rank: int | None, attempt: int | None, positions: Positions
+Lines = Callable[[int, int, int | None], Iterator[Line]]
+
+
+async def kept_lines(
+    lines: Lines, run: Run, *, rank: int | None, attempt: int | None, positions: Positions
 ) -> AsyncIterator[dict[str, Any] | None]:
-    """What NCCL said in one attempt, by default the latest, as far as it has come from the nodes."""
+    """What is kept beside the ranks' logs of one attempt, by default the latest: what NCCL said, say."""
     if attempt is None and run.attempts:
         attempt = run.attempts[-1].number
     if attempt is not None:
-        for line in controller.logs.nccl(run.id, attempt, rank):
+        for line in lines(run.id, attempt, rank):
             if line.offset > positions.at.get((attempt, line.rank), 0):
                 yield _object(line)
 

@@ -13,6 +13,7 @@ from orchestrator.health.reading import reading
 from orchestrator.history import ledger
 from orchestrator.placement.values import Placement
 from orchestrator.progress.values import Progress
+from orchestrator.scheduling.lifecycle import Event
 from orchestrator.scheduling.run import Attempt, Run, RunEvent
 
 
@@ -50,6 +51,11 @@ def why_json(run: Run) -> dict[str, Any]:
         "waits": None,
         "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
         "ended": ended if run.ended else None,
+        "noted": [
+            {"at": time_json(one.at), "text": one.reason}
+            for one in run.events
+            if one.event is Event.NOTED and last is not None and one.attempt == last.number
+        ],
     }
 
 
