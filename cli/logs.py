@@ -91,7 +91,8 @@ def _print(lines: Iterator[dict[str, Any]], run: dict[str, Any], rank: int | Non
         return len(whole)
     screen = Screen(prefixed=rank is None and world_size(run) > 1)
     count = 0
-    for count, line in enumerate(lines, 1):
+    for line in lines:
+        count += 1
         if output == "jsonl":
             sys.stdout.write(json.dumps(line) + "\n")
         else:

@@ -277,7 +277,7 @@ def _idle(gpus: list[tuple[str, int]], of: int) -> str:
         by_node.setdefault(node, []).append(gpu)
     named = "; ".join(f"{node}: {', '.join(map(str, some))}" for node, some in list(by_node.items())[:4])
     more = f" and {len(by_node) - 4} more nodes" if len(by_node) > 4 else ""
-    return f"{len(gpus)} of {of} GPUs have been held and idle for {IDLE_S / 60:.0f} min ({named}{more})"
+    return f"GPUs held and idle for {IDLE_S / 60:.0f} min: {len(gpus)} of {of} ({named}{more})"
 
 
 def _unseen(found: Standstill) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median_low
 
 FACTOR = 1.5
-"""A rank whose own work takes so many times as long as the others' median is slow: less is batches of unequal length."""
+"""A rank whose own work takes so many times as long as the usual one's is slow: less is batches of unequal length."""
 LEAST_S = 0.001
 """And at least so much longer: what is measured of shorter steps is mostly the measuring."""
 WINDOWS = 3
@@ -28,7 +28,7 @@ class Slow:
     time: float
     """Its own work of a step, in seconds."""
     others: float
-    """The others' median."""
+    """The ranks' median."""
 
     @property
     def factor(self) -> float:
@@ -37,12 +37,15 @@ class Slow:
 
 def slow_ranks(times: Mapping[int, float]) -> dict[int, Slow]:
     """The slow ones of one window, by each rank's own work of a step in seconds."""
-    found = {}
-    for rank, time in times.items():
-        rest = [other for of, other in times.items() if of != rank]
-        if rest and (usual := median(rest)) > 0 and time >= FACTOR * usual and time - usual >= LEAST_S:
-            found[rank] = Slow(rank, time, usual)
-    return found
+    if len(times) < 2:
+        return {}
+    # The lower one: of two ranks the faster is the measure, and of four at most two can be slow.
+    usual = median_low(times.values())
+    return {
+        rank: Slow(rank, time, usual)
+        for rank, time in times.items()
+        if usual > 0 and time >= FACTOR * usual and time - usual >= LEAST_S
+    }
 
 
 @dataclass

@@ -18,7 +18,7 @@ from orchestrator.control.runtime import Settings
 from orchestrator.control.snapshot import take
 from orchestrator.history.render import show_json
 from orchestrator.scheduling.run import Code, NewRun, Run
-from orchestrator.spec import JobSpec, Workers
+from orchestrator.spec import JobSpec
 from orchestrator.testing.controlling import started, until
 
 pytestmark = pytest.mark.torch
