@@ -117,12 +117,16 @@ class NodeAgent:
     # -- the controller's calls ----------------------------------------------------------------------------------
 
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
-        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`."""
+        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`.
+
+        The first call of a controller, or its first after one that failed (`ack` 0), answers at once and renews no lease.
+        """
         await self._take_orders_from(epoch)
         self._syncs += 1
         mine = self._syncs
         await self._connect()
-        await self._renew(lease_s)
+        if ack:
+            await self._renew(lease_s)
         self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
             return self._answer(self._unacked)
@@ -342,9 +346,10 @@ class NodeAgent:
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
-        answer = await self._launcher.call(
-            "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
-        )
+        # Fetching the code may have taken long: a node that was cut off meanwhile gets no more time than the controller allows for.
+        lease_s = self._left_of(part.lease_s)
+        ranks = self._ranks(part, folder, known.master_port)
+        answer = await self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks)
         known.ranks = {rank.rank: None for rank in part.ranks}
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
@@ -407,9 +412,12 @@ class NodeAgent:
         """The lease runs from our last answer: the controller was alive when it heard that, and knows when it asked next."""
         living = [key for key, part in self._parts.items() if not part.swept]
         if self._answered is not None and living:
-            left = self._answered + lease_s - time.monotonic()
             with suppress(LauncherGoneError):
-                await self._launcher.call("lease", attempts=dict.fromkeys(living, max(0.0, left)))
+                await self._launcher.call("lease", attempts=dict.fromkeys(living, self._left_of(lease_s)))
+
+    def _left_of(self, lease_s: float) -> float:
+        """What is left of a lease that runs from our last answer."""
+        return lease_s if self._answered is None else max(0.0, self._answered + lease_s - time.monotonic())
 
     async def _wait_for_news(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s

@@ -171,6 +171,9 @@ class Backend(Protocol):
     """The cluster."""
 
     async def nodes(self) -> list[NodeFacts]: ...
+    def is_dead(self, node: NodeFacts) -> bool:
+        """Whether the cluster, when it was asked for its nodes last, said that this one is dead: it comes back under no such id."""
+
     async def agent(self, node: NodeFacts) -> Agent: ...
     async def hold(self, node: NodeFacts) -> None:
         """Takes all of the node's GPUs (or CPU slots) from the cluster; idempotent. Raises HoldRefused."""

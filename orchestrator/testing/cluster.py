@@ -184,6 +184,8 @@ class FakeCluster:
         self.agents: dict[str, FakeAgent] = {}
         self.holds: set[str] = set()
         self.foreign: set[str] = set()
+        self.dead: set[str] = set()
+        """The ids of nodes of which it is said that they are dead."""
         for name, gpus in nodes.items():
             self.add(name, gpus)
 
@@ -191,6 +193,9 @@ class FakeCluster:
 
     async def nodes(self) -> list[NodeFacts]:
         return list(self.facts.values())
+
+    def is_dead(self, node: NodeFacts) -> bool:
+        return node.id in self.dead
 
     async def agent(self, node: NodeFacts) -> Agent:
         return self.agents[node.name]

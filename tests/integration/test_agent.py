@@ -6,12 +6,14 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import RankStart, Report, StaleController, StartPart
+from orchestrator.control.launcher_client import LauncherClient
 
 SPEAKS_WHEN_ASKED = """
 import pathlib, sys, time
@@ -72,5 +74,34 @@ def test_a_call_that_nobody_waits_for_any_more_takes_no_line_of_a_log(tmp_path: 
             await hears(agent, next_epoch, after, "the last word")
             with pytest.raises(StaleController):
                 await orphan
+
+    asyncio.run(story())
+
+
+SLEEPS = "import time; time.sleep(600)"
+
+
+def test_a_call_that_acknowledges_nothing_renews_no_lease(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.sync(1, 0, 60, 0)
+            await agent.start(1, replace(part(tmp_path, SLEEPS), lease_s=1.0))
+            epoch = 2
+            while not (await agent.sync(epoch, 0, 60, 0)).parts[0].lease_expired:
+                epoch += 1
+                await asyncio.sleep(0.05)
+
+    asyncio.run(story())
+
+
+def test_a_part_starts_with_what_is_left_of_the_lease_since_the_agent_was_heard_last(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.sync(1, 0, 60, 0)
+            await asyncio.sleep(0.5)  # as long as it takes to fetch its code
+            await agent.start(1, part(tmp_path, SLEEPS))
+            launcher = LauncherClient(tmp_path / "n" / "launcher", dict(os.environ))
+            await launcher.connect()
+            assert (await launcher.call("hello"))["attempts"]["1.1"]["lease_s"] <= 59.5
 
     asyncio.run(story())

@@ -60,6 +60,9 @@ class Machines:
             "orch-test", name, "127.0.0.1", self.folder / name, fetch, lambda: dict(info), dict(os.environ)
         )
 
+    def is_dead(self, node: NodeFacts) -> bool:
+        return False
+
     async def nodes(self) -> list[NodeFacts]:
         return [NodeFacts(name, f"id-{name}", "127.0.0.1", "cuda", 2) for name in self.names]
 
