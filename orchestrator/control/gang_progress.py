@@ -97,8 +97,14 @@ class GangProgress:
         """The newest look at each rank that has shown anything."""
         return {number: rank.look for number, rank in self._ranks.items()}
 
-    def signs(self) -> list[Signs]:
-        """How old each rank's newest sign of progress was at its newest look."""
+    def signs(self, least: float = 0.0) -> list[Signs]:
+        """How old each rank's newest sign of progress was at its newest look; nothing where one of them is younger than `least`.
+
+        That is the usual case, and needs no rank's step times to be gone through.
+        """
+        looks = (rank.look for rank in self._ranks.values())
+        if any(look.at - (look.sign_at or max(look.began_at, look.printed_at)) < least * 1e9 for look in looks):
+            return []
         return [
             Signs(
                 number,

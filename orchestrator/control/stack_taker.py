@@ -104,7 +104,7 @@ async def py_spy(pid: int, *, native: bool) -> tuple[list[Any], str]:
         if threads and isinstance(threads, list):
             return sorted(threads, key=lambda thread: thread["os_thread_id"] != pid), ""
     said = errors.decode("utf-8", "replace").strip().splitlines()
-    denied = any("ermission denied" in line or "ptrace" in line.lower() for line in said)
+    denied = any(word in line.lower() for line in said for word in ("permission denied", "ptrace"))
     hint = (
         "; `sysctl kernel.yama.ptrace_scope=0` on the node, or CAP_SYS_PTRACE in its container, lets it"
         if denied
@@ -150,7 +150,7 @@ def kernel_facts(pid: int, proc: Path = Path("/proc")) -> tuple[str, str]:
     try:
         status = dict(line.partition(":")[::2] for line in (folder / "status").read_text().splitlines())
         state = status["State"].split()[0]
-        facts.append(f"{status['Threads'].strip()} threads, {status.get('VmRSS', '?').strip()} resident")
+        facts.append(f"threads {status['Threads'].strip()}, {status.get('VmRSS', '?').strip()} resident")
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
         ticks = os.sysconf("SC_CLK_TCK")
         facts.append(f"{(int(fields[11]) + int(fields[12])) / ticks:.1f} s of CPU")

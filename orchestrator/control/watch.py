@@ -115,7 +115,9 @@ class Watch:
     def _standstill(self, gang: Gang, progress: GangProgress, limits: Limits) -> Standstill | None:
         """None, too, while a node of it is not heard: how its ranks do is not known then."""
         nodes = [self._roster.nodes.get(node) for node in gang.parts]
-        return judge(progress.signs(), limits) if all(node is not None and node.up for node in nodes) else None
+        if not all(node is not None and node.up for node in nodes):
+            return None
+        return judge(progress.signs(min(limits.after, limits.first)), limits)
 
     # -- hangs -----------------------------------------------------------------------------------------------------
 
