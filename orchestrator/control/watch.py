@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.control.backend import AgentGone, Report
+from orchestrator.control.backend import Report, StaleController
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.gang_progress import GangProgress
 from orchestrator.control.limits import Ends, end_for_sure
@@ -35,6 +35,8 @@ log = logging.getLogger("orch.watch")
 WINDOW_S = 10.0
 DDP_STEPS = 100
 """DDP measures a rank's own work at every hundredth step."""
+AGAIN_S = 5.0
+"""How long newer looks are waited for, and until a gang that still stands still is looked into again."""
 GPU_LOOK_S, IDLE_S = 5.0, 600.0
 """How far apart an agent's looks at a GPU are, and for how long it may be held and do nothing until that is told."""
 
@@ -126,9 +128,18 @@ class Watch:
             before = await self.stacks(gang, whole=False)
             await asyncio.sleep(min(self._runtime.settings.confirm_s, limits.after / 2))
             after = await self.stacks(gang, whole=True)
+            heard = await self._hears_of_all(progress)
             found = self._standstill(gang, progress, limits)
-            if before is None or after is None or found is None or not _runs(gang):
+            if found is None or not _runs(gang):
                 return
+            watched.again = found.seconds + AGAIN_S
+            if not heard:
+                return
+            if before is None or after is None:
+                if not found.seen or found.seconds < limits.first:
+                    return
+                # Nodes that answer and yet cannot say where their ranks stand must not keep a hung gang for ever.
+                before = after = {}
             match verdict(found, limits, before, after):
                 case Verdict.HUNG:
                     await self._end(gang, progress, found, after)
@@ -140,6 +151,16 @@ class Watch:
         finally:
             watched.looked_into = False
 
+    async def _hears_of_all(self, progress: GangProgress) -> bool:
+        """Waits for a newer look at each rank than there is now; whether it came: who is not heard of may be getting on."""
+        known = {rank: look.at for rank, look in progress.looks.items()}
+        deadline = self._runtime.monotonic() + AGAIN_S
+        while any(look.at <= known.get(rank, 0) for rank, look in progress.looks.items()):
+            if self._runtime.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(self._runtime.settings.progress_look_s)
+        return True
+
     async def stacks(self, gang: Gang, *, whole: bool) -> dict[int, RankStack] | None:
         """Where the ranks that live stand; None where a node could not be asked, or a rank is just ending."""
         runtime = self._runtime
@@ -148,7 +169,9 @@ class Watch:
             answers = await asyncio.gather(
                 *(self._roster.agent(node).stacks(runtime.epoch, gang.run, gang.attempt, whole) for node in asked)
             )
-        except AgentGone as error:
+        except StaleController:
+            raise
+        except Exception as error:  # an agent of another version, a launcher that has just died
             log.warning("the stacks of run %s: %s", gang.run, error)
             return None
         found = {stack.rank: stack for answer in answers for stack in answer if stack.rank not in gang.exit_codes}

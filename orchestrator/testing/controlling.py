@@ -59,6 +59,8 @@ async def controlling(
         sync_wait_s=0.05,
         watch_s=0.02,
         lost_after_s=0.05,
+        progress_look_s=0.02,
+        confirm_s=0.05,
         policy=policy or Policy(),
         preflight=preflight,
     )
