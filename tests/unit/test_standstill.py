@@ -145,6 +145,37 @@ def test_batches_without_steps_are_progress_and_so_are_saves() -> None:
     assert "save of a checkpoint" in found.text
 
 
+@given(st.lists(st.tuples(st.sampled_from([0, 1]), st.floats(0.05, 59.0), st.booleans()), min_size=3, max_size=40))
+def test_a_life_of_steps_is_never_a_standstill_and_its_end_is_one_in_time(
+    steps: list[tuple[int, float, bool]],
+) -> None:
+    """Two ranks that step at any pace within the limit; each time one of the agents may not be heard."""
+    now, done, at, paces = 1.0, [1, 1], [1.0, 1.0], [{}, {}]
+    gang = GangProgress()
+
+    def see(rank: int) -> None:
+        counts = {"steps": done[rank], "step_at": round(at[rank] * S)}
+        gang.observe([replace(look(rank, now, **counts), step_times=dict(paces[rank]))], START)
+
+    for rank, gap, heard in steps:
+        now += gap
+        took = bucket_of(round((now - at[rank]) * S))
+        paces[rank][took] = paces[rank].get(took, 0) + 1
+        done[rank], at[rank] = done[rank] + 1, now
+        see(rank)
+        if heard:
+            see(1 - rank)
+        assert judge(gang.signs(), LIMITS) is None
+        assert judge(gang.signs(LIMITS.after), LIMITS) is None
+    last, slowest = now, max(now - at[0], now - at[1], *(gap for _, gap, _ in steps))
+    # No pause was longer than its rank's whole life; five times a bucket's end, which is a sixteenth further.
+    now = last + max(900.0, 5 * 1.07 * last) + slowest
+    see(0)
+    assert judge(gang.signs(), LIMITS) is None or len(gang.looks) == 1
+    see(1)
+    assert judge(gang.signs(LIMITS.after), LIMITS) is not None
+
+
 # -- the verdict ------------------------------------------------------------------------------------------------------------
 
 
