@@ -332,11 +332,11 @@ class Cycle:
 
     def _refusal(self, request: Request, shape: int, view: View) -> str:
         """Why there is no place, with numbers; remembered for as long as nothing changes."""
-        text = None if view.touched else self.memory.text(view.begin, shape)
+        text = None if view.touched else self.memory.text((view.begin, view.notes), shape)
         if text is None:
             text = why_not(request, self.memory.topology, view.free, never=False).reason
             if not view.touched:
-                self.memory.keep_text(view.begin, shape, text)
+                self.memory.keep_text((view.begin, view.notes), shape, text)
         return text
 
 
