@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.control.backend import GpuLook, Report
 from orchestrator.control.controller import Controller
+from orchestrator.control.follow import Positions, kept_lines
 from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.health.stacks import Frame, RankStack
@@ -226,5 +227,26 @@ def test_idle_gpus_are_told_of_and_that_they_are_used_again(tmp_path: Path) -> N
             "GPUs held and idle for 10 min: 1 of 2 (b: 0)",
             "its GPUs are used again",
         ]
+
+    story(tmp_path, told)
+
+
+def test_of_a_live_run_stacks_are_taken_when_somebody_asks_and_of_an_attempt_before_they_stay(tmp_path: Path) -> None:
+    async def told(controller: Controller, cluster: FakeCluster) -> None:
+        run = await watched(controller, cluster)
+        cluster.agents["a"].standing, cluster.agents["b"].standing = standing(r0=REDUCING), standing(r1=READING)
+
+        async def asks(attempt: int | None) -> list[str]:
+            await controller.take_stacks(await controller.find(str(run.id)), attempt)
+            lines = kept_lines(controller.logs.stacks, run, rank=1, attempt=attempt, positions=Positions())
+            return [line["line"] async for line in lines if line is not None]
+
+        assert await asks(None) == ["rank 1 on b (GPU 0), 1,001 steps done: data.py:7, in read", "the text of r1"]
+        taken = asked(cluster)
+        cluster.agents["b"].standing = standing()
+        assert len(await asks(1)) == 2  # b cannot say: what is kept stays
+        assert asked(cluster) == taken + 1
+        assert await asks(2) == []
+        assert asked(cluster) == taken + 1
 
     story(tmp_path, told)
