@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +89,7 @@ async def log_lines(
             for number in controller.logs.ranks(run.id, past.number):
                 start = controller.logs.since(run.id, past.number, number, when)
                 positions.at.setdefault((past.number, number), start)
-    notes = _Notes()
+    notes, pulse = _Notes(), _Pulse()
     while True:
         changed = controller.runtime.watch(run.id)
         run = await controller.find(str(run.id))
@@ -99,7 +100,7 @@ async def log_lines(
             yield _object(line)
         if run.ended or not keep_on:
             return
-        if not await _wait(changed):
+        if await pulse.due(changed):
             yield None
 
 
@@ -121,7 +122,7 @@ async def kept_lines(
 async def follow(controller: Controller, run_id: int, positions: Positions) -> AsyncIterator[dict[str, Any] | None]:
     """Everything about one run from now to its end."""
     said: dict[str, Any] = {}
-    notes = _Notes()
+    notes, pulse = _Notes(), _Pulse()
     while True:
         changed = controller.runtime.watch(run_id)
         run = await controller.find(str(run_id))
@@ -137,7 +138,7 @@ async def follow(controller: Controller, run_id: int, positions: Positions) -> A
         if run.ended:
             yield {"end": render.show_json(run)}
             return
-        if not await _wait(changed):
+        if await pulse.due(changed):
             yield None
 
 
@@ -155,9 +156,18 @@ async def _news(controller: Controller, run: Run) -> list[dict[str, Any]]:
     return parts
 
 
-async def _wait(changed: asyncio.Event) -> bool:
-    try:
-        await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
-    except TimeoutError:
-        return False
-    return True
+class _Pulse:
+    """When a follower is to hear that it is still connected, however much happens that it need not hear of."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._next = self._clock() + HEARTBEAT_S
+
+    async def due(self, changed: asyncio.Event) -> bool:
+        """Waits for news, or until it is time; whether it is."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), max(0.0, self._next - self._clock()))
+        if self._clock() < self._next:
+            return False
+        self._next = self._clock() + HEARTBEAT_S
+        return True
