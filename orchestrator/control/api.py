@@ -19,7 +19,7 @@ from orchestrator.checks import interpreter
 from orchestrator.control.arrays import array_json, queue_rows
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller
-from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
+from orchestrator.control.follow import Positions, follow, kept_lines, log_lines
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.refused import Refused
 from orchestrator.control.top import top
@@ -414,9 +414,13 @@ class Api:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
         query = request.query
-        if query.get("nccl") == "1":
-            said = nccl_lines(
-                self._controller,
+        logs = self._controller.logs
+        kept = {"nccl": logs.nccl, "stacks": logs.stacks}
+        if (wanted := next((name for name in kept if query.get(name) == "1"), None)) is not None:
+            if wanted == "stacks":
+                await self._controller.take_stacks(run, _number(query.get("attempt"), "attempt"))
+            said = kept_lines(
+                kept[wanted],
                 run,
                 rank=_number(query.get("rank"), "rank"),
                 attempt=_number(query.get("attempt"), "attempt"),

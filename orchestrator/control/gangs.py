@@ -30,6 +30,7 @@ from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
 from orchestrator.control.trackers import run_key
 from orchestrator.control.transport import judge
+from orchestrator.control.watch import Watch
 from orchestrator.hardware.model import Cluster
 from orchestrator.health.reading import Reading, reading
 from orchestrator.history import ledger
@@ -69,6 +70,7 @@ class Gangs:
         self._uncounted: list[Run] = []
         self._gangs: dict[tuple[int, int], Gang] = {}
         self.measuring = Measuring(runtime)
+        self.watch = Watch(runtime, self.roster, self.measuring, logs, lambda: self._gangs.values(), self)
         self.aside: dict[tuple[int, int], Aside] = {}
         """By run and a negative number: what runs on its nodes and is no attempt of it."""
         self.unwatched_since: datetime | None = None
@@ -253,6 +255,7 @@ class Gangs:
                 log.error("the log of run %s is incomplete: %s", chunk.run, error)
             self._runtime.tell(chunk.run)
         self.measuring.take_in(node, report)
+        self.watch.take_in(node, report)
         for status in report.parts:
             if (aside := self.aside.get((status.run, status.attempt))) is not None and node in aside.gang.parts:
                 aside.observe(node, status)
@@ -361,7 +364,7 @@ class Gangs:
         if gang is not None:
             gang.stop, gang.stop_sent = stop, False
             self._follow_up(gang)
-        self.on_stopping(run, run.spec.grace)
+        self.on_stopping(run, run.spec.grace if gang is None else gang.grace)
 
     def _follow_up(self, gang: Gang) -> None:
         if gang.must_stop and any(part.state is PartState.UP for part in gang.parts.values()):
@@ -373,7 +376,7 @@ class Gangs:
 
     async def _stop_part(self, gang: Gang, node: str) -> None:
         try:
-            await self.roster.agent(node).stop(self._runtime.epoch, gang.run, gang.attempt, gang.spec.grace)
+            await self.roster.agent(node).stop(self._runtime.epoch, gang.run, gang.attempt, gang.grace)
         except AgentGone:
             gang.stop_sent = False  # said again with its next report
 
@@ -387,9 +390,10 @@ class Gangs:
             await self.on_success(gang)
         failure = None if outcome is Outcome.CANCELLED else gang.failure
         reason = failure.message if failure else None
-        if gang.stop is not None and gang.stop.kind == "time_limit" and event is Event.FAILED and failure is None:
+        if gang.stop is not None and event is Event.FAILED and failure is None:
             reason = gang.stop.reason
-            failure = Failure("time_limit", str(reason))
+            suspects = () if gang.stop.node is None else (gang.stop.node,)
+            failure = Failure(gang.stop.kind, str(reason), gang.stop.rank, gang.stop.node, suspects=suspects)
         elif gang.stop is not None and event is Event.REQUEUED and failure is None:
             reason = gang.stop.reason
         await self.measuring.end(gang.run, gang.attempt)

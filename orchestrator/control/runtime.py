@@ -43,6 +43,10 @@ class Settings:
     """How long such a collective may take once every rank is there: NCCL's initialisation, and half a second of all-reduces."""
     sync_wait_s: float = 2.0
     watch_s: float = 1.0
+    progress_look_s: float = 1.0
+    """How often live attempts are asked whether they get on."""
+    confirm_s: float = 3.0
+    """Between the two looks at the stacks of a gang that stands still."""
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
     look_for_newer_s: float = 2.0
