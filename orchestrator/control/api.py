@@ -197,7 +197,11 @@ class Api:
                 "busy": sum(len(busy.get(n.facts.name, {})) for n in nodes if n.facts.device == "cpu"),
             },
         }
-        return web.json_response(self._status() | counts)
+        alarms = [
+            {"kind": alarm.kind, "since": render.time_json(alarm.since), "text": alarm.text}
+            for alarm in self._controller.runtime.alarms
+        ]
+        return web.json_response(self._status() | counts | {"alarms": alarms})
 
     async def _nodes(self, request: web.Request) -> web.Response:
         busy = await self._controller.busy()
