@@ -197,7 +197,12 @@ class Api:
                 "busy": sum(len(busy.get(n.facts.name, {})) for n in nodes if n.facts.device == "cpu"),
             },
         }
-        return web.json_response(self._status() | {"cluster": self._cluster(), "storage": self._storage()} | counts)
+        alarms = [
+            {"kind": alarm.kind, "since": render.time_json(alarm.since), "text": alarm.text}
+            for alarm in self._controller.runtime.alarms
+        ]
+        own = {"cluster": self._cluster(), "storage": self._storage(), "alarms": alarms}
+        return web.json_response(self._status() | own | counts)
 
     def _storage(self) -> dict[str, Any]:
         stalled_s = self._controller.storage.stalled_s
