@@ -63,6 +63,8 @@ class Policy:
     as long, however long it waits; below that, predicted completion decides."""
     service: float = 0.0
     """GPU-hours after which a run gives way to runs of its priority that have had fewer; 0: never."""
+    quarantine: float = 0.1
+    """So large a part of the nodes may be left out at once for failing often, one at least; 0: orch only proposes it."""
     assumed_duration: float = 3600.0
     """How long a run takes of which nothing is known: to choose between a tighter place later and a looser one now, for nothing
     else."""

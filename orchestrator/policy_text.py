@@ -93,6 +93,11 @@ SETTINGS: dict[str, Setting] = {
         _number(0, 10**9),
         "{:g}".format,
     ),
+    "quarantine": Setting(
+        "Part of the nodes that may be left out at once for failing often, one at least (0: only proposed)",
+        _number(0, 1),
+        "{:g}".format,
+    ),
     "assumed_duration": Setting(
         "How long a run takes of which nothing is known, to choose between places",
         _duration(60, 366 * 86400),

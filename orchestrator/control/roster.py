@@ -12,10 +12,12 @@ from typing import Any
 from orchestrator.bench.calibrate import calibrate
 from orchestrator.bench.results import Bench
 from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
+from orchestrator.control.clock_watch import ClockWatch
 from orchestrator.control.inventory import FreeView, Inventory, Seen, take_inventory
 from orchestrator.control.runtime import Runtime
 from orchestrator.hardware.as_json import node_to_json
 from orchestrator.hardware.model import Cluster
+from orchestrator.health.vitals import Vitals
 from orchestrator.history.errors import StaleEpoch
 from orchestrator.placement.tree import Free
 from orchestrator.scheduling.run import NodeRecord
@@ -37,15 +39,21 @@ class Node:
     """Monotonic time of the newest sync that was sent: no lease on the node ends later than this plus its length."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    vitals: Vitals | None = None
+    clock: ClockWatch = field(default_factory=ClockWatch)
     asked: set[str | None] = field(default_factory=set)
     """The interpreters that this agent was told to ask for their versions."""
     hold: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def note_now(self, taken: Mapping[int, int]) -> str | None:
-        """Why the node takes no run now, given who holds which of its GPUs; None where it does."""
-        if self.note is None and self.facts.foreign and not taken:
-            return f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
-        return self.note
+    def note_now(self, taken: Mapping[int, int], out: str | None = None) -> str | None:
+        """Why the node takes no run now, given who holds which of its GPUs; None where it does.
+
+        `out`: why it is kept out by decision, or for its health.
+        """
+        note = self.note
+        if note is None and self.facts.foreign and not taken:
+            note = f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
+        return "; ".join(filter(None, (out, note))) or None
 
     @property
     def seen(self) -> Seen:
@@ -81,6 +89,12 @@ class Roster:
         self._view = FreeView()
         """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
         self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
+        self.out: Callable[[str], str | None] = lambda node: None
+        """Why nothing new is placed on a node, by decision or for its health; None where it may be."""
+        self.health: Callable[[], Mapping[str, float]] = dict
+        """The nodes that are not quite well, by a number below 1."""
+        self.on_vitals: Callable[[Node], Awaitable[None]] = _ignore
+        """Told of each look at a node."""
 
     async def start(self) -> None:
         await self._look()
@@ -116,12 +130,13 @@ class Roster:
 
     def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
-        notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
+        notes = {name: node.note_now(busy.get(name, {}), self.out(name)) for name, node in self.nodes.items()}
         return self._view.now(
             self.inventory.topology,
             busy,
             {name: note for name, note in notes.items() if note is not None},
             {name: unfit for name, node in self.nodes.items() if (unfit := node.info.get("unfit"))},
+            self.health(),
         )
 
     def lease_end(self, node: str) -> datetime:
@@ -234,7 +249,11 @@ class Roster:
         if node.agent is None:
             node.agent = await self._backend.agent(node.facts)
         node.sync_sent = max(node.sync_sent, runtime.monotonic())
-        return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
+        asked = runtime.now().timestamp()
+        report = await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
+        if report.clock is not None:
+            node.clock.take(asked, *report.clock, runtime.now().timestamp())
+        return report
 
     def tell(self) -> None:
         """Something about a node is new: wakes whoever waits for that."""
@@ -253,6 +272,13 @@ class Roster:
         if not node.up:
             node.up, node.note = True, None
             self._runtime.wake.set()
+        if report.vitals is not None:
+            node.vitals = report.vitals
+            await self.on_vitals(node)
         if fresh or report.info is not None:
             self.tell()
         await self._on_report(node.facts.name, report, fresh)
+
+
+async def _ignore(node: Node) -> None:
+    """Nobody asked to be told."""
