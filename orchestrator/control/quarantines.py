@@ -71,7 +71,11 @@ class Quarantines:
     async def _judge_when_asked(self) -> None:
         await self._asked.wait()
         self._asked.clear()
-        await self.judge()
+        try:
+            await self.judge()
+        except StoreError:
+            self._asked.set()
+            raise
 
     async def judge(self) -> None:
         """Looks at all nodes; records what follows."""
@@ -83,7 +87,7 @@ class Quarantines:
         tallies = {node: Tally(counts.get(node, 0)) for node in self._roster.nodes}
         for one in broken:
             for node, part in self._blame(one).items():
-                if node not in later or one.ended_at > later[node]:
+                if node not in later or one.ended_at >= later[node]:
                     tallies[node] = Tally(tallies[node].attempts, tallies[node].failures + part)
         self.scores = lemon.scores(tallies)
         async with self._marks.lock:

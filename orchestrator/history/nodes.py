@@ -102,7 +102,7 @@ def ended(connection: Connection, since: datetime, later: Mapping[str, datetime]
 
     def count(start: datetime, which: ColumnElement[bool]) -> dict[str, int]:
         rows = select(AttemptNodeRow.node, func.count()).where(which, AttemptNodeRow.ended_at >= start)
-        return dict(connection.execute(rows.group_by(AttemptNodeRow.node)).tuples().all())
+        return {node: ended for node, ended in connection.execute(rows.group_by(AttemptNodeRow.node))}  # noqa: C416 - rows
 
     # By node, so that the index over node and end serves, and not all that ever ended is read.
     found = count(since, AttemptNodeRow.node.in_(select(NodeRow.name)))

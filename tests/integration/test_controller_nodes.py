@@ -213,3 +213,223 @@ def test_a_drain_outlives_the_controller_and_is_carried_out_by_the_next(tmp_path
 
 async def _nothing(*_: Any) -> None:
     """Never gets to it."""
+
+
+# === failing often ===
+
+
+async def _breaks(controller: Controller, cluster: FakeCluster, node: str) -> None:
+    """One more attempt is broken by the node."""
+    cluster.agents[node].refuses = "a fault of the machine"
+    run, _ = await controller.submit(job("1", only=[node]), {})
+    await reaches(controller, run, State.FAILED)
+    cluster.agents[node].refuses = None
+
+
+async def _works(controller: Controller, cluster: FakeCluster, node: str) -> None:
+    run, _ = await controller.submit(job("1", only=[node]), {})
+    await reaches(controller, run, State.RUNNING)
+    cluster.agents[node].end(run.id, 1)
+    await reaches(controller, run, State.SUCCEEDED)
+
+
+def test_a_host_that_fails_every_second_attempt_is_avoided_after_five_at_most(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster, clock = FakeCluster(a=1, b=1, c=1), ManualClock()
+        async with controlling(tmp_path, cluster, now=clock) as controller:
+            attempts = 0
+            while controller.care.out("a") is None:
+                attempts += 1
+                assert attempts <= 5
+                await (_works if attempts % 2 else _breaks)(controller, cluster, "a")
+                await controller.care.quarantines.judge()
+            assert attempts == 4
+            words = "quarantined until 2026-01-05 10:00 UTC: it broke 2 of 4 attempts"
+            assert str(controller.care.out("a")).startswith(words)
+            run, _ = await controller.submit(job("1", only=["a"]), {})
+            await _waits_because(controller, run, words)
+            others = [(await controller.submit(job("1"), {}))[0] for _ in range(3)]
+            for other in others[:2]:
+                await reaches(controller, other, State.RUNNING)
+            await _waits_because(controller, others[2], words)
+            # What it went out for counts no more; one failure does.
+            for other in others:
+                await controller.cancel(str(other.id))
+            clock.advance(3600)
+            await reaches(controller, run, State.RUNNING)
+            cluster.agents["a"].parts[run.id, 1].lease_expired = True
+            cluster.agents["a"].end(run.id, 1, -9)
+            await until(lambda: _is(lambda: controller.care.out("a")))
+            found = controller.care.marks.of("a").quarantine
+            assert found is not None
+            assert (found.times, found.until) == (2, clock.now + timedelta(hours=2))
+            await until(lambda: _recorded(controller, 3))
+            assert [what for what, _, _ in await _events(controller, "a")] == [
+                "quarantined",
+                "probation",
+                "quarantined",
+            ]
+        async with controlling(tmp_path, cluster, now=clock) as controller:
+            assert controller.care.marks.of("a").quarantine == found
+            await controller.care.undrain(["a"], "ana")
+            assert controller.care.out("a") is None
+            clock.advance(1)
+            await controller.care.quarantines.judge()
+            assert controller.care.out("a") is None
+
+    asyncio.run(story())
+
+
+def test_a_probation_without_failure_clears_a_node(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster, clock = FakeCluster(a=1, b=1), ManualClock()
+        async with controlling(tmp_path, cluster, now=clock) as controller:
+            for _ in range(2):
+                await _breaks(controller, cluster, "a")
+            await until(lambda: _is(lambda: controller.care.out("a")))
+            clock.advance(3600)
+            await until(lambda: _is(lambda: not controller.care.out("a")))
+            (finding,) = controller.care.findings("a")
+            assert finding.text.startswith("on probation since 2026-01-05 10:00 UTC, after it broke 2 of 2 attempts")
+            for _ in range(10):
+                await _works(controller, cluster, "a")
+            await until(lambda: _is(lambda: not controller.care.findings("a")))
+            assert [what for what, _, _ in await _events(controller, "a")] == ["quarantined", "probation", "cleared"]
+
+    asyncio.run(story())
+
+
+def test_errors_of_users_and_a_fault_that_all_nodes_have_put_nobody_out(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1, c=1)
+        async with controlling(tmp_path, cluster) as controller:
+            for _ in range(4):
+                run, _ = await controller.submit(job("1", only=["a"]), {})
+                await reaches(controller, run, State.RUNNING)
+                cluster.agents["a"].end(run.id, 1, 1)
+                await reaches(controller, run, State.FAILED)
+            for node in "abc":
+                await _works(controller, cluster, node)
+                await _breaks(controller, cluster, node)
+            for node in "abc":
+                await _breaks(controller, cluster, node)
+            await controller.care.quarantines.judge()
+            assert [controller.care.out(node) for node in "abc"] == [None, None, None]
+            assert controller.care.quarantines.scores["a"].attempts == 7
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("share", "out"), [(0.1, ["a"]), (0.5, ["a", "b"]), (0.0, [])])
+def test_no_more_than_a_share_of_the_nodes_is_quarantined_and_of_the_others_it_is_told(
+    tmp_path: Path, share: float, out: list[str]
+) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1, c=1, d=1)
+        async with controlling(tmp_path, cluster, policy=Policy(quarantine=share)) as controller:
+            for node in "cd":
+                for _ in range(4):
+                    await _works(controller, cluster, node)
+            for node in "ab":
+                for _ in range(3):
+                    if controller.care.out(node) is None:
+                        await _breaks(controller, cluster, node)
+            await controller.care.quarantines.judge()
+            assert [node for node in "abcd" if controller.care.out(node)] == out
+            told = [one.text for node in "ab" for one in controller.care.findings(node) if "as may be" in one.text]
+            assert len(told) == 2 - len(out)
+            kept = [what for node in "ab" for what, _, _ in await _events(controller, node)]
+            assert kept == ["quarantined"] * len(out) + ["proposed"] * (2 - len(out))
+
+    asyncio.run(story())
+
+
+# === health ===
+
+
+def test_a_node_that_lost_a_gpu_gets_nothing_new_while_what_is_there_goes_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2)
+        whole = Vitals(gpus=(GpuVitals(0), GpuVitals(1)))
+        async with controlling(tmp_path, cluster) as controller:
+            cluster.agents["a"].see(whole)
+            run, _ = await controller.submit(job("1"), {})
+            await reaches(controller, run, State.RUNNING)
+            cluster.agents["a"].see(replace(whole, gpus=whole.gpus[:1]))
+            other, _ = await controller.submit(job("1", only=["a"]), {})
+            await _waits_because(controller, other, "a: not fit: 1 of 2 GPUs answer")
+            assert (await controller.find(str(run.id))).state is State.RUNNING
+        async with controlling(tmp_path, cluster) as controller:
+            # The next controller knows how many there were.
+            cluster.agents["a"].see(replace(whole, gpus=whole.gpus[:1]))
+            await until(lambda: _is(lambda: controller.care.out("a")))
+            await controller.care.undrain(["a"], "ana")
+            await reaches(controller, other, State.RUNNING)
+            kept = await _events(controller, "a")
+            assert kept[0] == kept[1] == ("fatal", None, "1 of 2 GPUs answer")
+            assert kept[2:] == [
+                ("undrained", "ana", "was 1 of 2 GPUs answer"),
+                ("recovered", None, "1 of 2 GPUs answer"),
+            ]
+
+    asyncio.run(story())
+
+
+def test_a_degraded_node_is_taken_last(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        async with controlling(tmp_path, cluster) as controller:
+            cluster.agents["a"].see(Vitals(disks=(Disk("tmp", "/tmp", 10, 100 << 30),)))
+            await until(lambda: _is(lambda: controller.care.findings("a")))
+            for node in "ba":
+                run, _ = await controller.submit(job("1"), {})
+                await reaches(controller, run, State.RUNNING)
+                assert (run.id, 1) in cluster.agents[node].parts
+
+    asyncio.run(story())
+
+
+def test_a_link_that_flaps_is_counted_and_draining_is_proposed_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster, clock = FakeCluster(a=1), ManualClock()
+
+        async def at(downs: int) -> str:
+            seen = Vitals(ports=(Port("eth0", True, downs=downs, rdma=False),))
+            cluster.agents["a"].see(seen)
+            await until(lambda: _is(lambda: controller.roster.nodes["a"].vitals is seen))
+            return controller.care.severity("a").word
+
+        async with controlling(tmp_path, cluster, now=clock) as controller:
+            cluster.agents["a"].clock = lambda: clock.now.timestamp()
+            assert [await at(downs) for downs in (7, 8, 10, 11)] == ["ok", "warning", "degraded", "degraded"]
+            (finding,) = controller.care.findings("a")
+            assert (finding.numbers["flaps"], finding.text) == (4, "the link of eth0 went down 4 times within an hour")
+            clock.advance(3601)
+            assert await at(11) == "ok"
+            text = "the link of eth0 went down 3 times within an hour"
+            recovered = "the link of eth0 went down 4 times within an hour"
+            await until(lambda: _recorded(controller, 3))
+            assert await _events(controller, "a") == [
+                ("degraded", None, text),
+                ("proposed", None, f"drain: {text}"),
+                ("recovered", None, recovered),
+            ]
+
+    asyncio.run(story())
+
+
+async def _recorded(controller: Controller, events: int) -> bool:
+    return len(await controller.care.history([], 100)) == events
+
+
+def test_a_clock_that_is_wrong_is_told(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster, clock = FakeCluster(a=1), ManualClock()
+        cluster.agents["a"].clock = lambda: clock.now.timestamp() - 7200
+        async with controlling(tmp_path, cluster, now=clock) as controller:
+            cluster.agents["a"].see(Vitals())
+            await until(lambda: _is(lambda: controller.care.findings("a")))
+            (finding,) = controller.care.findings("a")
+            assert finding.text == "its clock is 7200.0 s behind the head's"
+
+    asyncio.run(story())
