@@ -13,7 +13,8 @@ from orchestrator.control.rank_env import base_env
 from orchestrator.hardware.environment import node_facts
 from orchestrator.hardware.merge import Disagreement, merge
 from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape
-from orchestrator.hardware.probe import GpuState, probe
+from orchestrator.hardware.probe import GpuState, Probe, probe
+from orchestrator.health.vitals import GpuVitals, Vitals
 from orchestrator.placement.tree import Free, Topology
 
 
@@ -233,4 +234,22 @@ def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
         "boot_id": found.boot_id,
         "shm_mib": found.shm_mib,
         "notes": list(found.notes),
+        "vitals": vitals_of(given),
     }
+
+
+def vitals_of(given: Probe) -> Vitals:
+    """What the look says of the health of the GPUs that Ray was given, by orch's index."""
+    gpus = tuple(
+        GpuVitals(
+            index,
+            state.uncorrected_errors,
+            state.remap_pending,
+            state.remap_failed,
+            state.recovery_action,
+            state.nvlinks,
+            state.nvlink_errors,
+        )
+        for index, state in enumerate(given.gpus)
+    )
+    return Vitals(gpus, boot_id=given.boot_id)

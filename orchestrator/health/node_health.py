@@ -31,6 +31,7 @@ SHM_LEAST = 32 << 20
 DISK_FULL, DISK_LOW = 64 << 20, 1 << 30
 """Bytes: below the first nothing can be started, below the second it will be soon."""
 DISK_LOW_PART = 0.02
+DISK_SILENT_S = 20.0
 WORN_S = 86400.0
 
 
@@ -109,7 +110,7 @@ def for_doctor(findings: Iterable[Finding]) -> tuple[rules.Finding, ...]:
     return tuple(
         rules.Finding("error" if one.severity is Severity.FATAL else "warning", one.node, one.text, one.fix)
         for one in findings
-        if one.what != "doctor" and one.severity > Severity.OK
+        if one.what not in ("doctor", "clock")
     )
 
 
@@ -239,12 +240,17 @@ def ports_stay_up(known: Known) -> Iterator[Finding]:
 
 
 def disks_have_room(known: Known) -> Iterator[Finding]:
-    """Without room in ORCH_HOME no attempt can be laid out, without room in the storage none can save."""
+    """Without room for attempts none can be laid out, without room in the storage none can save."""
     for disk in known.vitals.disks:
+        if disk.silent_s >= DISK_SILENT_S:
+            text = f"{disk.what} ({disk.path}) has not answered for {disk.silent_s:.0f} s"
+            yield _degraded("disk", text, "look at the server that it is mounted from", silent=disk.silent_s)
+        if disk.silent_s:
+            continue
         fix = f"make room in {disk.path}"
         numbers = {"free": disk.free, "total": disk.total}
         if disk.free < DISK_FULL:
-            make = _fatal if disk.what == "ORCH_HOME" else _degraded
+            make = _fatal if disk.what in ("ORCH_HOME", "attempts") else _degraded
             yield make("disk", f"{_room(disk)}: full", fix, **numbers)
         elif disk.free < min(DISK_LOW, disk.total // 10):
             yield _degraded("disk", _room(disk), fix, **numbers)

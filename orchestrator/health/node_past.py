@@ -69,7 +69,9 @@ def remember(past: Past, seen: Vitals, at: float) -> Past:
         counters[name] = Counter(value) if known is None else known.now(value, at)
     same_boot = seen.boot_id is None or past.boot_id in (None, seen.boot_id)
     known_xids = past.xids if same_boot else {}
-    xids = {line: known_xids.get(line, at) for line in seen.xids[-MOST_XIDS:]}
+    # An agent that was started anew may tell only what came since.
+    every = {**known_xids, **{line: at for line in seen.xids if line not in known_xids}}
+    xids = dict(sorted(every.items(), key=lambda item: item[1])[-MOST_XIDS:])
     gpus = max(past.gpus, len(seen.gpus))
     return Past(gpus, nvlinks, rates, counters, xids, seen.boot_id or past.boot_id)
 

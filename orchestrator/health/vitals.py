@@ -43,14 +43,16 @@ class Port:
 
 @dataclass(frozen=True)
 class Disk:
-    """Where orch writes."""
+    """Where orch, or a run, writes."""
 
     what: str
-    """`ORCH_HOME`, `storage`, `tmp`."""
+    """`ORCH_HOME`; `attempts`, where their code and logs are laid out; `storage` of checkpoints; `tmp`."""
     path: str
-    free: int
+    free: int = 0
     """Bytes that a user may write."""
-    total: int
+    total: int = 0
+    silent_s: float = 0.0
+    """So long it has not answered; then the other two are not known."""
 
 
 @dataclass(frozen=True)
