@@ -15,12 +15,13 @@ from orchestrator.health.marks import Mark, Quarantine, lapsed, proven, quaranti
 from orchestrator.health.node_health import Finding, Severity
 from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.history.nodes import Broken, NodeEvent
+from orchestrator.scheduling import retry
 from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Run
 
 log = logging.getLogger("orch.nodes")
 
-SAYS_NOTHING = frozenset({"hold_refused", "controller", "code_missing", "secrets_missing", "degraded"})
+SAYS_NOTHING = retry.FREE | retry.FINAL
 """Kinds of failure that say nothing of the node they name."""
 LOOK_AGAIN_S = 600.0
 """How often nodes on probation are looked at though no attempt of theirs ends."""
@@ -85,10 +86,14 @@ class Quarantines:
         later = {node: start for node, mark in self._marks if (start := mark.counts_from) is not None}
         counts, broken = await runtime.read(runtime.store.node_attempts, since, later)
         tallies = {node: Tally(counts.get(node, 0)) for node in self._roster.nodes}
+        # A run that breaks on a node again and again, by its own doing perhaps, is one witness.
+        parts: dict[tuple[str, int], float] = {}
         for one in broken:
             for node, part in self._blame(one).items():
                 if node not in later or one.ended_at >= later[node]:
-                    tallies[node] = Tally(tallies[node].attempts, tallies[node].failures + part)
+                    parts[node, one.run] = max(part, parts.get((node, one.run), 0.0))
+        for (node, _), part in parts.items():
+            tallies[node] = Tally(tallies[node].attempts, tallies[node].failures + part)
         self.scores = lemon.scores(tallies)
         async with self._marks.lock:
             await self._follow()

@@ -31,6 +31,7 @@ class NodeEvent:
 class Broken:
     """An attempt that broke through infrastructure."""
 
+    run: int
     ended_at: datetime
     failure: Mapping[str, Any]
     """As `attempts.failure` has it."""
@@ -124,8 +125,8 @@ def broken(connection: Connection, since: datetime) -> list[Broken]:
         .subquery()
     )
     question = (
-        select(AttemptRow.ended_at, AttemptRow.failure)
+        select(AttemptRow.run_id, AttemptRow.ended_at, AttemptRow.failure)
         .join(parts, and_(AttemptRow.run_id == parts.c.run_id, AttemptRow.number == parts.c.attempt))
         .where(AttemptRow.failure.is_not(None))
     )
-    return [Broken(row.ended_at, row.failure) for row in connection.execute(question)]
+    return [Broken(row.run_id, row.ended_at, row.failure) for row in connection.execute(question)]

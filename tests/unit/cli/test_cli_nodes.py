@@ -116,5 +116,6 @@ def test_a_node_that_is_not_in_the_cluster_is_exit_3(orch, stub):
 
 def test_the_shell_completes_nodes(orch, stub):
     stub.answers["GET /nodes"] = (200, [NODE, NODE | {"node": "cpu-1", "note": "drained by ana"}])
-    words = {"COMP_WORDS": "orch drain g", "COMP_CWORD": "2", "_ORCH_COMPLETE": "bash_complete"}
-    assert orch(env=words).stdout.strip() == "plain,gpu-07"
+    assert orch.complete("orch drain g") == ["gpu-07"]
+    assert orch.complete("orch undrain ") == ["gpu-07", "cpu-1"]
+    assert orch.complete("orch nodes cpu-1 g") == ["gpu-07"]
