@@ -42,7 +42,8 @@ class NodeCare:
 
     def out(self, node: str) -> str | None:
         """Why nothing new is placed on the node; None where it may be used."""
-        return "; ".join(filter(None, (self.marks.of(node).out, self.watch.unfit(node)))) or None
+        decided, unfit = self.marks.of(node).out, self.watch.unfit(node)
+        return f"{decided}; {unfit}" if decided and unfit else decided or unfit
 
     def findings(self, node: str) -> tuple[Finding, ...]:
         """What is wrong with it, the worst first."""

@@ -93,6 +93,7 @@ class NodeWatch:
                 node.vitals,
                 self._pasts[name],
                 now.timestamp(),
+                node.facts.total if node.facts.device == "cuda" else None,
                 node.info.get("host"),
                 node.clock.ahead,
                 0.0 if forgiven is None else forgiven.timestamp(),

@@ -53,7 +53,7 @@ class Node:
         note = self.note
         if note is None and self.facts.foreign and not taken:
             note = f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
-        return "; ".join(filter(None, (out, note))) or None
+        return f"{out}; {note}" if out and note else out or note
 
     @property
     def seen(self) -> Seen:

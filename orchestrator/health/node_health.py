@@ -72,6 +72,8 @@ class Known:
     """With this look in it."""
     at: float
     """Unix time of the look, by the head's clock."""
+    total: int | None = None
+    """How many GPUs the cluster gives to work there; None where it has none to give."""
     host: NodeFacts | None = None
     clock_ahead: float | None = None
     """Seconds by which its clock is certainly ahead of the head's; negative where it is behind."""
@@ -120,7 +122,10 @@ def for_doctor(findings: Iterable[Finding]) -> tuple[rules.Finding, ...]:
 def gpus_are_all_there(known: Known) -> Iterator[Finding]:
     """A GPU that no longer answers shifts the numbers of the others, and CUDA may hang on it."""
     has, had = len(known.vitals.gpus), known.past.gpus
-    if has < had:
+    if known.total is not None and known.total <= has < had:
+        text = f"it was given {has} GPUs where it had {had}"
+        yield _degraded("gpus", text, "look at `nvidia-smi -L`; `orch undrain` where it is meant", gpus=has, before=had)
+    elif has < had:
         fix = "look at `dmesg` for Xid 79, take the node's power; `orch undrain` where it is meant to have fewer"
         yield _fatal("gpus", f"{has} of {had} GPUs answer", fix, gpus=has, before=had)
 

@@ -207,10 +207,19 @@ def test_what_somebody_calls_well_is_not_held_against_the_node() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("total", "severity"), [(2, "fatal"), (1, "degraded"), (None, "fatal")])
+def test_a_gpu_that_the_cluster_does_not_count_on_any_more_leaves_the_others_usable(
+    total: int | None, severity: str
+) -> None:
+    past = remember(remember(Past(), gpus(G0, G1), 1e9), gpus(G0), 1e9 + 30)
+    (one,) = examine(Known("a", gpus(G0), past, 1e9 + 30, total))
+    assert (one.what, one.severity.word) == ("gpus", severity)
+
+
 def test_doctors_own_findings_are_warnings_of_health_and_are_not_told_to_it_twice() -> None:
     adapters = (Adapter("mlx5_0", 400.0, active=False), Adapter("mlx5_1", 400.0))
     host = NodeFacts("a", gpus_unfit=("GPU 3: the driver asks for GPU_RESET",), adapters=adapters, shm=1 << 40)
-    known = Known("a", gpus(replace(G0, action="SYSTEM_REBOOT")), Past(), 1e9, host, clock_ahead=-7.0)
+    known = Known("a", gpus(replace(G0, action="SYSTEM_REBOOT")), Past(), 1e9, host=host, clock_ahead=-7.0)
     every = examine(known)
     assert [one.severity.word for one in every] == ["fatal", "warning", "warning", "warning"]
     assert [one.what for one in every] == ["recovery", "clock", "doctor", "doctor"]
