@@ -34,12 +34,15 @@ from orchestrator.control.disks import Disks
 from orchestrator.control.gpu_usage import GpuWatch
 from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
+from orchestrator.control.kernel_log import VARIABLE as KERNEL_LOG_VARIABLE
+from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.node_look import look_around
 from orchestrator.control.part import Part
+from orchestrator.control.rank_ends import EndWatch
 from orchestrator.control.rank_env import (
     base_env,
     cpus_by_numa,
@@ -84,6 +87,7 @@ class NodeAgent:
         disks: Mapping[str, Path] | None = None,
     ) -> None:
         environ = dict(os.environ) if environ is None else environ
+        self._ends = EndWatch(Path(environ.get(KERNEL_LOG_VARIABLE, "/dev/kmsg")))
         self._cluster, self._name = cluster, node
         self._address = address
         self._files = NodeFiles(folder)
@@ -122,13 +126,17 @@ class NodeAgent:
     # -- the controller's calls ----------------------------------------------------------------------------------
 
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
-        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`."""
+        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`.
+
+        The first call of a controller, or its first after one that failed (`ack` 0), answers at once and renews no lease.
+        """
         heard = time.time()
         await self._take_orders_from(epoch)
         self._syncs += 1
         mine = self._syncs
         await self._connect()
-        await self._renew(lease_s)
+        if ack:
+            await self._renew(lease_s)
         self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
             return self._answer(self._unacked, heard)
@@ -176,7 +184,7 @@ class NodeAgent:
                     self._free_port(part.key)
                     await self._connect()
                     raise StartFailed(str(error)) from None
-        return known.status()
+        return known.status(self._ends)
 
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
         await self._take_orders_from(epoch)
@@ -192,6 +200,7 @@ class NodeAgent:
         if (part := self._parts.pop(key, None)) is not None and part.watching is not None:
             part.watching.cancel()
         self._starting.pop(key, None)
+        self._ends.forget(key)
         self._free_port(key)
         with suppress(LauncherRefusedError, LauncherGoneError):
             await self._launcher.call("forget", attempt=key)
@@ -245,7 +254,7 @@ class NodeAgent:
             for key in self._parts.keys() - known["attempts"].keys():
                 # A launcher that died took its ranks with it, by the sweep of the one that follows.
                 part = self._parts[key]
-                part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
+                self._lost_with_launcher(part)
                 part.swept = part.gpu_free = True
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
@@ -267,6 +276,7 @@ class NodeAgent:
             note = folder.read_note() or {}
             run, number = map(int, key.split("."))
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
+            part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
             for rank, shipped in note.get("shipped", {}).items():
@@ -275,8 +285,14 @@ class NodeAgent:
             self._parts[key] = part
             self._watch_nccl(part, note.get("nccl_log"), map(int, attempt["ranks"]))
             self._gpus.watch()
+        self._ends.watch(key, {int(rank): state["pid"] for rank, state in attempt["ranks"].items()})
         for rank, state in attempt["ranks"].items():
-            self._rank_ended(part, int(rank), state["exit"])
+            part.ranks[int(rank)] = state["exit"]
+            if state["exit"] is not None:
+                self._rank_ended(part, int(rank), {**state, "code": state["exit"]})
+        if part.ranks.keys() - set(map(int, attempt["ranks"])):
+            # It was swept by a launcher that knows no rank of it: that which started them has ended.
+            self._lost_with_launcher(part)
         if attempt["ended"]:
             self._swept(part)
 
@@ -291,19 +307,23 @@ class NodeAgent:
             return
         match event["event"]:
             case "exit":
-                self._rank_ended(part, event["rank"], event["code"])
+                self._rank_ended(part, event["rank"], event)
             case "ended":
                 self._swept(part)
             case "lease_expired":
                 part.lease_expired = True
         self._changed.set()
 
-    def _rank_ended(self, part: Part, rank: int, code: int | None) -> None:
-        part.ranks[rank] = code
-        if code not in (None, 0) and part.first_failed is None:
-            part.first_failed = rank
-        if code is not None and part.nccl is not None:
+    def _rank_ended(self, part: Part, rank: int, state: dict[str, Any]) -> None:
+        part.ranks[rank] = state["code"]
+        self._ends.ended(part.key, rank, state, part.folder.last_word(rank))
+        if part.nccl is not None:
             part.nccl.tell_warnings()
+
+    def _lost_with_launcher(self, part: Part) -> None:
+        """The kernel ends ranks with their launcher."""
+        part.launcher_lost |= any(code is None for code in part.ranks.values())
+        part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
 
     def _watch_nccl(self, part: Part, source: Literal["file", "output"] | None, ranks: Iterable[int]) -> None:
         """Has NCCL's log read until the part's links are known; their news goes into the next report."""
@@ -334,21 +354,21 @@ class NodeAgent:
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
+        known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
-        answer = await self._launcher.call(
-            "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
-        )
+        # Fetching the code may have taken long: a node that was cut off meanwhile gets no more time than the controller allows for.
+        lease_s = self._left_of(part.lease_s)
+        ranks = self._ranks(part, folder, known.master_port)
+        answer = await self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks)
         known.ranks = {rank.rank: None for rank in part.ranks}
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
         self._watch_nccl(known, part.nccl_log, known.ranks)
         self._gpus.watch()
-        for rank, state in answer["ranks"].items():
-            if state.get("exit") is not None:
-                self._rank_ended(known, int(rank), state["exit"])
+        self._ends.watch(part.key, {int(rank): state["pid"] for rank, state in answer["ranks"].items()})
         self._changed.set()
         return known
 
@@ -401,9 +421,12 @@ class NodeAgent:
         """The lease runs from our last answer: the controller was alive when it heard that, and knows when it asked next."""
         living = [key for key, part in self._parts.items() if not part.swept]
         if self._answered is not None and living:
-            left = self._answered + lease_s - time.monotonic()
             with suppress(LauncherGoneError):
-                await self._launcher.call("lease", attempts=dict.fromkeys(living, max(0.0, left)))
+                await self._launcher.call("lease", attempts=dict.fromkeys(living, self._left_of(lease_s)))
+
+    def _left_of(self, lease_s: float) -> float:
+        """What is left of a lease that runs from our last answer."""
+        return lease_s if self._answered is None else max(0.0, self._answered + lease_s - time.monotonic())
 
     async def _wait_for_news(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
@@ -450,7 +473,7 @@ class NodeAgent:
         self._sequence += 1
         parts = self._parts.values()
         looks = tuple(found for part in parts for found in self._progress_of(part))
-        statuses = tuple(p.status() for p in parts)
+        statuses = tuple(p.status(self._ends) for p in parts)
         self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks, vitals)
         return self._unacked
 
@@ -458,6 +481,7 @@ class NodeAgent:
         """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""
         if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
             part.looked = time.monotonic()
+            self._ends.look(part.key)
             told = part.patterns.values, part.patterns.at
             found = (
                 look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
@@ -475,11 +499,19 @@ class NodeAgent:
                 machine["host"] = replace(on_network(host, self._interface), node=self._name)
             seen, node = machine.pop("vitals", Vitals()), machine.get("node")
             taken = {gpu for part in self._parts.values() if not part.gpu_free for gpu in part.gpus}
+            self._machine, self._looked, self._node = machine, time.monotonic(), node
+            self._ends.know_gpus([] if self._node is None else [(gpu.index, gpu.bus_id) for gpu in self._node.gpus])
+            await asyncio.to_thread(self._ends.read_log)
             self._vitals = await asyncio.to_thread(
-                look_around, seen, node, self._interface, self._disks, self._visible, taken
+                look_around,
+                replace(seen, xids=self._ends.xid_lines()),
+                node,
+                self._interface,
+                self._disks,
+                self._visible,
+                taken,
             )
             self._vitals_sent = False
-            self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")
             self._survey.look_again()
             for part in self._parts.values():
                 if part.nccl is not None and part.nccl.value is not None and not part.swept:

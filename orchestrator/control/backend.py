@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.survey import Surveyed
+from orchestrator.health.evidence import RankEnd, Xid
 from orchestrator.health.nccl_log import NcclLog
 from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
@@ -100,8 +101,14 @@ class PartStatus:
     """Every rank is reaped, nothing of the attempt is left on the node, and its log is shipped."""
     master_port: int = 0
     lease_expired: bool = False
-    first_failed: int | None = None
-    """The first rank of this node that ended badly."""
+    launcher_lost: bool = False
+    """The launcher ended and its ranks with it; how they ended is not known."""
+    at: float = 0.0
+    """When this was so: seconds since the node's boot, as all times of `ends` and `xids`."""
+    ends: dict[int, RankEnd] = field(default_factory=dict)
+    """By rank: what was seen of its end."""
+    xids: tuple[Xid, ...] = ()
+    """What the part's GPUs told the kernel's log since it began."""
     nccl: NcclLog | None = None
     """What NCCL told of the links of this node's ranks, once the first collective has connected or no more will come. Said
     until a report with it was acknowledged."""
@@ -172,6 +179,9 @@ class Backend(Protocol):
     """The cluster."""
 
     async def nodes(self) -> list[NodeFacts]: ...
+    def is_dead(self, node: NodeFacts) -> bool:
+        """Whether the cluster, when it was asked for its nodes last, said that this one is dead: it comes back under no such id."""
+
     async def agent(self, node: NodeFacts) -> Agent: ...
     async def hold(self, node: NodeFacts) -> None:
         """Takes all of the node's GPUs (or CPU slots) from the cluster; idempotent. Raises HoldRefused."""

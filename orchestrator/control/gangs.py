@@ -140,7 +140,7 @@ class Gangs:
         except HoldRefused as refusal:
             gang.failure = Failure("hold_refused", str(refusal))
         except (AgentGone, StartFailed) as error:
-            gang.failure = Failure("start_failed", f"{first}: {error}", node=first)
+            gang.failure = Failure("start_failed", f"{first}: {error}", node=first, suspects=(first,))
         if gang.failure is not None or gang.stop is not None:
             gang.told = gang.stop is not None
             for part in gang.parts.values():
@@ -161,7 +161,7 @@ class Gangs:
             log.warning("starting run %s on %s: %s", gang.run, part.node, error)
             gang.parts[part.node].state = PartState.UP
         else:
-            gang.observe(part.node, status)
+            gang.observe(part.node, status, self._runtime.monotonic())
 
     def order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
         """What the agent of the gang's node `node_rank` is told to start."""
@@ -225,6 +225,7 @@ class Gangs:
     # -- what is reported ----------------------------------------------------------------------------------------
 
     async def _take_in(self, node: str, report: Report, fresh: bool) -> None:
+        heard = self._runtime.monotonic()
         for chunk in report.logs:
             if chunk.attempt < 1:
                 if (aside := self.aside.get((chunk.run, chunk.attempt))) is not None:
@@ -244,7 +245,7 @@ class Gangs:
             if gang is None or node not in gang.parts:
                 self._runtime.spawn(self._clear_away(node, status))
                 continue
-            gang.observe(node, status)
+            gang.observe(node, status, heard)
             await self._take_stock(gang)
         if fresh:
             await self._miss(node, {(status.run, status.attempt) for status in report.parts})
@@ -357,10 +358,12 @@ class Gangs:
     async def _finish(self, gang: Gang) -> None:
         runtime = self._runtime
         self.limits.forget(gang)
+        if gang.seen_broken:
+            gang.settle(await asyncio.to_thread(self._last_lines, gang))
         event, outcome = gang.verdict()
         if event is Event.SUCCEEDED and self.on_success is not None:
             await self.on_success(gang)
-        failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
+        failure = None if outcome is Outcome.CANCELLED else gang.failure
         reason = failure.message if failure else None
         if gang.stop is not None and gang.stop.kind == "time_limit" and event is Event.FAILED and failure is None:
             reason = gang.stop.reason
@@ -439,13 +442,9 @@ class Gangs:
                 log.error("the end of run %s could not be recorded yet: %s", what[0], error)
                 await asyncio.sleep(1)
 
-    def _with_excerpt(self, gang: Gang) -> Failure | None:
-        """The failure with the last line of the first failing rank's log: what the script itself said."""
-        failure = gang.failure
-        if failure is None or failure.rank is None:
-            return failure
-        last = self._logs.last_line(gang.run, gang.attempt, failure.rank)
-        return replace(failure, message=f"{failure.message}: {last[:300]}") if last else failure
+    def _last_lines(self, gang: Gang) -> dict[int, tuple[str, ...]]:
+        """By rank that ended badly: the end of its log."""
+        return {rank: self._logs.last_lines(gang.run, gang.attempt, rank) for rank in gang.ended_badly}
 
     async def _leave(self, node: str, run: int, attempt: int) -> None:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""

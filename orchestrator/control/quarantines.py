@@ -99,10 +99,11 @@ class Quarantines:
             await self._follow()
 
     def _blame(self, one: Broken) -> dict[str, float]:
-        failure = one.failure
-        if failure.get("kind") in SAYS_NOTHING or failure.get("cause") in ("user", "teardown"):
+        if one.failure.get("kind") in SAYS_NOTHING:
             return {}
-        return lemon.blame(failure.get("node"), failure.get("suspects") or (), self._roster.nodes.keys())
+        parts = lemon.blame(one.failure.get("suspects") or ())
+        # A node that left takes its part with it.
+        return {node: part for node, part in parts.items() if node in self._roster.nodes}
 
     async def _follow(self) -> None:
         """From the scores to marks: the worst node first, as long as there is room."""

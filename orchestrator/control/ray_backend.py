@@ -170,6 +170,7 @@ class RayBackend:
     def __init__(self, namespace: str, home: Path, storage: Path) -> None:
         self._namespace, self._home, self._storage = namespace, home, storage
         self._holds: dict[str, PlacementGroup] = {}
+        self._dead: frozenset[str] = frozenset()
 
     async def nodes(self) -> list[NodeFacts]:
         return await asyncio.to_thread(self._nodes)
@@ -177,7 +178,9 @@ class RayBackend:
     def _nodes(self) -> list[NodeFacts]:
         from ray._private.state import available_resources_per_node
 
-        alive = [row for row in ray.nodes() if row["Alive"]]
+        rows = ray.nodes()
+        alive = [row for row in rows if row["Alive"]]
+        self._dead = frozenset(row["NodeID"] for row in rows if not row["Alive"])
         available = available_resources_per_node()
         names = _names(alive)
         return [self._facts(row, names[row["NodeID"]], available.get(row["NodeID"], {})) for row in alive]
@@ -197,6 +200,9 @@ class RayBackend:
             labels=dict(row.get("Labels") or {}),
             foreign=max(0, foreign),
         )
+
+    def is_dead(self, node: NodeFacts) -> bool:
+        return node.id in self._dead
 
     async def agent(self, node: NodeFacts) -> Agent:
         return await asyncio.to_thread(self._agent, node)

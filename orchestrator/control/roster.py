@@ -36,7 +36,9 @@ class Node:
     """Its agent answers."""
     note: str | None = "its agent is starting"
     sync_sent: float = 0.0
-    """Monotonic time of the newest sync that was sent: no lease on the node ends later than this plus its length."""
+    """Monotonic time of the newest sync that may have renewed leases: none on the node ends later than this plus its length."""
+    silent: bool = False
+    """It has not answered for so long that every lease on it has run out."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
     vitals: Vitals | None = None
@@ -143,9 +145,11 @@ class Roster:
         """The time after which no lease can hold on the node: it stops its ranks by then, whether it hears of us or not."""
         runtime = self._runtime
         known = self.nodes.get(node)
-        sent = runtime.monotonic() if known is None else known.sync_sent
-        left = sent + runtime.settings.lease_s - runtime.monotonic()
+        left = runtime.settings.lease_s if known is None else self._lease_left(known)
         return runtime.now() + timedelta(seconds=max(0.0, left))
+
+    def _lease_left(self, node: Node) -> float:
+        return node.sync_sent + self._runtime.settings.lease_s - self._runtime.monotonic()
 
     # -- holds ---------------------------------------------------------------------------------------------------
 
@@ -183,12 +187,18 @@ class Roster:
             if name in found or node.task is None:
                 continue
             node.missing_since = node.missing_since or runtime.monotonic()
-            if runtime.monotonic() - node.missing_since >= runtime.settings.lost_after_s:
+            missing_s = runtime.monotonic() - node.missing_since
+            if self._backend.is_dead(node.facts) or missing_s >= runtime.settings.lost_after_s:
                 await self._lose(node, "left the cluster")
+        for node in list(self.nodes.values()):
+            if node.task is not None and not node.silent and self._lease_left(node) <= 0:
+                node.silent = True
+                await self._on_lost(node.facts.name, f"has not answered for {runtime.settings.lease_s:.0f} s")
 
     def _meet(self, facts: NodeFacts) -> None:
         previous = self.nodes.get(facts.name)
-        node = Node(facts, sync_sent=previous.sync_sent if previous else 0.0)
+        # A controller before this one may have renewed leases until now.
+        node = Node(facts, sync_sent=previous.sync_sent if previous else self._runtime.monotonic())
         self.nodes[facts.name] = node
         self._changed = True
         node.task = self._runtime.spawn(self._follow(node))
@@ -248,7 +258,9 @@ class Roster:
         runtime = self._runtime
         if node.agent is None:
             node.agent = await self._backend.agent(node.facts)
-        node.sync_sent = max(node.sync_sent, runtime.monotonic())
+        if ack:
+            # The first call, or the first after one that failed, renews nothing: a node that is dead is asked again and again.
+            node.sync_sent = max(node.sync_sent, runtime.monotonic())
         asked = runtime.now().timestamp()
         report = await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
         if report.clock is not None:
@@ -270,7 +282,7 @@ class Roster:
             await self._record(node, "up")
             self._runtime.wake.set()
         if not node.up:
-            node.up, node.note = True, None
+            node.up, node.silent, node.note = True, False, None
             self._runtime.wake.set()
         if report.vitals is not None:
             node.vitals = report.vitals

@@ -68,9 +68,9 @@ def scores(tallies: Mapping[str, Tally]) -> dict[str, Score]:
     return found
 
 
-def blame(node: str | None, suspects: Collection[str], known: Collection[str]) -> dict[str, float]:
-    """Who is to blame for one failure, in parts of it: the suspects, else the node that it names; nobody else's part is given."""
-    named = [name for name in dict.fromkeys(suspects or ((node,) if node else ())) if name in known]
+def blame(suspects: Collection[str]) -> dict[str, float]:
+    """Which nodes are to blame for one failure, in parts of it."""
+    named = set(suspects)
     return {name: 1 / len(named) for name in named}
 
 

@@ -6,16 +6,17 @@ goes on in any case. Thresholds are orch's own where no source is named.
 
 from __future__ import annotations
 
-from collections import Counter as Count
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
-from orchestrator.health import rules, xid
+from orchestrator.health import rules
 from orchestrator.health.facts import NodeFacts, size
+from orchestrator.health.kernel_lines import xid_of
 from orchestrator.health.node_past import Past
 from orchestrator.health.vitals import Disk, Vitals
+from orchestrator.health.xid_meanings import BROKEN, WORN
 
 FLAPS_S = 3600.0
 FLAPS_TO_DRAIN = 3
@@ -32,6 +33,7 @@ DISK_FULL, DISK_LOW = 64 << 20, 1 << 30
 """Bytes: below the first nothing can be started, below the second it will be soon."""
 DISK_LOW_PART = 0.02
 DISK_SILENT_S = 20.0
+LINE_SHOWN = 120
 WORN_S = 86400.0
 
 
@@ -160,16 +162,20 @@ def the_driver_is_content(known: Known) -> Iterator[Finding]:
 
 def the_kernel_saw_no_fault(known: Known) -> Iterator[Finding]:
     """Xids of broken hardware hold until the node boots, or somebody says that it is well; those of programs say nothing of it."""
-    counts: Count[tuple[int, str]] = Count()
-    for line, seen_at in known.past.xids.items():
-        message = xid.parse(line)
-        if message is None or seen_at <= known.forgiven_at:
+    told: dict[tuple[int, bool], list[str]] = {}
+    for line, seen in known.past.xids.items():
+        message = xid_of(line, 0.0, {})
+        if message is None or seen.at <= known.forgiven_at:
             continue
-        if message.code in xid.BROKEN or (message.code in xid.WORN and seen_at >= known.at - WORN_S):
-            counts[message.code, message.pci] += 1
-    for (code, pci), times in sorted(counts.items()):
-        make, means = (_fatal, xid.BROKEN[code]) if code in xid.BROKEN else (_degraded, xid.WORN[code])
-        text = f"Xid {code} of GPU {pci}{f', {times} times' if times > 1 else ''}: {means}"
+        worn = message.switch or message.number in WORN
+        if (message.number in BROKEN and not message.switch) or (worn and seen.at >= known.at - WORN_S):
+            told.setdefault((message.number, message.switch), []).extend([line] * seen.times)
+    for (code, switch), lines in sorted(told.items()):
+        times = len(lines)
+        make = _fatal if code in BROKEN and not switch else _degraded
+        means = "an NVSwitch met a fault" if switch else BROKEN.get(code) or WORN[code]
+        many = f", {times} times" if times > 1 else ""
+        text = f"{'SXid' if switch else 'Xid'} {code}{many}: {means} ({lines[-1][:LINE_SHOWN]})"
         yield make(
             "xid",
             text,

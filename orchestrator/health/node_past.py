@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Count
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,15 @@ class Counter:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A line of the kernel's log, which may come again word for word."""
+
+    at: float
+    """When the newest of them was seen."""
+    times: int
+
+
+@dataclass(frozen=True)
 class Past:
     """A node's past, as far as its health is judged by it."""
 
@@ -45,8 +55,8 @@ class Past:
     """By port that was ever active: its highest rate in Gb/s, 0 where it tells none."""
     counters: Mapping[str, Counter] = field(default_factory=dict)
     """By what is counted: `ecc 0`, `nvlink 0`, `downs mlx5_0:1`."""
-    xids: Mapping[str, float] = field(default_factory=dict)
-    """By line: when it was first seen. Those of another boot are forgotten."""
+    xids: Mapping[str, Told] = field(default_factory=dict)
+    """By line of the kernel's. Those of another boot are forgotten."""
     boot_id: str | None = None
 
     def grown(self, name: str, since: float) -> int:
@@ -69,9 +79,12 @@ def remember(past: Past, seen: Vitals, at: float) -> Past:
         counters[name] = Counter(value) if known is None else known.now(value, at)
     same_boot = seen.boot_id is None or past.boot_id in (None, seen.boot_id)
     known_xids = past.xids if same_boot else {}
-    # An agent that was started anew may tell only what came since.
-    every = {**known_xids, **{line: at for line in seen.xids if line not in known_xids}}
-    xids = dict(sorted(every.items(), key=lambda item: item[1])[-MOST_XIDS:])
+    every = dict(known_xids)
+    for line, times in Count(seen.xids).items():
+        # An agent that was started anew tells again what the kernel still has.
+        if line not in every or times > every[line].times:
+            every[line] = Told(at, times)
+    xids = dict(sorted(every.items(), key=lambda item: item[1].at)[-MOST_XIDS:])
     gpus = max(past.gpus, len(seen.gpus))
     return Past(gpus, nvlinks, rates, counters, xids, seen.boot_id or past.boot_id)
 
@@ -99,7 +112,7 @@ def to_json(past: Past) -> dict[str, Any]:
         "nvlinks": {str(gpu): links for gpu, links in past.nvlinks.items()},
         "rates": dict(past.rates),
         "counters": {name: [one.last, *map(list, one.steps)] for name, one in past.counters.items()},
-        "xids": dict(past.xids),
+        "xids": {line: [told.at, told.times] for line, told in past.xids.items()},
         "boot_id": past.boot_id,
     }
 
@@ -111,6 +124,6 @@ def of_json(data: Mapping[str, Any]) -> Past:
         {int(gpu): links for gpu, links in data["nvlinks"].items()},
         data["rates"],
         {name: Counter(last, tuple((at, by) for at, by in steps)) for name, (last, *steps) in data["counters"].items()},
-        data["xids"],
+        {line: Told(at, times) for line, (at, times) in data["xids"].items()},
         data["boot_id"],
     )

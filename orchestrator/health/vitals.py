@@ -65,5 +65,5 @@ class Vitals:
     shm_free: int | None = None
     """Bytes."""
     xids: tuple[str, ...] = ()
-    """The kernel's lines of the driver's Xid messages since it booted."""
+    """The kernel's lines of the driver's Xid messages, as far as its log still has them; one that came twice is there twice."""
     boot_id: str | None = None

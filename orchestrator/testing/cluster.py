@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.control.backend import (
     Agent,
@@ -22,6 +22,7 @@ from orchestrator.control.backend import (
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
+from orchestrator.health.evidence import RankEnd
 from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
 
@@ -33,7 +34,7 @@ class FakePart:
     order: StartPart
     ranks: dict[int, int | None]
     ended: bool = False
-    first_failed: int | None = None
+    ends: dict[int, RankEnd] = field(default_factory=dict)
     stopped_with: float | None = None
     lease_expired: bool = False
 
@@ -136,7 +137,8 @@ class FakeAgent:
             dict(part.ranks),
             part.ended,
             lease_expired=part.lease_expired,
-            first_failed=part.first_failed,
+            at=time.monotonic(),
+            ends=dict(part.ends),
         )
 
     # === for tests ===
@@ -161,9 +163,8 @@ class FakeAgent:
         """The rank ends; the part is over once it was the last."""
         part = self.parts[run, attempt]
         if part.ranks[rank] is None:
-            part.ranks[rank] = code
-            if code and part.first_failed is None:
-                part.first_failed = rank
+            part.ranks[rank], at = code, time.monotonic()
+            part.ends[rank] = RankEnd(code, at, None if part.stopped_with is None else at)
         part.ended = all(code is not None for code in part.ranks.values())
         self._news.set()
 
@@ -185,6 +186,8 @@ class FakeCluster:
         self.agents: dict[str, FakeAgent] = {}
         self.holds: set[str] = set()
         self.foreign: set[str] = set()
+        self.dead: set[str] = set()
+        """The ids of nodes of which it is said that they are dead."""
         for name, gpus in nodes.items():
             self.add(name, gpus)
 
@@ -192,6 +195,9 @@ class FakeCluster:
 
     async def nodes(self) -> list[NodeFacts]:
         return list(self.facts.values())
+
+    def is_dead(self, node: NodeFacts) -> bool:
+        return node.id in self.dead
 
     async def agent(self, node: NodeFacts) -> Agent:
         return self.agents[node.name]

@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import RankStart, Report, StaleController, StartPart
+from orchestrator.control.launcher_client import LauncherClient
 from orchestrator.health.vitals import GpuVitals, Vitals
 
 SPEAKS_WHEN_ASKED = """
@@ -109,5 +111,34 @@ def test_an_agent_tells_how_its_node_is_after_each_look_and_by_which_clock(tmp_p
             assert (await agent.sync(2, 1, 60, 5)).vitals is not None
         finally:
             await agent.close(1000)
+
+    asyncio.run(story())
+
+
+SLEEPS = "import time; time.sleep(600)"
+
+
+def test_a_call_that_acknowledges_nothing_renews_no_lease(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.sync(1, 0, 60, 0)
+            await agent.start(1, replace(part(tmp_path, SLEEPS), lease_s=1.0))
+            epoch = 2
+            while not (await agent.sync(epoch, 0, 60, 0)).parts[0].lease_expired:
+                epoch += 1
+                await asyncio.sleep(0.05)
+
+    asyncio.run(story())
+
+
+def test_a_part_starts_with_what_is_left_of_the_lease_since_the_agent_was_heard_last(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.sync(1, 0, 60, 0)
+            await asyncio.sleep(0.5)  # as long as it takes to fetch its code
+            await agent.start(1, part(tmp_path, SLEEPS))
+            launcher = LauncherClient(tmp_path / "n" / "launcher", dict(os.environ))
+            await launcher.connect()
+            assert (await launcher.call("hello"))["attempts"]["1.1"]["lease_s"] <= 59.5
 
     asyncio.run(story())

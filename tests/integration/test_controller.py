@@ -11,12 +11,13 @@ import pytest
 from orchestrator.control.controller import Controller
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.refused import Refused
+from orchestrator.control.runtime import Settings
 from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run
 from orchestrator.testing.cluster import FakeCluster
-from orchestrator.testing.controlling import controlling, job, reaches, until
+from orchestrator.testing.controlling import controlling, job, reaches, started, until
 
 
 def test_a_run_goes_from_submission_to_success(tmp_path: Path) -> None:
@@ -210,6 +211,51 @@ def test_a_lost_node_fails_the_run_with_its_name_and_keeps_its_gpus_until_the_le
             cluster.add("b", 1)
             again = await controller.retry(str(run.id), {})
             await until(lambda: _says(controller, again, "lease"))
+            await reaches(controller, again, State.RUNNING)
+
+    asyncio.run(story())
+
+
+def test_a_node_that_the_cluster_says_is_dead_is_not_waited_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        settings = Settings(
+            tmp_path, tmp_path / "storage", preflight="off", sync_wait_s=0.05, watch_s=0.02, lost_after_s=600
+        )
+        async with started(cluster, settings) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            await reaches(controller, run, State.RUNNING)
+            dead = cluster.facts["b"].id
+            cluster.lose("b")
+            cluster.dead.add(dead)
+            await until(lambda: _has_ended(controller, run))
+
+    asyncio.run(story())
+
+
+async def _has_ended(controller: Controller, run: Run) -> bool:
+    return (await controller.find(str(run.id))).attempts[0].ended_at is not None
+
+
+def test_a_node_that_is_listed_but_answers_no_more_is_given_up_when_its_lease_has_run_out(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1, c=1)
+        async with controlling(tmp_path, cluster, lease_s=0.5) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            run = await reaches(controller, run, State.RUNNING)
+            assert run.attempt is not None
+            silent = run.attempt.placement.nodes[1].node
+            # It is asked again and again, which must not move the bound of its lease.
+            cluster.agents[silent].gone = True
+            await until(lambda: _has_ended(controller, run))
+            failure = (await controller.find(str(run.id))).attempts[0].failure
+            assert failure is not None
+            assert (failure.kind, failure.node) == ("node_lost", silent)
+            assert "has not answered" in failure.message
+            cluster.agents[silent].gone = False
+            run = await reaches(controller, run, State.RUNNING)
+            cluster.agents[silent].end(run.id, 1, -9)
+            again, _ = await controller.submit(job("1"), {})
             await reaches(controller, again, State.RUNNING)
 
     asyncio.run(story())

@@ -150,7 +150,7 @@ class Launcher:
         attempts = {
             name: {
                 "ranks": {
-                    key: {"pid": rank.pid, "exit": rank.exit, "at": rank.at, "warm": rank.warm}
+                    key: {"pid": rank.pid, "exit": rank.exit, "at": rank.at, "told_at": rank.told_at, "warm": rank.warm}
                     for key, rank in attempt.ranks.items()
                 },
                 "lease_s": round(attempt.lease_end - now(), 3),
@@ -187,6 +187,8 @@ class Launcher:
             if grace_s <= 0:
                 self.sweeper.begin_killing(attempt)
             elif first:
+                self.sweeper.reap()
+                attempt.told_at = now()
                 for rank in attempt.ranks.values():
                     if rank.exit is None:
                         # It is not reaped, so that its process group is still its own.
