@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+from rows import fault, representative
+
 SAVES_AND_GOES_ON = """
 import os, pathlib, signal, sys, time
 saved = pathlib.Path(os.environ["ORCH_CHECKPOINT_DIR"]) / "saved"
@@ -23,7 +25,9 @@ while not pathlib.Path(sys.argv[1]).exists():
 """
 
 
-def test_runs_on_a_drained_node_save_or_are_killed_after_their_grace_and_go_on_after_undrain(home, job, gate):
+@representative
+@fault(22)
+def test_runs_on_a_drained_node_save_or_are_killed_after_their_grace_and_go_on_after_undrain(home, job, gate, measured):
     saver = home.submit(job(SAVES_AND_GOES_ON, name="saver", arguments=gate, checkpoint="ckpt"))
     stubborn = home.submit(job(IGNORES_SIGTERM, name="stubborn", folder="s", arguments=gate, grace="2s"))
     home.prints(saver, "from 0")
@@ -31,8 +35,10 @@ def test_runs_on_a_drained_node_save_or_are_killed_after_their_grace_and_go_on_a
     (node,) = home("nodes", "-o", "name").stdout.split()
     assert home("drain", "no-such-node", code=3).stderr == "Error: no such node: no-such-node\n"
 
+    measured.injected()
     (drained,) = home.json("drain", node, "--reason", "new cables")
     assert (drained["already"], sorted(drained["runs"])) == (False, sorted([saver, stubborn]))
+    measured.detected()
     for run, code in ((saver, 0), (stubborn, -9)):
         found = home.reaches(run, "queued")
         (attempt,) = found["attempts"]
@@ -49,6 +55,8 @@ def test_runs_on_a_drained_node_save_or_are_killed_after_their_grace_and_go_on_a
 
     home("undrain", node)
     home.prints(saver, "from 7")
+    measured.recovered()
+    measured.note("drained; back when the node is undrained")
     gate.touch()
     for run in (saver, stubborn):
         assert [one["outcome"] for one in home.end(run)["attempts"]] == ["drained", "succeeded"]

@@ -1,14 +1,18 @@
 """Nodes that are drained, quarantined or not well: the controller over a real database and a fake cluster."""
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from measuring import Measured
+from rows import fault, representative
 
+from orchestrator.control.agent import NodeAgent
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.health.vitals import Disk, GpuVitals, Port, Vitals
@@ -233,17 +237,24 @@ async def _works(controller: Controller, cluster: FakeCluster, node: str) -> Non
     await reaches(controller, run, State.SUCCEEDED)
 
 
-def test_a_host_that_fails_every_second_attempt_is_avoided_after_five_at_most(tmp_path: Path) -> None:
+@representative
+@fault(41)
+def test_a_host_that_fails_every_second_attempt_is_avoided_after_five_at_most(
+    tmp_path: Path, measured: Measured
+) -> None:
     async def story() -> None:
         cluster, clock = FakeCluster(a=1, b=1, c=1), ManualClock()
         async with controlling(tmp_path, cluster, now=clock) as controller:
             attempts = 0
+            measured.injected()
             while controller.care.out("a") is None:
                 attempts += 1
                 assert attempts <= 5
                 await (_works if attempts % 2 else _breaks)(controller, cluster, "a")
                 await controller.care.quarantines.judge()
             assert attempts == 4
+            measured.detected()
+            measured.note("out at its 4th attempt; machines are fakes")
             words = "quarantined until 2026-01-05 10:00 UTC: it broke 2 of 4 attempts"
             assert str(controller.care.out("a")).startswith(words)
             run, _ = await controller.submit(job("1", only=["a"], retry={"infra": 0}), {})
@@ -251,6 +262,7 @@ def test_a_host_that_fails_every_second_attempt_is_avoided_after_five_at_most(tm
             others = [(await controller.submit(job("1"), {}))[0] for _ in range(3)]
             for other in others[:2]:
                 await reaches(controller, other, State.RUNNING)
+            measured.recovered()
             await _waits_because(controller, others[2], words)
             # What it went out for counts no more; one failure does.
             for other in others:
@@ -372,6 +384,72 @@ def test_a_node_that_lost_a_gpu_gets_nothing_new_while_what_is_there_goes_on(tmp
                 ("undrained", "ana", "was 1 of 2 GPUs answer"),
                 ("recovered", None, "1 of 2 GPUs answer"),
             ]
+
+    asyncio.run(story())
+
+
+APPLICATION = "6,1031,77000000,-;NVRM: Xid (PCI:0000:1a:00): 31, pid=4711, name=python, Ch 00000008, MMU Fault"
+UNKNOWN = "6,1032,78000000,-;NVRM: Xid (PCI:0000:1a:00): 999, something new"
+OFF_THE_BUS = (
+    "6,1033,79000000,-;NVRM: Xid (PCI:0000:1a:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+)
+
+
+@representative
+@fault(40)
+def test_a_gpus_fault_in_the_kernels_log_keeps_new_runs_off_and_a_programs_does_not(
+    tmp_path: Path, measured: Measured
+) -> None:
+    kernel = tmp_path / "kmsg"
+    kernel.write_text("")
+
+    async def no_code(sha256: str) -> AsyncIterator[bytes]:
+        raise AssertionError("nothing is fetched")
+        yield b""
+
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        environ = {**os.environ, "ORCH_KERNEL_LOG": str(kernel)}
+        agent = NodeAgent("orch-test", "a", "127.0.0.1", tmp_path / "n", no_code, lambda: {}, environ)
+        report = await agent.sync(1, 0, 60, 0)
+
+        async def looks(controller: Controller) -> str:
+            """What becomes of the node after the agent's next look."""
+            nonlocal report
+            await agent.survey(1, None, True)
+            report = await agent.sync(1, report.sequence, 60, 5)
+            assert report.vitals is not None
+            seen = report.vitals
+            cluster.agents["a"].see(seen)
+            await until(lambda: _is(lambda: controller.roster.nodes["a"].vitals is seen))
+            return controller.care.severity("a").word
+
+        try:
+            async with controlling(tmp_path, cluster) as controller:
+                assert await looks(controller) == "ok"
+                kernel.write_text(f"{APPLICATION}\n{UNKNOWN}\n")
+                assert await looks(controller) == "ok"
+                measured.injected()
+                with kernel.open("a") as file:
+                    file.write(f"{OFF_THE_BUS}\n")
+                assert await looks(controller) == "fatal"
+                measured.detected()
+                measured.note("of the look, which an agent takes every 30 s; kernel lines are fed")
+                assert str(controller.care.out("a")).startswith(
+                    "not fit: Xid 79: the GPU has fallen off the bus (NVRM:"
+                )
+                run, _ = await controller.submit(job("1"), {})
+                await reaches(controller, run, State.RUNNING)
+                assert (run.id, 1) in cluster.agents["b"].parts
+                measured.recovered()
+                # Mended without a boot: what the kernel said before is old.
+                await controller.care.undrain(["a"], "ana")
+                assert await looks(controller) == "ok"
+                with kernel.open("a") as file:
+                    file.write(f"{OFF_THE_BUS}\n")
+                assert await looks(controller) == "fatal"
+        finally:
+            await agent.close(1000)
 
     asyncio.run(story())
 
