@@ -12,9 +12,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
@@ -120,6 +122,8 @@ class NodeAgent:
         self._survey = Survey(lambda python: interpreter_env(self._base, python), self._changed.set)
         self._launcher = LauncherClient(folder / "launcher", self._base)
         self._connecting = asyncio.Lock()
+        self._launching: set[asyncio.Task[Any]] = set()
+        """Starts that the launcher has not answered: no part yet, and not none either."""
         self._closed = False
         self._listening: asyncio.Task[None] | None = None
 
@@ -147,8 +151,16 @@ class NodeAgent:
         else:
             await self._wait_for_news(wait_s)
         await self._look()
+        if ack == 0:
+            await self._starts_are_over()
         self._check_heard(mine)
         return self._answer(self._compose(), heard)
+
+    async def _starts_are_over(self) -> None:
+        """Who hears of this node for the first time takes what it is not told of for not being here."""
+        while self._launching:
+            await asyncio.wait(set(self._launching))
+            await asyncio.sleep(0)  # whoever waited for them notes them down first
 
     def _check_heard(self, sync: int) -> None:
         """Raises StaleController where somebody has asked since: whoever made this call has died, or has given up waiting.
@@ -175,8 +187,8 @@ class NodeAgent:
             known = self._parts.get(part.key)
             if known is None:
                 try:
-                    known = await self._start(part)
-                except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
+                    known = await self._start(epoch, part)
+                except (LauncherRefusedError, snapshot.SnapshotError, Stalled, OSError, ValueError) as error:
                     self._free_port(part.key)
                     raise StartFailed(str(error)) from None
                 except LauncherGoneError as error:
@@ -279,6 +291,7 @@ class NodeAgent:
             part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.ranks = dict.fromkeys(note.get("ranks", ()))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
@@ -290,6 +303,7 @@ class NodeAgent:
             part.ranks[int(rank)] = state["exit"]
             if state["exit"] is not None:
                 self._rank_ended(part, int(rank), {**state, "code": state["exit"]})
+        part.lease_expired = part.lease_expired or attempt.get("lease_expired", False)
         if part.ranks.keys() - set(map(int, attempt["ranks"])):
             # It was swept by a launcher that knows no rank of it: that which started them has ended.
             self._lost_with_launcher(part)
@@ -348,21 +362,24 @@ class NodeAgent:
             await asyncio.sleep(0.05)
         part.gpu_free = True
 
-    async def _start(self, part: StartPart) -> Part:
+    async def _start(self, epoch: int, part: StartPart) -> Part:
         folder = await self._files.lay_out(part.key, part.code, self._fetch)
         if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
-            Path(checkpoint).mkdir(parents=True, exist_ok=True)
+            made = partial(Path(checkpoint).mkdir, parents=True, exist_ok=True)
+            await in_time(made, f"the checkpoint's folder {checkpoint}")
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
         known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
+        known.ranks = {rank.rank: None for rank in part.ranks}
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
-        # Fetching the code may have taken long: a node that was cut off meanwhile gets no more time than the controller allows for.
+        # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is
+        # no such part here; was the node cut off, it gets no more time than the controller allows for.
+        await self._take_orders_from(epoch)
         lease_s = self._left_of(part.lease_s)
         ranks = self._ranks(part, folder, known.master_port)
-        answer = await self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks)
-        known.ranks = {rank.rank: None for rank in part.ranks}
+        answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
@@ -371,6 +388,13 @@ class NodeAgent:
         self._ends.watch(part.key, {int(rank): state["pid"] for rank, state in answer["ranks"].items()})
         self._changed.set()
         return known
+
+    async def _launch(self, call: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Has the launcher start ranks; meanwhile no controller is told what lives here."""
+        starting = asyncio.get_running_loop().create_task(call)
+        self._launching.add(starting)
+        starting.add_done_callback(self._launching.discard)
+        return await starting
 
     def _ranks(self, part: StartPart, folder: AttemptFolder, master_port: int) -> list[dict[str, Any]]:
         python, base = interpreter_env(self._base, part.python)

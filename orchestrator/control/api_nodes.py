@@ -63,7 +63,7 @@ class NodesApi:
             "runs": sorted(set(taken.values())),
             "gpus": [asdict(gpu) for gpu in node.info["node"].gpus] if "node" in node.info else [],
             "versions": node.info.get("versions", {}),
-            "note": node.note_now(taken, care.out(name)),
+            "note": self._controller.roster.note(node, taken),
         } | care.json(name)
 
     async def _drain(self, request: web.Request) -> web.Response:

@@ -155,6 +155,10 @@ class AgentGone(Exception):
     """The agent, or its whole node, could not be reached: not known yet which, nor whether its ranks live."""
 
 
+class ClusterLost(AgentGone):
+    """The cluster's head does not answer: which nodes there are is not known, and no new one can be reached."""
+
+
 class Agent(Protocol):
     """The calls that the controller makes to a node's agent. Any may raise AgentGone or StaleController."""
 
@@ -176,7 +180,7 @@ class Agent(Protocol):
 
 
 class Backend(Protocol):
-    """The cluster."""
+    """The cluster. Any call may raise ClusterLost, and none waits long for a head that is away."""
 
     async def nodes(self) -> list[NodeFacts]: ...
     def is_dead(self, node: NodeFacts) -> bool:

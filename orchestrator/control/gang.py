@@ -72,6 +72,8 @@ class Gang:
     judged: bool = False
     """The transport's verdict has been given, or none is to be."""
     degraded_by_job: bool = False
+    unwatched: str | None = None
+    """What is to be told of the time without a controller, once all its ranks are seen to have lived through it."""
 
     def __post_init__(self) -> None:
         self.parts = self.parts or {part.node: PartView() for part in self.placement.nodes}
@@ -105,6 +107,11 @@ class Gang:
     @property
     def must_stop(self) -> bool:
         return (self.stop is not None or self.failure is not None) and not self.stop_sent
+
+    @property
+    def unknown(self) -> list[str]:
+        """The nodes from which an end of the part has not been heard, nor that they are lost."""
+        return [name for name, part in self.parts.items() if part.state not in (PartState.ENDED, PartState.LOST)]
 
     @property
     def fenced_nodes(self) -> list[str]:

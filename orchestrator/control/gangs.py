@@ -44,6 +44,8 @@ from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
 
+WORTH_TELLING_S = 10.0
+"""A controller that is killed is back sooner than that, and its runs have nothing to tell of it."""
 COUNTED_AT_ONCE = 50
 """Runs: others' writes wait for them."""
 
@@ -71,6 +73,8 @@ class Gangs:
         self.measuring = Measuring(runtime)
         self.aside: dict[tuple[int, int], Aside] = {}
         """By run and a negative number: what runs on its nodes and is no attempt of it."""
+        self.unwatched_since: datetime | None = None
+        """When the controller before this one was last known to live."""
         self.keeps: Callable[[str], bool] = lambda node: False
         """Whether a node is kept for a run that has no attempt there yet."""
 
@@ -103,18 +107,29 @@ class Gangs:
         self._runtime.spawn(self.surveys.record(run))
         gang.up = run.attempt.ranks_started_at is not None
         gang.judged |= run.attempt.transport is not None
+        gang.unwatched = self._gap()
         for part in gang.parts.values():
             part.state = PartState.UP
         self.limits.watch(gang, run.attempt.ranks_started_at)
-        if not gang.up and gang.stop is None:
-            # Killed while starting it: nobody knows which parts were told. It goes back to its place in the queue.
-            gang.failure = Failure("controller", "the controller was restarted while it started this attempt")
+
+    def _gap(self) -> str | None:
+        """How long no controller lived before this one, where that is worth telling."""
+        since, now = self.unwatched_since, self._runtime.now()
+        if since is None or (away := (now - since).total_seconds()) < WORTH_TELLING_S:
+            return None
+        return f"no controller from {since:%H:%M:%S} to {now:%H:%M:%S} UTC ({away:.0f} s); the ranks went on"
 
     async def give_up_missing(self) -> None:
-        """After a start: the parts of adopted attempts on nodes that the cluster does not list."""
-        missing = {node for gang in self._gangs.values() for node in gang.parts} - self.roster.nodes.keys()
-        for node in missing:
-            await self._lost(node, "left the cluster")
+        """After a start: the parts of adopted attempts on nodes that the cluster does not list, once their leases are over.
+
+        After a head's restart its nodes join one by one, and their ranks may live; until then nobody else could have their GPUs.
+        """
+        runtime = self._runtime
+        while missing := {node for gang in self._gangs.values() for node in gang.unknown} - self.roster.nodes.keys():
+            for node in missing:
+                if self.roster.lease_end(node) <= runtime.now():
+                    await self._lost(node, "did not come back to the cluster")
+            await asyncio.sleep(runtime.settings.watch_s)
 
     def _add(self, run: Run) -> Gang:
         assert run.attempt is not None
@@ -162,6 +177,9 @@ class Gangs:
             gang.parts[part.node].state = PartState.UP
         else:
             gang.observe(part.node, status, self._runtime.monotonic())
+        if gang.stop_sent and gang.parts[part.node].state is PartState.UP:
+            # It was still starting when the gang was told to stop, and its agent knew nothing of it yet.
+            self._runtime.spawn(self._stop_part(gang, part.node))
 
     def order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
         """What the agent of the gang's node `node_rank` is told to start."""
@@ -249,13 +267,15 @@ class Gangs:
             await self._take_stock(gang)
         if fresh:
             await self._miss(node, {(status.run, status.attempt) for status in report.parts})
+            if not report.parts:
+                # A controller that died between the end of a run and its giving the node back has left it held.
+                self._runtime.spawn(self.roster.release(node, self.needs))
 
     async def _miss(self, node: str, reported: set[tuple[int, int]]) -> None:
         """Parts that an agent which is heard for the first time, or again, has no trace of."""
         for gang in self._on(node):
             if (gang.run, gang.attempt) not in reported and gang.parts[node].state is PartState.UP:
-                text = f"{node} has no trace of the run's ranks any more"
-                gang.lose(node, Failure("ranks_gone", text, node=node), fenced=False)
+                gang.lose(node, _no_trace(gang, node), fenced=False)
                 await self._take_stock(gang)
 
     async def _lost(self, node: str, how: str) -> None:
@@ -293,6 +313,10 @@ class Gangs:
             with suppress(IllegalTransition):
                 await self._runtime.write(self._runtime.store.record, gang.run, Event.STARTED, now)
             self.limits.watch(gang, now)
+        if gang.unwatched is not None and gang.started == gang.world_size:
+            text, gang.unwatched = gang.unwatched, None
+            with suppress(IllegalTransition):
+                await self._runtime.write(self._runtime.store.record, gang.run, Event.NOTED, self._runtime.now(), text)
         if gang.can_be_judged:
             await self._judge(gang)
         self._follow_up(gang)
@@ -395,8 +419,10 @@ class Gangs:
         for end in until.values():
             runtime.wake_in((end - runtime.now()).total_seconds() + 0.1)
         for node, part in gang.parts.items():
-            if not part.fenced:
-                runtime.spawn(self._leave(node, gang.run, gang.attempt))
+            # A node that is lost comes back as another one, of which nothing is held.
+            runtime.spawn(
+                self.roster.release(node, self.needs) if part.fenced else self._leave(node, gang.run, gang.attempt)
+            )
         if failure is not None and failure.kind == "hold_refused":
             runtime.wake_in(2.0)
         else:
@@ -451,6 +477,13 @@ class Gangs:
         with suppress(AgentGone):
             await self.roster.agent(node).forget(self._runtime.epoch, run, attempt)
         await self.roster.release(node, self.needs)
+
+
+def _no_trace(gang: Gang, node: str) -> Failure:
+    if gang.up:
+        return Failure("ranks_gone", f"{node} has no trace of the run's ranks any more", node=node)
+    # Whoever started it died before this node was told. That says nothing of the run.
+    return Failure("controller", "the controller was restarted while it started this attempt")
 
 
 def _parts_s(run: Run, now: datetime) -> dict[str, float]:

@@ -53,6 +53,7 @@ class Part:
         return {
             "began": self.began,
             "log_limit": self.log_limit,
+            "ranks": sorted(self.ranks),
             "gpus": self.gpus,
             "master_port": self.master_port,
             "world_size": self.world_size,

@@ -11,7 +11,15 @@ from typing import Any
 
 from orchestrator.bench.calibrate import calibrate
 from orchestrator.bench.results import Bench
-from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
+from orchestrator.control.backend import (
+    Agent,
+    AgentGone,
+    Backend,
+    ClusterLost,
+    NodeFacts,
+    Report,
+    StaleController,
+)
 from orchestrator.control.clock_watch import ClockWatch
 from orchestrator.control.inventory import FreeView, Inventory, Seen, take_inventory
 from orchestrator.control.runtime import Runtime
@@ -64,6 +72,15 @@ class Node:
         return Seen(facts.name, facts.total, facts.device == "cuda", facts.labels, self.info.get("node"))
 
 
+@dataclass(frozen=True)
+class Away:
+    """The cluster's head does not answer."""
+
+    since: float
+    """Monotonic time."""
+    why: str
+
+
 class Roster:
     """Watches the cluster's nodes and keeps up a heartbeat with the agent of each."""
 
@@ -82,6 +99,10 @@ class Roster:
         self._runtime, self._backend = runtime, backend
         self._on_report, self._on_lost = on_report, on_lost
         self.nodes: dict[str, Node] = {}
+        self.away: Away | None = None
+        """Since when the cluster's head does not answer. Agents that were met go on being asked: their leases hold."""
+        self._fenced_out = runtime.monotonic() + runtime.settings.fenced_out_s
+        """By then the controller before us has ended: no lease that it renewed begins later."""
         self.news = asyncio.Event()
         """Set at the next news of a node; taken before one looks, so that nothing falls between the look and the wait."""
         self._declared = declared
@@ -114,7 +135,8 @@ class Roster:
         """The hardware of the nodes that are, or were, in the cluster: made anew when one of them, or a measurement, changes."""
         if self._changed:
             self._changed = False
-            seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
+            # A head that gives no CPU to work (`--num-cpus=0`) is no place for ranks.
+            seen = tuple(node.seen for _, node in sorted(self.nodes.items()) if node.facts.total)
             known = (seen, self.drivers, self.benches)
             if known != self._inventory[0]:
                 self._inventory = known, take_inventory(seen, self._declared, calibrate(self.benches, self.drivers))
@@ -132,7 +154,7 @@ class Roster:
 
     def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
-        notes = {name: node.note_now(busy.get(name, {}), self.out(name)) for name, node in self.nodes.items()}
+        notes = {name: self.note(node, busy.get(name, {})) for name, node in self.nodes.items()}
         return self._view.now(
             self.inventory.topology,
             busy,
@@ -141,21 +163,30 @@ class Roster:
             self.health(),
         )
 
+    def note(self, node: Node, taken: Mapping[int, int]) -> str | None:
+        """Why the node takes no run now, given who holds which of its GPUs; None where it does."""
+        # What the cluster holds for others cannot be known, nor a node be taken from it, while its head is away.
+        return self.away.why if self.away is not None else node.note_now(taken, self.out(node.facts.name))
+
     def lease_end(self, node: str) -> datetime:
         """The time after which no lease can hold on the node: it stops its ranks by then, whether it hears of us or not."""
         runtime = self._runtime
         known = self.nodes.get(node)
-        left = runtime.settings.lease_s if known is None else self._lease_left(known)
+        left = self._lease_after(self._fenced_out) if known is None else self._lease_left(known)
         return runtime.now() + timedelta(seconds=max(0.0, left))
 
     def _lease_left(self, node: Node) -> float:
-        return node.sync_sent + self._runtime.settings.lease_s - self._runtime.monotonic()
+        return self._lease_after(node.sync_sent)
+
+    def _lease_after(self, renewed: float) -> float:
+        return renewed + self._runtime.settings.lease_s - self._runtime.monotonic()
 
     # -- holds ---------------------------------------------------------------------------------------------------
 
     async def hold(self, name: str) -> None:
         """Takes the node's GPUs from the cluster. Raises HoldRefused, AgentGone."""
-        if (node := self.nodes.get(name)) is None:
+        node = self.nodes.get(name)
+        if node is None or node.task is None:
             raise AgentGone(f"{name} left the cluster")
         async with node.hold:
             await self._backend.hold(node.facts)
@@ -171,7 +202,19 @@ class Roster:
 
     async def _look(self) -> None:
         runtime = self._runtime
-        found = {facts.name: facts for facts in await asyncio.wait_for(self._backend.nodes(), 10)}
+        try:
+            found = {facts.name: facts for facts in await self._backend.nodes()}
+        except ClusterLost as error:
+            if self.away is None:
+                log.warning("%s", error)
+                self.away = Away(runtime.monotonic(), str(error))
+                runtime.wake.set()
+            await self._give_up_silent()
+            return
+        if self.away is not None:
+            log.warning("the cluster's head answers again, after %.0f s", runtime.monotonic() - self.away.since)
+            self.away = None
+            runtime.wake.set()
         for name, facts in found.items():
             node = self.nodes.get(name)
             if node is None or node.facts.id != facts.id:
@@ -190,6 +233,11 @@ class Roster:
             missing_s = runtime.monotonic() - node.missing_since
             if self._backend.is_dead(node.facts) or missing_s >= runtime.settings.lost_after_s:
                 await self._lose(node, "left the cluster")
+        await self._give_up_silent()
+
+    async def _give_up_silent(self) -> None:
+        """The nodes on which every lease has run out, whatever the cluster says of them."""
+        runtime = self._runtime
         for node in list(self.nodes.values()):
             if node.task is not None and not node.silent and self._lease_left(node) <= 0:
                 node.silent = True
@@ -197,8 +245,7 @@ class Roster:
 
     def _meet(self, facts: NodeFacts) -> None:
         previous = self.nodes.get(facts.name)
-        # A controller before this one may have renewed leases until now.
-        node = Node(facts, sync_sent=previous.sync_sent if previous else self._runtime.monotonic())
+        node = Node(facts, sync_sent=previous.sync_sent if previous else self._fenced_out)
         self.nodes[facts.name] = node
         self._changed = True
         node.task = self._runtime.spawn(self._follow(node))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from orchestrator.control.backend import (
     Agent,
     AgentGone,
+    ClusterLost,
     HoldRefused,
     NodeFacts,
     PartStatus,
@@ -107,6 +108,7 @@ class FakeAgent:
             raise StartFailed(self.refuses)
         if self.slow_start is not None:
             await self.slow_start.wait()
+            self._take_orders_from(epoch)
         known = self.parts.setdefault((part.run, part.attempt), FakePart(part, {r.rank: None for r in part.ranks}))
         return self._status(known)
 
@@ -186,6 +188,8 @@ class FakeCluster:
         self.agents: dict[str, FakeAgent] = {}
         self.holds: set[str] = set()
         self.foreign: set[str] = set()
+        self.lost = False
+        """Whether its head is away."""
         self.dead: set[str] = set()
         """The ids of nodes of which it is said that they are dead."""
         for name, gpus in nodes.items():
@@ -194,6 +198,8 @@ class FakeCluster:
     # === the protocol ===
 
     async def nodes(self) -> list[NodeFacts]:
+        if self.lost:
+            raise ClusterLost("the fake head does not answer")
         return list(self.facts.values())
 
     def is_dead(self, node: NodeFacts) -> bool:

@@ -37,6 +37,7 @@ class Attempt:
     """When its ranks were told to end, or their killing began."""
     killing: bool = False
     ended: bool = False
+    lease_expired: bool = False
     killed: set[tuple[int, int]] = field(default_factory=set)
     clean_looks: int = 0
     refusal: tuple[str, list[Reply]] | None = None
