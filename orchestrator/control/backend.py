@@ -11,6 +11,7 @@ from orchestrator.control.survey import Surveyed
 from orchestrator.health.evidence import RankEnd, Xid
 from orchestrator.health.nccl_log import NcclLog
 from orchestrator.health.stacks import RankStack
+from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
 
 
@@ -137,6 +138,10 @@ class Report:
     """Looks at GPUs since the report before."""
     progress: tuple[RankProgress, ...] = ()
     """The newest look at each rank: counters from its beginning on, so that nothing is lost with a report."""
+    vitals: Vitals | None = None
+    """How the node is, after each look at it."""
+    clock: tuple[float, float] | None = None
+    """Unix seconds by the node's clock when it heard the question and when it gave this answer."""
 
 
 class StaleController(Exception):

@@ -66,6 +66,8 @@ class Gangs:
         self._asked_to_end: dict[int, Stop] = {}
         """Live runs that are to end; it may be asked between an attempt's record and its beginning here."""
         self.limits = Limits(runtime, self)
+        self.on_ended: Callable[[Run], None] = lambda run: None
+        """Told when the end of an attempt is on record."""
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
         self._uncounted: list[Run] = []
@@ -449,6 +451,7 @@ class Gangs:
         )
         runtime.counts.attempts[outcome.value] += 1
         self._count(run)
+        self.on_ended(run)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import ray
@@ -85,12 +86,13 @@ def node_info() -> dict[str, Any]:
 class AgentActor:
     """The node's agent as the Ray dashboard shows it."""
 
-    def __init__(self, namespace: str, node: str, address: str) -> None:
+    def __init__(self, namespace: str, node: str, address: str, home: str, storage: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
-        self._agent = NodeAgent(
-            namespace, node, address, node_folder(namespace) / f"node-{node}", self._fetch, node_info
-        )
+        folder = node_folder(namespace) / f"node-{node}"
+        # On other nodes than the head ORCH_HOME need not be there.
+        disks = {"ORCH_HOME": Path(home), "attempts": folder, "storage": Path(storage), "tmp": Path(gettempdir())}
+        self._agent = NodeAgent(namespace, node, address, folder, self._fetch, node_info, disks=disks)
 
     def __repr__(self) -> str:
         return f"orch agent on {self._node}"
@@ -187,8 +189,8 @@ class RemoteAgent:
 class RayBackend:
     """The Backend protocol over one Ray cluster."""
 
-    def __init__(self, namespace: str, address: str) -> None:
-        self._namespace = namespace
+    def __init__(self, namespace: str, address: str, home: Path, storage: Path) -> None:
+        self._namespace, self._home, self._storage = namespace, home, storage
         self._call = RayCalls(address)
         self._holds: dict[str, PlacementGroup] = {}
         self._owed: set[str] = set()
@@ -250,7 +252,8 @@ class RayBackend:
             label_selector={NODE_ID: node.id},
         )
         try:
-            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address)
+            folders = str(self._home), str(self._storage)
+            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address, *folders)
             return RemoteAgent(self._agents[node.id])
         except RayError as error:
             raise AgentGone(str(error).splitlines()[0]) from None
@@ -342,7 +345,7 @@ class ControllerActor:
         self._note = note
         store = Store.open(note.database)
         store.prices = note.prices
-        backend = RayBackend(self._namespace, note.address)
+        backend = RayBackend(self._namespace, note.address, self._home.root, Path(note.storage))
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
             home=self._home.root,
