@@ -43,12 +43,15 @@ def lines(answer: dict[str, Any]) -> list[str]:
     said = []
     if (ended := answer.get("ended")) is not None:
         reason = f": {ended['reason']}" if ended.get("reason") else ""
-        said.append(f"{who} {'was ' if answer['state'] == 'cancelled' else 'has '}{answer['state']}{reason}")
+        by = f" by {ended['by']}" if ended.get("by") else ""
+        said.append(f"{who} {'was ' if answer['state'] == 'cancelled' else 'has '}{answer['state']}{by}{reason}")
     elif (waits := answer.get("waits")) is not None:
         said.append(f"{who} has waited for {span(waits['seconds'])}, at position {waits['position']}")
         said += waiting_lines(waits)
     else:
         said.append(f"{who} is {answer['state']}" + (f": {answer['reason']}" if answer.get("reason") else ""))
+    for one in answer.get("broke") or ():
+        said.append(f"attempt {one['attempt']} ended {local(one['at'])}: {one['reason']}")
     for wait in answer.get("waited") or ():
         said.append(f"before attempt {wait['attempt']} it waited {span(wait['seconds'])}:")
         said += [f"  {span(one['seconds'])}  {one['text']}" for one in wait["reasons"]]

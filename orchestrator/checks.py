@@ -27,6 +27,7 @@ MAX_WORKERS = 100_000
 MAX_GRACE = 3600.0
 MAX_TIME_LIMIT = 366 * 86400.0
 MAX_TAGS = 64
+MAX_RETRIES = 10_000
 
 SET_BY_ORCH = frozenset(
     {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"}
@@ -205,6 +206,12 @@ def whole(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", value):
         return int(value)
     raise ValueError(f"must be a whole number, not {shown(value)}")
+
+
+def count(value: int) -> int:
+    if not 0 <= value <= MAX_RETRIES:
+        raise ValueError(f"must be 0 to {MAX_RETRIES:,}, not {value:,}")
+    return value
 
 
 def at_least_one(value: int | None) -> int | None:

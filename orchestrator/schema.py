@@ -6,18 +6,16 @@ import json
 from typing import Any
 
 from orchestrator.checks import default_name
-from orchestrator.spec import LATER, JobSpec
+from orchestrator.spec import JobSpec
 
 
 def job_schema() -> dict[str, Any]:
-    """The JSON Schema of a job file, with every key, its meaning and examples; keys that come later say so.
+    """The JSON Schema of a job file, with every key, its meaning and examples.
 
     Only words that draft-07 and 2020-12 share are in it, as editors know one or the other.
     """
     made = JobSpec.model_json_schema()
     keys = {key: _for_a_file(schema) for key, schema in made["properties"].items()}
-    for key, schema in LATER.items():
-        keys[key] = schema | {"description": f"Not available yet. {schema['description']}"}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "orch job",
@@ -63,6 +61,7 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 # priority: 0             # higher goes first
 # team: vision
 # grace: 30s              # between SIGTERM and SIGKILL
+# retry: {{infra: 10, user: 0}}   # attempts that may follow one that broke, by cause
 # on_degraded: fail       # warn or fail, where NCCL takes worse links than the placement promised
 # throughput: {{samples: "samples/s: ([0-9.]+)"}}   # read from rank 0's log, where orch sees nothing by itself
 # tags: {{sweep: a}}        # words of your own to find runs by

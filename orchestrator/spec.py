@@ -118,6 +118,18 @@ class Cudnn(Value):
     deterministic: bool | None = None
 
 
+Count = Annotated[int, BeforeValidator(checks.whole), AfterValidator(checks.count)]
+
+
+class Retry(Value):
+    """How many attempts may follow one that broke, by cause (scheduling/retry.py)."""
+
+    infra: Count = 10
+    """For faults of the cluster, within 24 hours."""
+    user: Count = 0
+    """For errors of the script, since somebody last asked for an attempt."""
+
+
 def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -214,6 +226,11 @@ ArrayLimit = Annotated[
     Annotated[int, BeforeValidator(checks.whole)] | None,
     AfterValidator(checks.at_least_one),
     WithJsonSchema({"type": "integer", "minimum": 1}),
+]
+_COUNT = {"type": "integer", "minimum": 0, "maximum": checks.MAX_RETRIES}
+Retries = Annotated[
+    Retry,
+    WithJsonSchema({"type": "object", "properties": {"infra": _COUNT, "user": _COUNT}, "additionalProperties": False}),
 ]
 CudnnSwitches = Annotated[
     Cudnn | None,
@@ -385,6 +402,12 @@ class JobSpec(Value):
         examples=["30s"],
     )
     """Seconds between SIGTERM and SIGKILL."""
+    retry: Retries = Field(
+        default=Retry(),
+        description="How many attempts may follow one that broke, by cause: infra for faults of the cluster within 24 hours, "
+        "user for errors of the script. What was preempted or drained never counts. Default: infra 10, user 0.",
+        examples=[{"infra": 20, "user": 0}],
+    )
     on_degraded: Literal["warn", "fail"] = Field(
         default="warn",
         description="What to do where NCCL takes links that are worse than the placement promised: warn tells of it at "
@@ -466,18 +489,6 @@ class JobSpec(Value):
         return secrets
 
 
-LATER: dict[str, dict[str, Any]] = {
-    "retry": {
-        "description": "How often it is tried again, by cause; preemption and drain never count.",
-        "type": "object",
-        "properties": {cause: {"type": "integer", "minimum": 0} for cause in ("infra", "user")},
-        "additionalProperties": False,
-        "examples": [{"infra": 20, "user": 0}],
-    },
-}
-"""Keys whose behaviour comes with a later version, as fragments of JSON Schema: refused by name until then.
-A key becomes available when its row leaves this table for a field of JobSpec."""
-
 SYNONYMS = {
     **dict.fromkeys(("command", "cmd", "script", "entrypoint", "args"), "run"),
     **dict.fromkeys(("nodes", "gpus", "replicas", "nproc", "nproc_per_node", "world_size", "num_workers"), "workers"),
@@ -487,6 +498,7 @@ SYNONYMS = {
     **dict.fromkeys(("max_parallel", "parallelism", "concurrency"), "array_limit"),
     **dict.fromkeys(("timeout", "walltime", "max_runtime"), "time_limit"),
     **dict.fromkeys(("interpreter", "venv"), "python"),
+    **dict.fromkeys(("max_restarts", "restarts", "retries", "restart_policy", "backoff_limit"), "retry"),
     **dict.fromkeys(("nodelist", "nodes_only", "hosts"), "only"),
     **dict.fromkeys(("labels", "metadata"), "tags"),
 }
@@ -495,10 +507,8 @@ SYNONYMS = {
 
 def unknown_key(key: str) -> tuple[str, str]:
     """Why JobSpec does not take this key: a message, and a hint (which may be empty)."""
-    if key in LATER:
-        return "not available yet", "Leave it out; `orch schema` marks the keys that come later"
     meant = SYNONYMS.get(key.lower())
-    return "unknown key", f"Did you mean '{meant}'?" if meant else nearest(key, [*JobSpec.model_fields, *LATER])
+    return "unknown key", f"Did you mean '{meant}'?" if meant else nearest(key, JobSpec.model_fields)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

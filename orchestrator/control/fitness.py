@@ -1,4 +1,5 @@
-"""Which nodes a waiting run must not get: they lack what it requires, have not said yet, or were found unfit before a start."""
+"""Which nodes a waiting run must not get: they lack what it requires, have not said yet, were found unfit before a start, or
+an attempt of it broke there and others will do."""
 
 from __future__ import annotations
 
@@ -9,8 +10,11 @@ from orchestrator.control.preflight import Preflight
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
 from orchestrator.placement.preflight import Problem
-from orchestrator.placement.tree import Topology
-from orchestrator.scheduling.ask import device_of
+from orchestrator.placement.search import place
+from orchestrator.placement.tree import Free, Topology
+from orchestrator.placement.values import Rejection
+from orchestrator.scheduling import retry
+from orchestrator.scheduling.ask import device_of, request_of
 from orchestrator.scheduling.decision import Start
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition
 from orchestrator.scheduling.run import Run
@@ -21,6 +25,10 @@ class Fitness:
 
     def __init__(self, runtime: Runtime, surveys: Surveys, preflight: Preflight) -> None:
         self._runtime, self._surveys, self._preflight = runtime, surveys, preflight
+
+    def _usable(self) -> Free:
+        """The cluster as if nobody held anything of it: only what is down or unhealthy is left out."""
+        return self._preflight.roster.free({})
 
     def unfit(self, waiting: Sequence[Run], topology: Topology) -> dict[int, Mapping[str, str]]:
         """By run: the nodes that it must not get now, and why."""
@@ -36,9 +44,22 @@ class Fitness:
             if key not in judged:
                 fail, unknown = self._surveys.judge(run.spec, device)
                 judged[key] = fail | unknown
-            if out := judged[key] | self._preflight.left_out(run.id):
+            out = judged[key] | dict(self._preflight.left_out(run.id))
+            if run.attempts and (broke := self._broke_on(run, out, topology)):
+                out = out | dict(broke)
+            if out:
                 found[run.id] = out
         return found
+
+    def _broke_on(self, run: Run, out: Mapping[str, str], topology: Topology) -> Mapping[str, str]:
+        """The nodes that its attempts broke on, where the cluster has others for it that are well."""
+        suspects = retry.avoided(run, self._runtime.now())
+        if not suspects:
+            return {}
+        # That the others are busy is no reason to go back; that they are down or unfit is.
+        well = self._usable()
+        request = request_of(run.spec, topology, exclude={**out, **suspects})
+        return {} if isinstance(place(request, topology, well), Rejection) else suspects
 
     async def fit(self, starts: Sequence[Start]) -> list[Start]:
         """Those whose nodes are well at this moment; the others are placed again, without the nodes that are not."""

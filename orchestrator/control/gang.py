@@ -14,12 +14,17 @@ from orchestrator.scheduling.run import Failure, Stop
 from orchestrator.spec import JobSpec
 
 INFRA = frozenset(
-    {"node_lost", "lease_expired", "ranks_gone", "start_failed", "controller", "code_missing", "degraded"}
+    {
+        "node_lost",
+        "lease_expired",
+        "ranks_gone",
+        "start_failed",
+        "hold_refused",
+        "controller",
+        "code_missing",
+        "degraded",
+    }
 )
-REQUEUE = frozenset({"hold_refused", "controller"})
-"""Failures that say nothing of the run: it goes back to its place in the queue."""
-
-
 _OF_STOP = {
     "preempted": (Event.REQUEUED, Outcome.PREEMPTED),
     "drained": (Event.REQUEUED, Outcome.DRAINED),
@@ -150,14 +155,12 @@ class Gang:
         return Failure("exit", f"rank {rank} on {node} ended with exit code {code}", rank, node)
 
     def verdict(self) -> tuple[Event, Outcome]:
-        """What the end of the attempt is to the run."""
+        """What the end of the attempt is to the run; where it broke, scheduling/retry.py says whether another follows."""
         if self.cancelled:
             return Event.STOPPED, Outcome.CANCELLED
         if self.stop is not None and self.failure is None and self.told:
             return _OF_STOP[self.stop.kind]
         if self.failure is None:
             return Event.SUCCEEDED, Outcome.SUCCEEDED
-        if self.failure.kind in REQUEUE:
-            return Event.REQUEUED, Outcome.INFRA_ERROR
         infra = self.failure.kind in INFRA and not (self.failure.kind == "degraded" and self.degraded_by_job)
         return Event.FAILED, Outcome.INFRA_ERROR if infra else Outcome.USER_ERROR

@@ -37,6 +37,7 @@ from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.placement.bandwidth import is_rdma
 from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
+from orchestrator.scheduling import retry
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Failure, Run, Stop
 from orchestrator.spec import JobSpec
@@ -365,12 +366,15 @@ class Gangs:
         elif gang.stop is not None and event is Event.REQUEUED and failure is None:
             reason = gang.stop.reason
         await self.measuring.end(gang.run, gang.attempt)
+        now = runtime.now()
+        if failure is not None and event is not Event.STOPPED:
+            event, reason = self._tried_again(gang.run, outcome, failure, now)
         until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
         run = await self._record_end(
             gang.run,
             event,
             outcome,
-            runtime.now(),
+            now,
             reason=reason,
             failure=failure,
             exit_codes=gang.exit_codes,
@@ -391,6 +395,14 @@ class Gangs:
             runtime.wake_in(2.0)
         else:
             runtime.wake.set()
+
+    def _tried_again(self, run: int, outcome: Outcome, failure: Failure, now: datetime) -> tuple[Event, str]:
+        """Whether another attempt follows the one that has just broken, and the failure's words with that decision."""
+        known = self._runtime.book.runs[run]
+        ended = replace(known.attempts[-1], ended_at=now, outcome=outcome, failure=failure)
+        decision = retry.decide(replace(known, attempts=(*known.attempts[:-1], ended)))
+        event = Event.REQUEUED if isinstance(decision, retry.Again) else Event.FAILED
+        return event, failure.message if decision.reason is None else f"{failure.message}; {decision.reason}"
 
     def _count(self, run: Run) -> None:
         """What its GPU time was used for; what a controller that dies leaves uncounted, the next one counts."""

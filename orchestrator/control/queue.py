@@ -21,6 +21,7 @@ from orchestrator.control.waits import Waits
 from orchestrator.history.book import Changes
 from orchestrator.history.errors import DoubleBooked, StaleEpoch, StoreError
 from orchestrator.placement.fabric import fabric_of
+from orchestrator.scheduling import retry
 from orchestrator.scheduling.decision import Plan, Start
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.memory import Memory
@@ -227,11 +228,14 @@ class Queue:
     def _blocks(self, waiting: Sequence[Run]) -> dict[int, Block]:
         """Who may not start yet for a reason that placement does not see."""
         blocked: dict[int, Block] = {}
-        fences = self._runtime.book.fences()
+        fences, now = self._runtime.book.fences(), self._runtime.now()
         room = self._room_of_arrays()
         for run in waiting:
             if (until := fences.get(run.id)) is not None:
                 blocked[run.id] = Block("lease", "waits until the lease of its last attempt has run out", until)
+            elif (until := retry.not_before(run)) is not None and until > now:
+                # Without the seconds that are left: what is said changes only when it means something new.
+                blocked[run.id] = Block("backoff", "pauses before it is tried again", until)
             elif run.after and (text := self._dependencies.waits_for(run.after)) is not None:
                 blocked[run.id] = Block("dependency", text)
             elif run.element is not None and run.element.array in room:

@@ -32,7 +32,7 @@ from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
-from orchestrator.control.runtime import Settings
+from orchestrator.control.runtime import Settings, spare_the_collector
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
@@ -319,6 +319,7 @@ class ControllerActor:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         tell_ray(self._controller)
         self._home.write_controller(self._url, orchestrator.__version__)
+        spare_the_collector()
         return self._url
 
     async def _listen(self, runner: web.AppRunner) -> int:

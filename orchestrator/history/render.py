@@ -13,6 +13,7 @@ from orchestrator.health.reading import reading
 from orchestrator.history import ledger
 from orchestrator.placement.values import Placement
 from orchestrator.progress.values import Progress
+from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Attempt, Run, RunEvent
 
 
@@ -41,7 +42,15 @@ def why_json(run: Run) -> dict[str, Any]:
         "attempts": len(run.attempts),
         "outcome": None if last is None or last.outcome is None else last.outcome.value,
         "failure": None if last is None or last.failure is None else asdict(last.failure),
+        "by": next((one.by for one in reversed(run.events) if one.event is Event.CANCEL_ASKED), None)
+        if run.state is State.CANCELLED
+        else None,
     }
+    broke = [
+        {"attempt": one.attempt, "at": time_json(one.at), "reason": one.reason}
+        for one in run.events
+        if one.event is Event.REQUEUED
+    ]
     return {
         "id": run.id,
         "name": run.label,
@@ -49,6 +58,7 @@ def why_json(run: Run) -> dict[str, Any]:
         "reason": run.reason,
         "waits": None,
         "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
+        "broke": broke,
         "ended": ended if run.ended else None,
     }
 

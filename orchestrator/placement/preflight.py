@@ -52,7 +52,7 @@ def _odd(parts: list[NodePlacement], nodes: Mapping[str, Node]) -> Iterable[Prob
     for (name, gpus), fewest in links.items():
         most = _usual((count for (_, size), count in links.items() if size == gpus), int)
         if fewest < most:
-            yield Problem(name, f"{fewest} NVLinks join two of the chosen GPUs where its like have {most}")
+            yield Problem(name, f"only {fewest} of the {most} NVLinks that its like have join two of the chosen GPUs")
 
 
 def _adapters(node: Node) -> frozenset[tuple[str, int]]:
@@ -63,7 +63,7 @@ def _difference(node: Node, has: frozenset[tuple[str, int]], usual: frozenset[tu
     states = {(nic.name, nic.port): nic.state for nic in node.nics}
     if lacks := sorted(usual - has):
         said = [f"{name}:{port} is {states.get((name, port)) or 'missing'}" for name, port in lacks]
-        return f"{', '.join(said[:4])}, where its like have {len(usual)} adapters that are up"
+        return f"{', '.join(said[:4])}, where all {len(usual)} are up on its like"
     return f"it has {', '.join(f'{name}:{port}' for name, port in sorted(has - usual)[:4])}, which its like have not"
 
 

@@ -20,6 +20,7 @@ class Kind(StrEnum):
 
     NEVER = "never"  # the cluster or its quota could not hold it even when empty
     LEASE = "lease"  # an earlier attempt may still live
+    BACKOFF = "backoff"  # its last attempts broke, and the next one comes later
     DEPENDENCY = "dependency"  # a run before it has not succeeded
     ARRAY = "array"  # its array runs as many as it may
     HELD = "held"  # somebody keeps it back
@@ -115,9 +116,9 @@ class Preemption:
         other = self.beneficiary
         higher = "has higher priority" if other.spec.priority > self.run.spec.priority else "has had fewer GPU-hours"
         why = "takes back its guaranteed quota" if self.by_quota else higher
-        return (
-            f"gives way to run {other.id} ({other.name}), which {why}; {self.lost_gpu_s / 3600:.1f} GPU-hours are lost"
-        )
+        hours = self.lost_gpu_s / 3600
+        lost = f"{hours:.1f} GPU-hours" if hours >= 0.1 else f"{self.lost_gpu_s:.0f} GPU-seconds"
+        return f"gives way to run {other.id} ({other.name}), which {why}; at most {lost} of work are lost"
 
 
 @dataclass(frozen=True)

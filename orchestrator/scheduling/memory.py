@@ -36,7 +36,7 @@ class Memory:
         self._best: dict[tuple[int, str], Placement | None] = {}
         self._parts: dict[tuple[int, int], tuple[Part, ...]] = {}
         self._refused: list[tuple[tuple[int, ...], frozenset[int]]] = []
-        self._texts: dict[tuple[int, ...], dict[int, str]] = {}
+        self._texts: dict[object, dict[int, str]] = {}
 
     def serves(self, snapshot: Snapshot) -> bool:
         return self.topology is snapshot.free.topology and self.policy is snapshot.policy
@@ -122,14 +122,14 @@ class Memory:
     def remember(self, views: Iterable[tuple[tuple[int, ...], set[int]]]) -> None:
         self._refused = [(masks, frozenset(shapes)) for masks, shapes in views if shapes][:MOST_VIEWS]
 
-    def text(self, masks: tuple[int, ...], shape: int) -> str | None:
-        """The reason that was given for a shape when just this was free."""
-        return self._texts.get(masks, {}).get(shape)
+    def text(self, seen: object, shape: int) -> str | None:
+        """The reason that was given for a shape when just this was free, for these reasons."""
+        return self._texts.get(seen, {}).get(shape)
 
-    def keep_text(self, masks: tuple[int, ...], shape: int, text: str) -> None:
-        if masks not in self._texts and len(self._texts) >= MOST_VIEWS:
+    def keep_text(self, seen: object, shape: int, text: str) -> None:
+        if seen not in self._texts and len(self._texts) >= MOST_VIEWS:
             self._texts.clear()
-        self._texts.setdefault(masks, {})[shape] = text
+        self._texts.setdefault(seen, {})[shape] = text
 
 
 _NONE: Mapping[str, str] = {}

@@ -196,6 +196,8 @@ class Cycle:
         self.future.started(ask, fit.parts, stay_of(ask, self.snapshot))
 
     def _blocked(self, ask: Ask, block: Block) -> Reason:
+        if block.until is not None:
+            self._later.append(max(0.01, (block.until - self.now).total_seconds()))
         if block.kind == "lease" and block.until is not None and ask.recovering:
             # What is well of its old place is kept for it: a gang that lost one node does not lose the others too.
             opening = self.future.first(ask, not_before=max(0.0, (block.until - self.now).total_seconds()))
@@ -241,9 +243,9 @@ class Cycle:
         self._keep(ask, opening)
         told = {preemption.run.id for preemption in self.preemptions} | self.snapshot.ending.keys()
         if stopped := sorted(set(opening.waits_for) & told):
-            text = (
-                f"run{'s' if len(stopped) > 1 else ''} {', '.join(map(str, stopped))} being stopped to make its place"
-            )
+            runs = "run" if len(stopped) == 1 else "runs"
+            be = "is" if len(stopped) == 1 else "are"
+            text = f"{runs} {', '.join(map(str, stopped))} {be} being stopped to make its place"
             return Reason(Kind.PREEMPTING, text, {"wait_s": opening.bound.seconds or 0.0})
         return reason
 
@@ -330,11 +332,11 @@ class Cycle:
 
     def _refusal(self, request: Request, shape: int, view: View) -> str:
         """Why there is no place, with numbers; remembered for as long as nothing changes."""
-        text = None if view.touched else self.memory.text(view.begin, shape)
+        text = None if view.touched else self.memory.text((view.begin, view.notes), shape)
         if text is None:
             text = why_not(request, self.memory.topology, view.free, never=False).reason
             if not view.touched:
-                self.memory.keep_text(view.begin, shape, text)
+                self.memory.keep_text((view.begin, view.notes), shape, text)
         return text
 
 

@@ -48,6 +48,8 @@ class View:
     """Why they do not, as far as it was asked."""
     begin: tuple[int, ...] = ()
     """Its masks before anything was taken from it."""
+    notes: tuple[tuple[int, str], ...] = ()
+    """Why nodes are not usable: a refusal says it."""
     touched: bool = False
 
 
@@ -122,7 +124,7 @@ class Room:
 
     def _add(self, free: Free, without: frozenset[int]) -> View:
         begin = masks_of(free)
-        view = View(free, without, self._memory.refused(begin), begin=begin)
+        view = View(free, without, self._memory.refused(begin), begin=begin, notes=tuple(sorted(free.notes.items())))
         self._views[without] = view
         return view
 

@@ -12,7 +12,7 @@ from orchestrator.policy import Policy
 from orchestrator.scheduling.fairness import Ledger
 from orchestrator.scheduling.run import Run
 
-BlockKind = Literal["lease", "dependency", "array", "held"]
+BlockKind = Literal["lease", "backoff", "dependency", "array", "held"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,13 @@ class Block:
     """Why a waiting run may not start yet, for a reason that the scheduler does not see by itself."""
 
     kind: BlockKind
-    """`lease`: an earlier attempt may still live on a node that is cut off; `dependency`: a run of `after:` has not succeeded;
+    """`lease`: an earlier attempt may still live on a node that is cut off; `backoff`: its last attempt broke,
+    and the next one comes later; `dependency`: a run of `after:` has not succeeded;
     `array`: as many of its array as may run at once do; `held`: somebody or something else keeps it back."""
     text: str
     """A sentence without a full stop, as `orch ps` prints it."""
     until: datetime | None = None
-    """When it ends at the latest, where that is known: the end of a lease."""
+    """When it ends at the latest, where that is known: the end of a lease, or of a pause."""
 
 
 @dataclass(frozen=True)

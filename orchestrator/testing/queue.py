@@ -22,8 +22,10 @@ from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.quota import account_of
 from orchestrator.scheduling.run import Attempt, Run
-from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.testing import START
+from orchestrator.scheduling.snapshot import Block, BlockKind, Snapshot
+from orchestrator.testing import START, a_run
+
+NOBODY = a_run(0)
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Queue:
     after_plan: Callable[[Queue, Snapshot, Plan], None] = lambda queue, snapshot, decided: None
     history: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     decide: Callable[[Snapshot, datetime, Memory | None], Plan] = plan
+    unfit: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    """By run: the nodes that it must not get."""
 
     def __post_init__(self) -> None:
         self.now = START
@@ -49,6 +53,7 @@ class Queue:
         """Seconds that each run really takes."""
         self.usage = Ledger()
         self.memory: Memory | None = None
+        self._blocked: dict[int, Block] = {}
         self._ending: dict[int, datetime] = {}
         self._tick = itertools.count()
         self._due: list[tuple[datetime, int, str, Run]] = []
@@ -58,6 +63,18 @@ class Queue:
         when = START + timedelta(seconds=at)
         self.durations[run.id] = duration
         self._later(when, "submit", replace(run, submitted_at=when, queued_at=when))
+
+    def block(self, run: Run, kind: BlockKind, seconds: float) -> None:
+        """The run may not start before so many seconds after the start."""
+        until = START + timedelta(seconds=seconds)
+        self._blocked[run.id] = Block(kind, "kept back by the test", until)
+        self._later(until, "unblock", run)
+
+    def close(self, node: str, at: float, seconds: float) -> None:
+        """The node takes nothing new for so long; what runs there goes on."""
+        when = START + timedelta(seconds=at)
+        self._later(when, f"close {node}", NOBODY)
+        self._later(when + timedelta(seconds=seconds), f"open {node}", NOBODY)
 
     def run_until(self, seconds: float) -> None:
         """Goes on until so many seconds after the start, or until nothing is left to happen."""
@@ -74,6 +91,8 @@ class Queue:
             tuple(self.waiting.values()),
             self.free,
             tuple(self.running.values()),
+            dict(self._blocked),
+            self.unfit,
             ending=dict(self._ending),
             history=self.history,
             usage=self.usage,
@@ -86,6 +105,11 @@ class Queue:
     def _happen(self, what: str, run: Run) -> None:
         if what == "submit":
             self.waiting[run.id] = run
+        elif what == "unblock":
+            self._blocked.pop(run.id, None)
+        elif what.startswith(("close ", "open ")):
+            word, name = what.split()
+            self.free.set_usable(name, () if word == "close" else None, "closed" if word == "close" else None)
         elif what == "end" and (live := self.running.get(run.id)) is not None and live.attempt == run.attempt:
             self._end(live)
 

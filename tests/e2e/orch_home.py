@@ -121,7 +121,12 @@ class OrchHome:
             found = self.show(run)
             return found if found["state"] == state else None
 
-        reached: dict[str, Any] = until(there, timeout, f"run {run} is {state}; it is {self.show(run)['state']}")
+        try:
+            reached: dict[str, Any] = until(there, timeout, f"run {run} is {state}")
+        except AssertionError as error:
+            found = self.show(run)
+            told = [f"{one['at']} {one['state']}: {one['reason']}" for one in found["events"]]
+            raise AssertionError(f"{error}; it is {found['state']}: {found['reason']}\n" + "\n".join(told)) from None
         return reached
 
     def end(self, run: int, state: str = "succeeded") -> dict[str, Any]:

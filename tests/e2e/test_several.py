@@ -92,6 +92,8 @@ def attach(ray_cluster):
     def up(**variables: str) -> OrchHome:
         homes.append(OrchHome(ORCH_ADDRESS=ray_cluster.address, **ray, **variables))
         homes[-1]("up")
+        # Until the agent of both has answered, a smaller run is rightly placed before a gang that needs both.
+        until(lambda: all(node["state"] == "up" for node in homes[-1].json("nodes")), 60, "the nodes are up")
         return homes[-1]
 
     yield up
@@ -140,7 +142,7 @@ class TestAttached:
         assert [(part["gpus"], part["ranks"]) for part in nodes] == [
             ([0, 1, 2, 3], [0, 1, 2, 3]),
             ([0, 1, 2, 3], [4, 5, 6, 7]),
-        ]
+        ], attached.show(gang)["events"]
         (part,) = attached.show(small)["attempts"][0]["placement"]["nodes"]
         assert (part["gpus"], part["node"] in {part["node"] for part in nodes}) == ([4, 5], True)
         assert sorted((node["total"], node["busy"]) for node in attached.json("nodes") if node["device"] == "cuda") == [

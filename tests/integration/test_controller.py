@@ -200,7 +200,7 @@ def test_a_lost_node_fails_the_run_with_its_name_and_keeps_its_gpus_until_the_le
     async def story() -> None:
         cluster = FakeCluster(a=1, b=1)
         async with controlling(tmp_path, cluster, lease_s=1.0) as controller:
-            run, _ = await controller.submit(job("2x1"), {})
+            run, _ = await controller.submit(job("2x1", retry={"infra": 0}), {})
             await reaches(controller, run, State.RUNNING)
             cluster.lose("b")
             run = await reaches(controller, run, State.FAILED)
@@ -224,7 +224,7 @@ def test_a_part_that_cannot_start_ends_the_gang_and_names_the_node(tmp_path: Pat
         cluster = FakeCluster(a=1, b=1)
         cluster.agents["b"].refuses = "no interpreter at /venv/bin/python"
         async with controlling(tmp_path, cluster) as controller:
-            run, _ = await controller.submit(job("2x1"), {})
+            run, _ = await controller.submit(job("2x1", retry={"infra": 0}), {})
             run = await reaches(controller, run, State.FAILED)
             assert run.reason == "b: no interpreter at /venv/bin/python"
             assert run.attempts[0].outcome is Outcome.INFRA_ERROR
@@ -285,7 +285,7 @@ def test_an_agent_with_no_trace_of_a_running_part_ends_the_attempt(tmp_path: Pat
     async def story() -> None:
         cluster = FakeCluster(a=1)
         async with controlling(tmp_path, cluster) as controller:
-            run, _ = await controller.submit(job(), {})
+            run, _ = await controller.submit(job(retry={"infra": 0}), {})
             await reaches(controller, run, State.RUNNING)
         cluster.agents["a"].parts.clear()
         async with controlling(tmp_path, cluster) as controller:
@@ -397,7 +397,7 @@ def test_an_agent_that_does_not_answer_is_left_to_the_start(tmp_path: Path) -> N
         cluster.agents["b"].refuses = "no interpreter"
         async with controlling(tmp_path, cluster) as controller:
             cluster.agents["b"].mute = True
-            run, _ = await controller.submit(job("2x1"), {})
+            run, _ = await controller.submit(job("2x1", retry={"infra": 0}), {})
             run = await reaches(controller, run, State.FAILED)
             assert run.reason == "b: no interpreter"
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.config import KEYS, load_config
 from orchestrator.jobfile import parse_job
-from orchestrator.spec import LATER, JobSpec
+from orchestrator.spec import JobSpec
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 JOB_FILE = (DOCS / "job-file.md").read_text()
@@ -20,18 +20,12 @@ def rows(page: str) -> list[str]:
     return re.findall(r"(?m)^\| `([a-z_.]+)` \|", page)
 
 
-def later(page: str) -> list[str]:
-    (sentence,) = re.findall(r"Not available yet, and refused by name until they are: ([^.]*)\.", page)
-    return re.findall(r"`(\w+)`", sentence)
-
-
 def examples(page: str) -> list[str]:
     return re.findall(r"(?s)```yaml\n(.*?)```", page)
 
 
 def test_every_key_of_a_job_file_has_its_row() -> None:
     assert sorted(rows(JOB_FILE)) == sorted(JobSpec.model_fields)
-    assert later(JOB_FILE) == list(LATER)
 
 
 def test_every_key_of_the_configuration_has_its_row() -> None:

@@ -78,12 +78,6 @@ def test_saying_it_again_changes_nothing() -> None:
     assert (gang.failure, dict(gang.parts)) == once
 
 
-def test_a_refused_hold_sends_the_run_back_to_the_queue() -> None:
-    gang = a_gang()
-    gang.failure = Failure("hold_refused", "busy")
-    assert gang.verdict() == (Event.REQUEUED, Outcome.INFRA_ERROR)
-
-
 @pytest.mark.parametrize(
     ("kind", "verdict"),
     [

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.history.render import gpu_seconds, list_json, show_json, time_json
+from cli.why import lines
+from orchestrator.history.render import gpu_seconds, list_json, show_json, time_json, why_json
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Attempt, Failure, RunEvent
 from orchestrator.testing import START, a_placement, a_run
@@ -99,3 +100,21 @@ def test_the_parts_of_gpu_time_sum_to_the_whole_in_any_order(spans):
     )
     spent = gpu_seconds(a_run(attempts=attempts))
     assert {sum(spent[part] for part in order) for order in permutations(PARTS)} == {spent["allocated"]}
+
+
+def test_why_a_run_ended_says_by_whom_and_why_it_was_tried_again_before():
+    run = a_run(
+        id=4,
+        state=State.CANCELLED,
+        finished_at=after(90),
+        attempts=(an_attempt(outcome=Outcome.PREEMPTED),),
+        events=(
+            RunEvent(1, START, Event.SUBMITTED, State.QUEUED),
+            RunEvent(2, after(50), Event.REQUEUED, State.QUEUED, "gives way to run 5 (big)", attempt=1),
+            RunEvent(3, after(90), Event.CANCEL_ASKED, State.CANCELLED, by="bo"),
+        ),
+    )
+    said = lines(why_json(run))
+    assert said[0] == "run 4 (train) was cancelled by bo"
+    assert said[1].startswith("attempt 1 ended ")
+    assert said[1].endswith(": gives way to run 5 (big)")

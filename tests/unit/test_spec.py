@@ -17,7 +17,7 @@ from orchestrator.array import written
 from orchestrator.checks import NAME, SET_BY_ORCH, default_name
 from orchestrator.jobfile import JobFileError, parse_job
 from orchestrator.schema import job_schema, starter_job
-from orchestrator.spec import LATER, JobSpec, Workers, problems
+from orchestrator.spec import JobSpec, Workers, problems
 from orchestrator.units import format_bandwidth, format_duration, format_size, parse_duration, parse_size
 
 CONTRACT_KEYS = [
@@ -360,24 +360,15 @@ def test_a_shape_in_json_is_what_people_write() -> None:
 
 
 def test_schema_and_parser_know_the_promised_keys_and_no_other() -> None:
-    assert set(job_schema()["properties"]) == set(CONTRACT_KEYS) == set(JobSpec.model_fields) | set(LATER)
-    assert not set(JobSpec.model_fields) & set(LATER)
+    assert set(job_schema()["properties"]) == set(CONTRACT_KEYS) == set(JobSpec.model_fields)
 
 
 @pytest.mark.parametrize("key", CONTRACT_KEYS)
 def test_every_key_has_a_description_and_examples_that_the_schema_takes(key: str) -> None:
     schema = job_schema()["properties"][key]
     assert schema["description"].endswith(".")
-    assert schema["description"].startswith("Not available yet. ") == (key in LATER)
     for example in schema["examples"]:
         jsonschema.Draft7Validator(job_schema()).validate({"run": "t.py", key: example})
-
-
-@pytest.mark.parametrize("key", LATER)
-def test_a_key_that_comes_later_is_refused_by_name(key: str) -> None:
-    example = json.dumps(LATER[key]["examples"][0])
-    with pytest.raises(JobFileError, match=f"^job.yaml:2:1: {key}: not available yet"):
-        parse_job(f"run: t.py\n{key}: {example}\n", "job.yaml")
 
 
 @pytest.mark.parametrize("key", JobSpec.model_fields)

@@ -33,17 +33,13 @@ def test_nodes_that_are_alike_are_fit() -> None:
 
 
 def test_an_adapter_that_is_down_or_missing_is_named() -> None:
-    assert problems(nodes(b=with_state("b", "DOWN"))) == [
-        "b: mlx5_1:1 is DOWN, where its like have 2 adapters that are up"
-    ]
+    assert problems(nodes(b=with_state("b", "DOWN"))) == ["b: mlx5_1:1 is DOWN, where all 2 are up on its like"]
     assert problems(nodes(c=node("c", gpus=2, nics=1)))[0].startswith("c: mlx5_1:1 is missing")
 
 
 def test_of_two_that_differ_the_one_that_lacks_something_is_at_fault() -> None:
     pair = a_placement("leaf", a=(0, 1), b=(0, 1))
-    assert problems(nodes(a=with_state("a", "INIT")), pair) == [
-        "a: mlx5_1:1 is INIT, where its like have 2 adapters that are up"
-    ]
+    assert problems(nodes(a=with_state("a", "INIT")), pair) == ["a: mlx5_1:1 is INIT, where all 2 are up on its like"]
 
 
 def test_a_port_that_is_down_everywhere_is_nobodys_fault() -> None:
@@ -56,7 +52,7 @@ def test_an_adapter_that_only_one_has_is_named() -> None:
 
 def test_nvlinks_that_are_down_are_told_with_numbers() -> None:
     assert problems(nodes(b=node("b", gpus=2, nics=2, nvlink="NV16"))) == [
-        "b: 16 NVLinks join two of the chosen GPUs where its like have 18"
+        "b: only 16 of the 18 NVLinks that its like have join two of the chosen GPUs"
     ]
 
 

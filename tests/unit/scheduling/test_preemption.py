@@ -57,7 +57,8 @@ def test_only_lower_priority_gives_way_and_says_for_whom() -> None:
     assert gives_way(decided) == [1]
     assert decided.waits[0].reason.kind is Kind.PREEMPTING
     assert (
-        decided.preemptions[0].text == "gives way to run 9 (train), which has higher priority; 0.6 GPU-hours are lost"
+        decided.preemptions[0].text
+        == "gives way to run 9 (train), which has higher priority; at most 0.6 GPU-hours of work are lost"
     )
     (kept,) = decided.reservations
     assert kept.start == START + timedelta(seconds=35)

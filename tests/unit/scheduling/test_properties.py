@@ -182,6 +182,48 @@ def test_every_decision_keeps_the_rules(work, policy: Policy, topology: Topology
         assert wait.reason.kind is Kind.NEVER, wait
 
 
+NAMES = [node.name for node in SMALL.nodes]
+UNFIT = st.dictionaries(st.integers(1, 14), st.dictionaries(st.sampled_from(NAMES), st.just("it lacks it"), max_size=2))
+BLOCKS = st.dictionaries(
+    st.integers(1, 14), st.tuples(st.sampled_from(["lease", "backoff", "dependency", "held"]), st.floats(1.0, 3000.0))
+)
+CLOSED = st.lists(st.tuples(st.sampled_from(NAMES), st.floats(0.0, 1500.0), st.floats(1.0, 1500.0)), max_size=4)
+
+
+@settings(LOOSE, max_examples=30)
+@given(arrivals(most=8), policies(), UNFIT, BLOCKS, CLOSED)
+def test_who_is_kept_back_and_which_nodes_are_closed_or_unfit_is_respected_together(
+    work, policy: Policy, unfit, blocks, closed
+) -> None:
+    def check(queue: Queue, snapshot: Snapshot, decided: Plan) -> None:
+        quotas_hold(queue, snapshot, decided)
+        nobody_gives_way_wrongly(queue, snapshot, decided)
+        memory_changes_nothing(queue, snapshot, decided)
+        left_over(snapshot, decided)
+        for start in decided.starts:
+            assert start.run.id not in snapshot.blocked
+            for part in start.placement.nodes:
+                assert part.node not in unfit.get(start.run.id, {})
+                assert snapshot.free.usable[SMALL.index[part.node]]
+
+    queue = Queue(SMALL, policy, check, unfit=unfit)
+    for run, takes, at in work:
+        queue.submit(run, takes, at)
+        if run.id in blocks:
+            kind, until = blocks[run.id]
+            queue.block(run, kind, at + until)
+    taken: set[str] = set()
+    for name, at, seconds in closed:
+        if name not in taken:  # one closure of a node, so that none opens it within another
+            taken.add(name)
+            queue.close(name, at, seconds)
+    queue.run_until(80_000)
+    # Once nothing is kept back or closed any more, only what its unfit nodes or its quota rule out for good is left.
+    for run in queue.waiting.values():
+        (wait,) = [w for w in plan(queue.snapshot(), queue.now).waits if w.run.id == run.id]
+        assert wait.reason.kind is Kind.NEVER or run.id in unfit, wait
+
+
 @settings(LOOSE, max_examples=60)
 @given(arrivals(priorities=(0,)), st.sampled_from([SMALL, MIXED]), st.sampled_from([{}, HISTORY]))
 def test_the_first_that_waits_starts_no_later_than_it_was_promised(work, topology: Topology, history) -> None:
@@ -238,3 +280,19 @@ def test_a_guaranteed_run_that_gave_way_to_its_own_team_does_not_come_first_agai
     queue.run_until(5000)
     assert queue.preempted == [1]
     assert set(queue.ended) == {1, 2}
+
+
+def test_a_refusal_names_no_node_that_is_well_again() -> None:
+    said: list[str] = []
+
+    def check(queue: Queue, snapshot: Snapshot, decided: Plan) -> None:
+        said.extend(wait.reason.text for wait in decided.waits if wait.run.id == 2)
+        memory_changes_nothing(queue, snapshot, decided)
+
+    queue = Queue(SMALL, Policy(), check)
+    queue.submit(a_run(1, workers="4x2", near="any"), 400.0)
+    queue.submit(a_run(2, workers="1x2", near="any"), 5.0)
+    queue.close("n0", 1.0, 1.0)
+    queue.run_until(3000)
+    assert said[0] == said[-1] == "no node has 2 GPUs free"
+    assert any("n0: closed" in text for text in said)
