@@ -8,6 +8,7 @@ model is sharded over the ranks (FSDP), torch.distributed.checkpoint writes and 
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -159,7 +160,9 @@ def save_shards(parts: Mapping[str, Any], folder: Path) -> None:
     # A BaseException, which `except Exception` would let through.
     except dcp.CheckpointException as failed:
         rank, (error, _) = next(iter(failed.failures.items()))
-        raise CheckpointError(f"rank {rank} could not write its part in {folder}: {error}") from error
+        raise _of_system(error) or CheckpointError(
+            f"rank {rank} could not write its part in {folder}, where {shutil.disk_usage(folder).free / 1e6:,.0f} MB are free: {error}"
+        ) from error
 
 
 def load_shards(parts: Mapping[str, Any], folder: Path) -> None:
@@ -184,6 +187,13 @@ def load_shards(parts: Mapping[str, Any], folder: Path) -> None:
             dcp_state.set_model_state_dict(thing, state[name])
         else:
             dcp_state.set_optimizer_state_dict(_model_of(thing, parts), thing, state[name])
+
+
+def _of_system(error: BaseException | None) -> OSError | None:
+    """The error of the file system behind what torch says, which is no more than that a write has failed."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager

@@ -55,9 +55,9 @@ def save(
     random_states = ranks.to_first(states.random_state()) if rng else None
     others = {name: thing for name, thing in parts.items() if name not in shards}
     if shards:
-        saved = _save_together(folder, step, shards, others, random_states, ranks)
+        saved = save_sharded(folder, step, shards, others, random_states, ranks)
     elif ranks.rank == 0:
-        saved = _save_alone(folder, step, others, random_states, ranks)
+        saved = save_whole(folder, step, others, random_states, ranks)
     else:
         return None
     if ranks.rank == 0:
@@ -65,7 +65,7 @@ def save(
     return saved
 
 
-def _save_alone(folder: Path, step: int, parts: dict[str, Any], random_states: Any, ranks: Ranks) -> Checkpoint:
+def save_whole(folder: Path, step: int, parts: dict[str, Any], random_states: Any, ranks: Ranks) -> Checkpoint:
     with _explaining(folder, step):
         attempt = folders.claim(folder)
         draft = folders.begin_draft(folder, step, attempt)
@@ -74,7 +74,7 @@ def _save_alone(folder: Path, step: int, parts: dict[str, Any], random_states: A
             return folders.commit(draft, step, attempt, "whole", ranks.world_size, files)
 
 
-def _save_together(
+def save_sharded(
     folder: Path, step: int, shards: dict[str, Any], parts: dict[str, Any], random_states: Any, ranks: Ranks
 ) -> Checkpoint:
     def begin() -> tuple[int, Path]:

@@ -79,6 +79,7 @@ def a_state(step: int) -> dict[str, Any]:
 
 def save_for_ever(folder: Path, attempt: int, say: int) -> None:
     """The life of a child: everything that it has saved is told by its step."""
+    torch.set_num_threads(1)  # a forked child has no pool of them
     os.environ |= {"ORCH_RUN": "1", "ORCH_ATTEMPT": str(attempt)}
     loaded = checkpoint.load(dir=folder)
     step = loaded.step if loaded else 0
