@@ -160,8 +160,9 @@ def save_shards(parts: Mapping[str, Any], folder: Path) -> None:
     # A BaseException, which `except Exception` would let through.
     except dcp.CheckpointException as failed:
         rank, (error, _) = next(iter(failed.failures.items()))
+        free = f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB"
         raise _of_system(error) or CheckpointError(
-            f"rank {rank} could not write its part in {folder}, where {shutil.disk_usage(folder).free / 1e6:,.0f} MB are free: {error}"
+            f"rank {rank} could not write its part in {folder}, where {free} are free: {error}"
         ) from error
 
 
