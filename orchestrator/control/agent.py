@@ -47,6 +47,8 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.shared_folder import FolderLook, Tokens
+from orchestrator.control.shared_folder import look as look_at_folder
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
@@ -200,6 +202,11 @@ class NodeAgent:
         self._changed.set()
         return Surveyed(time.time(), self._found.get("host"), self._survey.known.get(python))
 
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        """What this node finds in a checkpoint folder; see shared_folder.py."""
+        await self._take_orders_from(epoch)
+        return await asyncio.to_thread(look_at_folder, Path(folder), tokens)
+
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
         await self._take_orders_from(epoch)
@@ -323,7 +330,8 @@ class NodeAgent:
     async def _start(self, part: StartPart) -> Part:
         folder = await self._files.lay_out(part.key, part.code, self._fetch)
         if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
-            Path(checkpoint).mkdir(parents=True, exist_ok=True)
+            # In a thread: storage that stalls must not keep the leases of other runs from being renewed.
+            await asyncio.to_thread(Path(checkpoint).mkdir, parents=True, exist_ok=True)
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.control.backend import (
     Agent,
@@ -19,6 +19,7 @@ from orchestrator.control.backend import (
     StartPart,
 )
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
 from orchestrator.placement.values import Device
@@ -54,6 +55,10 @@ class FakeAgent:
         self.interpreters: dict[str | None, health.Interpreter] = {}
         self.surveyed: list[str | None] = []
         """The interpreters that it was asked for, in order."""
+        self.disk: set[str | None] = set()
+        """The tokens in the checkpoint folder: the same set on all nodes unless the test says otherwise."""
+        self.folder = FolderLook()
+        """What it finds there, besides a token."""
         self.looks: list[RankProgress] = []
         """What the ranks show in the next report."""
         self._sequence = 0
@@ -118,6 +123,13 @@ class FakeAgent:
         self.surveyed.append(python)
         return Surveyed(time.time(), self.host, self.interpreters.get(python))
 
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        self._take_orders_from(epoch)
+        if self.folder.error is None:
+            self.disk |= {tokens.leave} if tokens.leave else set()
+            self.disk -= {tokens.remove}
+        return replace(self.folder, seen=tokens.expect in self.disk)
+
     async def close(self, epoch: int) -> None:
         self._take_orders_from(epoch)
 
@@ -173,6 +185,8 @@ class FakeCluster:
         self.agents: dict[str, FakeAgent] = {}
         self.holds: set[str] = set()
         self.foreign: set[str] = set()
+        self.disk: set[str | None] = set()
+        """What all nodes see of a checkpoint folder."""
         for name, gpus in nodes.items():
             self.add(name, gpus)
 
@@ -199,6 +213,7 @@ class FakeCluster:
         number = len(self.agents) + sum(1 for _ in self.facts)
         self.facts[name] = NodeFacts(name, f"{name}-{number}", "10.0.0.1", device, gpus)
         self.agents[name] = FakeAgent()
+        self.agents[name].disk = self.disk
 
     def lose(self, name: str) -> None:
         """The node leaves the cluster's list, and its agent answers no more."""

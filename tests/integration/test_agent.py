@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import RankStart, Report, StaleController, StartPart
+from orchestrator.control.shared_folder import Tokens
 
 SPEAKS_WHEN_ASKED = """
 import pathlib, sys, time
@@ -72,5 +73,20 @@ def test_a_call_that_nobody_waits_for_any_more_takes_no_line_of_a_log(tmp_path: 
             await hears(agent, next_epoch, after, "the last word")
             with pytest.raises(StaleController):
                 await orphan
+
+    asyncio.run(story())
+
+
+def test_two_agents_tell_whether_a_checkpoint_folder_is_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path / "a") as first, an_agent(tmp_path / "b") as second:
+            for folder, one in ((tmp_path / "shared", True), (tmp_path / "homes", False)):
+                # Each host has a home of its own, under the same name.
+                of_first, of_second = (folder, folder) if one else (folder / "a", folder / "b")
+                await first.checkpoint_folder(1, str(of_first), Tokens(leave=".orch-1-1"))
+                found = await second.checkpoint_folder(1, str(of_second), Tokens(expect=".orch-1-1", wait_s=0.3))
+                assert (found.seen, found.error) == (one, None)
+                await first.checkpoint_folder(1, str(of_first), Tokens(remove=".orch-1-1"))
+                assert list(of_first.iterdir()) == []
 
     asyncio.run(story())
