@@ -112,8 +112,12 @@ class Saver:
 
     def steps(self, total: int) -> Iterator[int]:
         """The numbers of the steps that are left to do, from 0; after each comes what `step` does, after the last a save."""
+        # Now, and not at the first number: a loader that is iterated beside this fetches ahead from where its sampler is.
+        return self._steps(self.resume(), total)
+
+    def _steps(self, first: int, total: int) -> Iterator[int]:
         number = None
-        for number in range(self.resume(), total):
+        for number in range(first, total):
             yield number
             self.step(number)
         if number is not None and self._saved != total:
@@ -138,10 +142,7 @@ class Saver:
             if self._saved != done and (self._stopping.agreed or not self._together):
                 self.save(done)
         finally:
-            if self._ranks.rank == 0:
-                self._stopping.saved()
-        if self._stopping.agreed:
-            self._stopping.await_saved()
+            self._stopping.leave_together()
         raise Stopped(done, self._signal or self._signals[0])
 
     @property

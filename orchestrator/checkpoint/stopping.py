@@ -31,6 +31,7 @@ ANSWERS_WITHIN_S = 10.0
 """After that a rank that has not answered is given up."""
 LEAVES_WITHIN_S = 5.0
 """So long a training may then take to come to the end of its step; it is in a collective that never ends otherwise."""
+HEARD_WITHIN_S = 2.0
 NEVER = 2**62
 
 _number = itertools.count()
@@ -91,18 +92,21 @@ class Stopping:
         if self._thread is not None:
             self._thread.join(ANSWERS_WITHIN_S)
 
-    def saved(self) -> None:
-        """Rank 0 says that its last save is over."""
+    def leave_together(self) -> None:
+        """After the last save, rank 0's above all: a launcher ends what is left once one rank has ended."""
+        if self._store is None or not self.agreed:
+            return
+        others, deadline = self._ranks.world_size - 1, time.monotonic() + HEARD_WITHIN_S
+        # The store may be rank 0's, and go with it.
         with suppress(Exception):
-            if self._store is not None:
+            if self._ranks.rank == 0:
                 self._store.set("saved", "1")
-
-    def await_saved(self) -> None:
-        """Waits for that: a launcher ends what is left once one rank has ended."""
-        # The store goes with rank 0.
-        with suppress(Exception):
-            while self._store is not None and not self._store.check(["saved"]):
-                time.sleep(ANSWER_S)
+                while self._store.add("heard", 0) < others and time.monotonic() < deadline:
+                    time.sleep(ANSWER_S)
+            else:
+                while not self._store.check(["saved"]):
+                    time.sleep(ANSWER_S)
+                self._store.add("heard", 1)
 
     # -- the thread ------------------------------------------------------------------------------------------------
 

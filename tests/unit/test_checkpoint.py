@@ -388,6 +388,18 @@ def test_a_loop_that_is_told_to_stop_ends_its_step_saves_and_leaves_with_143(tmp
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_loader_that_is_iterated_beside_the_steps_begins_where_the_sampler_was(tmp_path: Path) -> None:
+    def seen(total: int) -> list[int]:
+        sampler = checkpoint.Sampler(12, 2, seed=1)
+        with checkpoint.Saver(sampler=sampler, dir=tmp_path) as ckpt:
+            steps = ckpt.steps(total)
+            assert ckpt.loaded is not None or sampler.state_dict() == {"epoch": 0, "drawn": 0}
+            fetched_ahead = [batch for batch, _ in zip(sampler, range(4), strict=False)]
+            return [sample for _, batch in zip(steps, fetched_ahead, strict=False) for sample in batch]
+
+    assert sorted(seen(4) + seen(6)) == list(range(12))
+
+
 def test_without_a_folder_a_loop_saves_nothing_and_runs_all_the_same() -> None:
     assert done_by(checkpoint.Saver(model=a_model(0), every=1), 3) == [0, 1, 2]
 
