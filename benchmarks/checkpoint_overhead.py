@@ -67,7 +67,7 @@ def a_rank() -> None:
         print(
             f"step       {step / 1e6:.2f} ms, of it Saver.step {call / 1e3:.2f} us (99 % within {last / 1e3:.1f} us): {call / step:.4%}"
         )
-        print(f"call       {alone * 1e9:.0f} ns when nothing else runs")
+        print(f"           {alone * 1e9:.0f} ns when nothing else runs")
     dist.destroy_process_group()
     os._exit(0)
 
