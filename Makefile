@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: help setup demo test lint fmt bench lock picture clean
+.PHONY: help setup demo test faults soak lint fmt bench lock picture clean
 
 help: ## says what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,19 @@ demo: $(READY) ## starts a cluster on this machine, trains on real digits with t
 	@scripts/demo.sh
 
 # Unit tests side by side, then what needs the machine for itself; the last lines count both.
-test: $(READY) ## runs every test; what this machine lacks (PostgreSQL, network namespaces) is skipped and named
-	@units=0; reports="$$(mktemp)"; trap 'rm -f "$$reports"' EXIT; \
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --write-reports="$$reports" tests/unit || units=$$?; \
-	$(BIN)/python -m pytest -q --add-reports="$$reports" --ignore=tests/unit tests; exit $$units
+test: $(READY) ## runs every test, of the faults some; what this machine lacks (PostgreSQL, network namespaces) is skipped and named
+	@units=0; reports="$$(mktemp)"; trap 'rm -f "$$reports"' EXIT; some='not fault or representative'; \
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 -m "$$some" --write-reports="$$reports" tests/unit || units=$$?; \
+	$(BIN)/python -m pytest -q -m "$$some" --add-reports="$$reports" --ignore=tests/unit tests; exit $$units
+
+faults: $(READY) ## brings about every fault of docs/reliability.md that this machine can, and renews the table there; many minutes
+	@went=0; $(BIN)/python -m pytest -q -m fault --fault-results=.orch/faults.jsonl tests || went=$$?; \
+	$(BIN)/python scripts/reliability_table.py .orch/faults.jsonl; exit $$went
+
+soak: $(READY) ## 200 runs on four hosts while something breaks every 10 to 30 s (ORCH_SOAK_SEED=N, ORCH_SOAK_RUNS=N); a quarter of an hour
+	@went=0; ORCH_SOAK_RUNS=$${ORCH_SOAK_RUNS:-200} \
+	$(BIN)/python -m pytest -q -rA --fault-results=.orch/faults.jsonl tests/faults/test_soak.py || went=$$?; \
+	$(BIN)/python scripts/reliability_table.py .orch/faults.jsonl; exit $$went
 
 lint: $(READY) ## ruff, mypy and import-linter
 	@$(BIN)/ruff check .

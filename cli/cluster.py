@@ -74,7 +74,7 @@ def down(force: bool) -> None:
 def status(output: str) -> None:
     """Whether the controller is up, and how busy it is.
 
-    Exit code 6 where it is down.
+    Exit code 6 where it is down, or where Ray's head does not answer it.
 
     \b
     orch status
@@ -89,6 +89,17 @@ def status(output: str) -> None:
         _print_status(answer | {"nodes": 0, "gpus": gpus}, output)
         raise Unreachable(error.message) from None
     _print_status(answer, output)
+    if (lost := lost_head(answer, settings)) is not None:
+        raise Unreachable(lost)
+
+
+def lost_head(answer: dict[str, Any], settings: Config) -> str | None:
+    """Where the controller cannot reach Ray's head any more: since when, and what to do."""
+    cluster = answer.get("cluster") or {}
+    if cluster.get("state") != "lost":
+        return None
+    do = "`orch up` starts it again" if settings.address is None else "start it again there (`ray start --head ...`)"
+    return f"{cluster['why']}, for {cluster['for_s']:.0f} s now: {do}"
 
 
 def _print_status(answer: dict[str, Any], output: str) -> None:
@@ -113,6 +124,11 @@ def _print_status(answer: dict[str, Any], output: str) -> None:
                 ("nodes     ", str(answer["nodes"])),
                 ("busy      ", _busy(answer)),
             ]
+        )
+    storage = answer.get("storage") or {}
+    if storage.get("state") == "stalled":
+        out.say(
+            f"storage stalled {storage['for_s']:.0f} s: {storage['folder']} does not answer; runs that touch it wait"
         )
 
 

@@ -246,9 +246,13 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
     title = out.paint(f"\nattempt {attempt['number']}", bold=True)
     click.echo(f"{title}  {out.paint((outcome or 'lives').replace('_', ' '), color)}  {took}")
     if failure:
-        from cli.watch import failure_text
+        from cli.watch import cause_text, detail_lines, failure_text
 
         click.echo(out.paint("  " + out.clean(f"{failure['kind']}: {failure_text(failure)}"), "red"))
+        if said := cause_text(failure):
+            click.echo("  " + out.clean(said))
+        for line in detail_lines(failure):
+            click.echo(out.paint("    " + out.clean(line), dim=True))
     elif stop:
         click.echo("  " + out.clean(stop["reason"] or stop["kind"]))
     for text in version_lines(attempt):

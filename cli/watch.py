@@ -175,6 +175,22 @@ def failure_text(failure: dict[str, Any]) -> str:
     return message if not where or message.startswith(where) else f"{where}: {message}"
 
 
+def cause_text(failure: dict[str, Any]) -> str:
+    """Whose fault it was, and which nodes are to be avoided; "" where that is not on record."""
+    whose = {"user": "a fault of the script or the job", "infra": "a fault of the cluster"}.get(
+        failure.get("cause") or ""
+    )
+    if whose is None:
+        return ""
+    nodes = failure.get("suspects") or ()
+    return whose + (f"; suspect: {', '.join(nodes)}" if nodes else "")
+
+
+def detail_lines(failure: dict[str, Any]) -> list[str]:
+    """The excerpt: a traceback, or the kernel's line."""
+    return str(failure.get("detail") or "").splitlines()
+
+
 def ending(run: dict[str, Any]) -> str:
     """How a run ended, in one sentence."""
     took = between(run.get("started_at"), run.get("finished_at"))

@@ -21,6 +21,8 @@ from sqlalchemy import create_engine, make_url, text
 
 from orchestrator.history.store import Store
 
+pytest_plugins = ["measuring"]
+
 SHOWN = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
 
 # How long one example takes says something of the machine, not of the code.

@@ -12,9 +12,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,11 +34,14 @@ from orchestrator.control.backend import (
 from orchestrator.control.gpu_usage import GpuWatch
 from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
+from orchestrator.control.kernel_log import VARIABLE as KERNEL_LOG_VARIABLE
+from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.part import Part
+from orchestrator.control.rank_ends import EndWatch
 from orchestrator.control.rank_env import (
     base_env,
     cpus_by_numa,
@@ -49,6 +53,7 @@ from orchestrator.control.rank_env import (
 from orchestrator.control.rank_progress import RankProgress, look
 from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.shared_folder import look as look_at_folder
+from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
@@ -82,6 +87,7 @@ class NodeAgent:
         environ: dict[str, str] | None = None,
     ) -> None:
         environ = dict(os.environ) if environ is None else environ
+        self._ends = EndWatch(Path(environ.get(KERNEL_LOG_VARIABLE, "/dev/kmsg")))
         self._cluster, self._name = cluster, node
         self._address = address
         self._files = NodeFiles(folder)
@@ -111,18 +117,24 @@ class NodeAgent:
         self._survey = Survey(lambda python: interpreter_env(self._base, python), self._changed.set)
         self._launcher = LauncherClient(folder / "launcher", self._base)
         self._connecting = asyncio.Lock()
+        self._launching: set[asyncio.Task[Any]] = set()
+        """Starts that the launcher has not answered: no part yet, and not none either."""
         self._closed = False
         self._listening: asyncio.Task[None] | None = None
 
     # -- the controller's calls ----------------------------------------------------------------------------------
 
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
-        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`."""
+        """Heartbeat, lease and report in one: answers as soon as there is something to tell, at the latest after `wait_s`.
+
+        The first call of a controller, or its first after one that failed (`ack` 0), answers at once and renews no lease.
+        """
         await self._take_orders_from(epoch)
         self._syncs += 1
         mine = self._syncs
         await self._connect()
-        await self._renew(lease_s)
+        if ack:
+            await self._renew(lease_s)
         self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
             return self._answer(self._unacked)
@@ -133,8 +145,16 @@ class NodeAgent:
         else:
             await self._wait_for_news(wait_s)
         await self._look()
+        if ack == 0:
+            await self._starts_are_over()
         self._check_heard(mine)
         return self._answer(self._compose())
+
+    async def _starts_are_over(self) -> None:
+        """Who hears of this node for the first time takes what it is not told of for not being here."""
+        while self._launching:
+            await asyncio.wait(set(self._launching))
+            await asyncio.sleep(0)  # whoever waited for them notes them down first
 
     def _check_heard(self, sync: int) -> None:
         """Raises StaleController where somebody has asked since: whoever made this call has died, or has given up waiting.
@@ -161,8 +181,8 @@ class NodeAgent:
             known = self._parts.get(part.key)
             if known is None:
                 try:
-                    known = await self._start(part)
-                except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
+                    known = await self._start(epoch, part)
+                except (LauncherRefusedError, snapshot.SnapshotError, Stalled, OSError, ValueError) as error:
                     self._free_port(part.key)
                     raise StartFailed(str(error)) from None
                 except LauncherGoneError as error:
@@ -170,7 +190,7 @@ class NodeAgent:
                     self._free_port(part.key)
                     await self._connect()
                     raise StartFailed(str(error)) from None
-        return known.status()
+        return known.status(self._ends)
 
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
         await self._take_orders_from(epoch)
@@ -186,6 +206,7 @@ class NodeAgent:
         if (part := self._parts.pop(key, None)) is not None and part.watching is not None:
             part.watching.cancel()
         self._starting.pop(key, None)
+        self._ends.forget(key)
         self._free_port(key)
         with suppress(LauncherRefusedError, LauncherGoneError):
             await self._launcher.call("forget", attempt=key)
@@ -205,7 +226,10 @@ class NodeAgent:
     async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
         """What this node finds in a checkpoint folder; see shared_folder.py."""
         await self._take_orders_from(epoch)
-        return await asyncio.to_thread(look_at_folder, Path(folder), tokens)
+        try:
+            return await in_time(partial(look_at_folder, Path(folder), tokens), "it")
+        except Stalled as error:
+            return FolderLook(error=str(error))
 
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
@@ -244,7 +268,7 @@ class NodeAgent:
             for key in self._parts.keys() - known["attempts"].keys():
                 # A launcher that died took its ranks with it, by the sweep of the one that follows.
                 part = self._parts[key]
-                part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
+                self._lost_with_launcher(part)
                 part.swept = part.gpu_free = True
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
@@ -266,16 +290,25 @@ class NodeAgent:
             note = folder.read_note() or {}
             run, number = map(int, key.split("."))
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
+            part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.ranks = dict.fromkeys(note.get("ranks", ()))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
             self._parts[key] = part
             self._watch_nccl(part, note.get("nccl_log"), map(int, attempt["ranks"]))
             self._gpus.watch()
+        self._ends.watch(key, {int(rank): state["pid"] for rank, state in attempt["ranks"].items()})
         for rank, state in attempt["ranks"].items():
-            self._rank_ended(part, int(rank), state["exit"])
+            part.ranks[int(rank)] = state["exit"]
+            if state["exit"] is not None:
+                self._rank_ended(part, int(rank), {**state, "code": state["exit"]})
+        part.lease_expired = part.lease_expired or attempt.get("lease_expired", False)
+        if part.ranks.keys() - set(map(int, attempt["ranks"])):
+            # It was swept by a launcher that knows no rank of it: that which started them has ended.
+            self._lost_with_launcher(part)
         if attempt["ended"]:
             self._swept(part)
 
@@ -290,19 +323,23 @@ class NodeAgent:
             return
         match event["event"]:
             case "exit":
-                self._rank_ended(part, event["rank"], event["code"])
+                self._rank_ended(part, event["rank"], event)
             case "ended":
                 self._swept(part)
             case "lease_expired":
                 part.lease_expired = True
         self._changed.set()
 
-    def _rank_ended(self, part: Part, rank: int, code: int | None) -> None:
-        part.ranks[rank] = code
-        if code not in (None, 0) and part.first_failed is None:
-            part.first_failed = rank
-        if code is not None and part.nccl is not None:
+    def _rank_ended(self, part: Part, rank: int, state: dict[str, Any]) -> None:
+        part.ranks[rank] = state["code"]
+        self._ends.ended(part.key, rank, state, part.folder.last_word(rank))
+        if part.nccl is not None:
             part.nccl.tell_warnings()
+
+    def _lost_with_launcher(self, part: Part) -> None:
+        """The kernel ends ranks with their launcher."""
+        part.launcher_lost |= any(code is None for code in part.ranks.values())
+        part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
 
     def _watch_nccl(self, part: Part, source: Literal["file", "output"] | None, ranks: Iterable[int]) -> None:
         """Has NCCL's log read until the part's links are known; their news goes into the next report."""
@@ -327,30 +364,39 @@ class NodeAgent:
             await asyncio.sleep(0.05)
         part.gpu_free = True
 
-    async def _start(self, part: StartPart) -> Part:
+    async def _start(self, epoch: int, part: StartPart) -> Part:
         folder = await self._files.lay_out(part.key, part.code, self._fetch)
         if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
-            # In a thread: storage that stalls must not keep the leases of other runs from being renewed.
-            await asyncio.to_thread(Path(checkpoint).mkdir, parents=True, exist_ok=True)
+            made = partial(Path(checkpoint).mkdir, parents=True, exist_ok=True)
+            await in_time(made, f"the checkpoint's folder {checkpoint}")
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
+        known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
-        folder.write_note(known.note() | {"nccl_log": part.nccl_log})
-        answer = await self._launcher.call(
-            "start", attempt=part.key, lease_s=part.lease_s, ranks=self._ranks(part, folder, known.master_port)
-        )
         known.ranks = {rank.rank: None for rank in part.ranks}
+        folder.write_note(known.note() | {"nccl_log": part.nccl_log})
+        # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is
+        # no such part here; was the node cut off, it gets no more time than the controller allows for.
+        await self._take_orders_from(epoch)
+        lease_s = self._left_of(part.lease_s)
+        ranks = self._ranks(part, folder, known.master_port)
+        answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
         self._watch_nccl(known, part.nccl_log, known.ranks)
         self._gpus.watch()
-        for rank, state in answer["ranks"].items():
-            if state.get("exit") is not None:
-                self._rank_ended(known, int(rank), state["exit"])
+        self._ends.watch(part.key, {int(rank): state["pid"] for rank, state in answer["ranks"].items()})
         self._changed.set()
         return known
+
+    async def _launch(self, call: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Has the launcher start ranks; meanwhile no controller is told what lives here."""
+        starting = asyncio.get_running_loop().create_task(call)
+        self._launching.add(starting)
+        starting.add_done_callback(self._launching.discard)
+        return await starting
 
     def _ranks(self, part: StartPart, folder: AttemptFolder, master_port: int) -> list[dict[str, Any]]:
         python, base = interpreter_env(self._base, part.python)
@@ -401,9 +447,12 @@ class NodeAgent:
         """The lease runs from our last answer: the controller was alive when it heard that, and knows when it asked next."""
         living = [key for key, part in self._parts.items() if not part.swept]
         if self._answered is not None and living:
-            left = self._answered + lease_s - time.monotonic()
             with suppress(LauncherGoneError):
-                await self._launcher.call("lease", attempts=dict.fromkeys(living, max(0.0, left)))
+                await self._launcher.call("lease", attempts=dict.fromkeys(living, self._left_of(lease_s)))
+
+    def _left_of(self, lease_s: float) -> float:
+        """What is left of a lease that runs from our last answer."""
+        return lease_s if self._answered is None else max(0.0, self._answered + lease_s - time.monotonic())
 
     async def _wait_for_news(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
@@ -449,7 +498,7 @@ class NodeAgent:
         self._sequence += 1
         parts = self._parts.values()
         looks = tuple(found for part in parts for found in self._progress_of(part))
-        statuses = tuple(p.status() for p in parts)
+        statuses = tuple(p.status(self._ends) for p in parts)
         self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks)
         return self._unacked
 
@@ -457,6 +506,7 @@ class NodeAgent:
         """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""
         if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
             part.looked = time.monotonic()
+            self._ends.look(part.key)
             told = part.patterns.values, part.patterns.at
             found = (
                 look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
@@ -473,6 +523,8 @@ class NodeAgent:
             if (host := machine.get("host")) is not None:
                 machine["host"] = replace(on_network(host, self._interface), node=self._name)
             self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")
+            self._ends.know_gpus([] if self._node is None else [(gpu.index, gpu.bus_id) for gpu in self._node.gpus])
+            await asyncio.to_thread(self._ends.read_log)
             self._survey.look_again()
             for part in self._parts.values():
                 if part.nccl is not None and part.nccl.value is not None and not part.swept:

@@ -172,7 +172,7 @@ class Api:
     # -- the cluster ---------------------------------------------------------------------------------------------
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        return web.json_response({"ok": True})
+        return web.json_response({"ok": True, "cluster": self._cluster()["state"]})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         controller = self._controller
@@ -197,7 +197,24 @@ class Api:
                 "busy": sum(len(busy.get(n.facts.name, {})) for n in nodes if n.facts.device == "cpu"),
             },
         }
-        return web.json_response(self._status() | counts)
+        return web.json_response(self._status() | {"cluster": self._cluster(), "storage": self._storage()} | counts)
+
+    def _storage(self) -> dict[str, Any]:
+        stalled_s = self._controller.storage.stalled_s
+        if stalled_s is None:
+            return {"state": "up"}
+        return {
+            "state": "stalled",
+            "for_s": round(stalled_s, 1),
+            "folder": str(self._controller.runtime.settings.storage),
+        }
+
+    def _cluster(self) -> dict[str, Any]:
+        away = self._controller.roster.away
+        if away is None:
+            return {"state": "up"}
+        for_s = self._controller.runtime.monotonic() - away.since
+        return {"state": "lost", "for_s": round(for_s, 1), "why": away.why}
 
     async def _nodes(self, request: web.Request) -> web.Response:
         busy = await self._controller.busy()
@@ -215,7 +232,7 @@ class Api:
                     "runs": sorted(set(taken.values())),
                     "gpus": [asdict(gpu) for gpu in node.info["node"].gpus] if "node" in node.info else [],
                     "versions": node.info.get("versions", {}),
-                    "note": node.note_now(taken),
+                    "note": self._controller.roster.note(node, taken),
                 }
             )
         return web.json_response(answer)

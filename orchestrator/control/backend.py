@@ -9,6 +9,7 @@ from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
+from orchestrator.health.evidence import RankEnd, Xid
 from orchestrator.health.nccl_log import NcclLog
 from orchestrator.placement.values import Device
 
@@ -102,8 +103,14 @@ class PartStatus:
     """Every rank is reaped, nothing of the attempt is left on the node, and its log is shipped."""
     master_port: int = 0
     lease_expired: bool = False
-    first_failed: int | None = None
-    """The first rank of this node that ended badly."""
+    launcher_lost: bool = False
+    """The launcher ended and its ranks with it; how they ended is not known."""
+    at: float = 0.0
+    """When this was so: seconds since the node's boot, as all times of `ends` and `xids`."""
+    ends: dict[int, RankEnd] = field(default_factory=dict)
+    """By rank: what was seen of its end."""
+    xids: tuple[Xid, ...] = ()
+    """What the part's GPUs told the kernel's log since it began."""
     nccl: NcclLog | None = None
     """What NCCL told of the links of this node's ranks, once the first collective has connected or no more will come. Said
     until a report with it was acknowledged."""
@@ -146,6 +153,10 @@ class AgentGone(Exception):
     """The agent, or its whole node, could not be reached: not known yet which, nor whether its ranks live."""
 
 
+class ClusterLost(AgentGone):
+    """The cluster's head does not answer: which nodes there are is not known, and no new one can be reached."""
+
+
 class Agent(Protocol):
     """The calls that the controller makes to a node's agent. Any may raise AgentGone or StaleController."""
 
@@ -170,9 +181,12 @@ class Agent(Protocol):
 
 
 class Backend(Protocol):
-    """The cluster."""
+    """The cluster. Any call may raise ClusterLost, and none waits long for a head that is away."""
 
     async def nodes(self) -> list[NodeFacts]: ...
+    def is_dead(self, node: NodeFacts) -> bool:
+        """Whether the cluster, when it was asked for its nodes last, said that this one is dead: it comes back under no such id."""
+
     async def agent(self, node: NodeFacts) -> Agent: ...
     async def hold(self, node: NodeFacts) -> None:
         """Takes all of the node's GPUs (or CPU slots) from the cluster; idempotent. Raises HoldRefused."""

@@ -29,6 +29,7 @@ from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.control.storage import StorageWatch
 from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.asking import Asked
@@ -50,6 +51,8 @@ from orchestrator.scheduling.unfit import left_out
 from orchestrator.spec import JobSpec, problems
 
 MOST_ANSWERS = 1000
+STORAGE_S = 2.0
+"""How often the storage is asked whether it answers."""
 AT_ONCE = 1000
 """Runs of an array that are changed by one write."""
 
@@ -67,7 +70,9 @@ class Controller:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         superseded: Callable[[], None] = lambda: None,
+        last_alive: datetime | None = None,
     ) -> None:
+        """`last_alive`: when the controller before this one was last known to live."""
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
@@ -77,10 +82,11 @@ class Controller:
         fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
         self.trials = Trials(self.runtime, self.gangs, fitness)
         self.queue = Queue(self.runtime, self.gangs, fitness, self.trials)
+        self.storage = StorageWatch(settings.storage, monotonic)
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
         """What the empty cluster of that tree has for a request: many jobs ask for the same."""
-        self._store = store
+        self._store, self._last_alive = store, last_alive
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -90,12 +96,15 @@ class Controller:
         await runtime.take_over(f"controller {time.time():.0f}")
         await self.benches.start()
         await self.trials.load()
+        self.gangs.unwatched_since = self._last_alive
         for run in runtime.book.live():
             self.gangs.adopt(run)
         await self.roster.start()
-        await self.gangs.give_up_missing()
+        runtime.spawn(self.gangs.give_up_missing())
+        runtime.forever("looking for a newer controller", runtime.look_for_newer, runtime.settings.look_for_newer_s)
         self.gangs.measuring.start()
         Expiry(runtime).start()
+        runtime.forever("watching the storage", self.storage.look, STORAGE_S)
         await self.queue.start()
 
     async def close(self) -> None:
@@ -114,8 +123,14 @@ class Controller:
         Raises Refused(5) where the cluster could never hold it, and a StoreError for `after:`.
         """
         values = _values(new.spec, secrets)
-        self._check_fits(new.spec)
-        await self._check_requires(new.spec)
+        try:
+            self._check_fits(new.spec)
+            await self._check_requires(new.spec)
+        except Refused:
+            # What was acknowledged stays so, whatever has become of the cluster since.
+            if (known := await self.runtime.read(self._store.submitted, new)) is None:
+                raise
+            return known, False
         run, created = await self.runtime.submit(new)
         if created:
             self.runtime.counts.submissions += 1

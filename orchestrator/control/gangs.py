@@ -45,6 +45,8 @@ from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
 
+WORTH_TELLING_S = 10.0
+"""A controller that is killed is back sooner than that, and its runs have nothing to tell of it."""
 COUNTED_AT_ONCE = 50
 """Runs: others' writes wait for them."""
 
@@ -71,6 +73,8 @@ class Gangs:
         self.measuring = Measuring(runtime)
         self.aside: dict[tuple[int, int], Aside] = {}
         """By run and a negative number: what runs on its nodes and is no attempt of it."""
+        self.unwatched_since: datetime | None = None
+        """When the controller before this one was last known to live."""
         self.keeps: Callable[[str], bool] = lambda node: False
         """Whether a node is kept for a run that has no attempt there yet."""
 
@@ -105,18 +109,29 @@ class Gangs:
         self._runtime.spawn(self.surveys.record(run))
         gang.up = run.attempt.ranks_started_at is not None
         gang.judged |= run.attempt.transport is not None
+        gang.unwatched = self._gap()
         for part in gang.parts.values():
             part.state = PartState.UP
         self.limits.watch(gang, run.attempt.ranks_started_at)
-        if not gang.up and gang.stop is None:
-            # Killed while starting it: nobody knows which parts were told. It goes back to its place in the queue.
-            gang.failure = Failure("controller", "the controller was restarted while it started this attempt")
+
+    def _gap(self) -> str | None:
+        """How long no controller lived before this one, where that is worth telling."""
+        since, now = self.unwatched_since, self._runtime.now()
+        if since is None or (away := (now - since).total_seconds()) < WORTH_TELLING_S:
+            return None
+        return f"no controller from {since:%H:%M:%S} to {now:%H:%M:%S} UTC ({away:.0f} s); the ranks went on"
 
     async def give_up_missing(self) -> None:
-        """After a start: the parts of adopted attempts on nodes that the cluster does not list."""
-        missing = {node for gang in self._gangs.values() for node in gang.parts} - self.roster.nodes.keys()
-        for node in missing:
-            await self._lost(node, "left the cluster")
+        """After a start: the parts of adopted attempts on nodes that the cluster does not list, once their leases are over.
+
+        After a head's restart its nodes join one by one, and their ranks may live; until then nobody else could have their GPUs.
+        """
+        runtime = self._runtime
+        while missing := {node for gang in self._gangs.values() for node in gang.unknown} - self.roster.nodes.keys():
+            for node in missing:
+                if self.roster.lease_end(node) <= runtime.now():
+                    await self._lost(node, "did not come back to the cluster")
+            await asyncio.sleep(runtime.settings.watch_s)
 
     def _add(self, run: Run) -> Gang:
         assert run.attempt is not None
@@ -142,7 +157,7 @@ class Gangs:
         except HoldRefused as refusal:
             gang.failure = Failure("hold_refused", str(refusal))
         except (AgentGone, StartFailed) as error:
-            gang.failure = Failure("start_failed", f"{first}: {error}", node=first)
+            gang.failure = Failure("start_failed", f"{first}: {error}", node=first, suspects=(first,))
         if gang.failure is not None or gang.stop is not None:
             gang.told = gang.stop is not None
             for part in gang.parts.values():
@@ -163,7 +178,10 @@ class Gangs:
             log.warning("starting run %s on %s: %s", gang.run, part.node, error)
             gang.parts[part.node].state = PartState.UP
         else:
-            gang.observe(part.node, status)
+            gang.observe(part.node, status, self._runtime.monotonic())
+        if gang.stop_sent and gang.parts[part.node].state is PartState.UP:
+            # It was still starting when the gang was told to stop, and its agent knew nothing of it yet.
+            self._runtime.spawn(self._stop_part(gang, part.node))
 
     def order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
         """What the agent of the gang's node `node_rank` is told to start."""
@@ -233,6 +251,7 @@ class Gangs:
     # -- what is reported ----------------------------------------------------------------------------------------
 
     async def _take_in(self, node: str, report: Report, fresh: bool) -> None:
+        heard = self._runtime.monotonic()
         for chunk in report.logs:
             if chunk.attempt < 1:
                 if (aside := self.aside.get((chunk.run, chunk.attempt))) is not None:
@@ -252,17 +271,19 @@ class Gangs:
             if gang is None or node not in gang.parts:
                 self._runtime.spawn(self._clear_away(node, status))
                 continue
-            gang.observe(node, status)
+            gang.observe(node, status, heard)
             await self._take_stock(gang)
         if fresh:
             await self._miss(node, {(status.run, status.attempt) for status in report.parts})
+            if not report.parts:
+                # A controller that died between the end of a run and its giving the node back has left it held.
+                self._runtime.spawn(self.roster.release(node, self.needs))
 
     async def _miss(self, node: str, reported: set[tuple[int, int]]) -> None:
         """Parts that an agent which is heard for the first time, or again, has no trace of."""
         for gang in self._on(node):
             if (gang.run, gang.attempt) not in reported and gang.parts[node].state is PartState.UP:
-                text = f"{node} has no trace of the run's ranks any more"
-                gang.lose(node, Failure("ranks_gone", text, node=node), fenced=False)
+                gang.lose(node, _no_trace(gang, node), fenced=False)
                 await self._take_stock(gang)
 
     async def _lost(self, node: str, how: str) -> None:
@@ -300,6 +321,10 @@ class Gangs:
             with suppress(IllegalTransition):
                 await self._runtime.write(self._runtime.store.record, gang.run, Event.STARTED, now)
             self.limits.watch(gang, now)
+        if gang.unwatched is not None and gang.started == gang.world_size:
+            text, gang.unwatched = gang.unwatched, None
+            with suppress(IllegalTransition):
+                await self._runtime.write(self._runtime.store.record, gang.run, Event.NOTED, self._runtime.now(), text)
         if gang.can_be_judged:
             await self._judge(gang)
         self._follow_up(gang)
@@ -365,10 +390,12 @@ class Gangs:
     async def _finish(self, gang: Gang) -> None:
         runtime = self._runtime
         self.limits.forget(gang)
+        if gang.seen_broken:
+            gang.settle(await asyncio.to_thread(self._last_lines, gang))
         event, outcome = gang.verdict()
         if event is Event.SUCCEEDED and self.on_success is not None:
             await self.on_success(gang)
-        failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
+        failure = None if outcome is Outcome.CANCELLED else gang.failure
         reason = failure.message if failure else None
         if gang.stop is not None and gang.stop.kind == "time_limit" and event is Event.FAILED and failure is None:
             reason = gang.stop.reason
@@ -399,8 +426,10 @@ class Gangs:
         for end in until.values():
             runtime.wake_in((end - runtime.now()).total_seconds() + 0.1)
         for node, part in gang.parts.items():
-            if not part.fenced:
-                runtime.spawn(self._leave(node, gang.run, gang.attempt))
+            # A node that is lost comes back as another one, of which nothing is held.
+            runtime.spawn(
+                self.roster.release(node, self.needs) if part.fenced else self._leave(node, gang.run, gang.attempt)
+            )
         if failure is not None and failure.kind == "hold_refused":
             runtime.wake_in(2.0)
         else:
@@ -446,19 +475,22 @@ class Gangs:
                 log.error("the end of run %s could not be recorded yet: %s", what[0], error)
                 await asyncio.sleep(1)
 
-    def _with_excerpt(self, gang: Gang) -> Failure | None:
-        """The failure with the last line of the first failing rank's log: what the script itself said."""
-        failure = gang.failure
-        if failure is None or failure.rank is None:
-            return failure
-        last = self._logs.last_line(gang.run, gang.attempt, failure.rank)
-        return replace(failure, message=f"{failure.message}: {last[:300]}") if last else failure
+    def _last_lines(self, gang: Gang) -> dict[int, tuple[str, ...]]:
+        """By rank that ended badly: the end of its log."""
+        return {rank: self._logs.last_lines(gang.run, gang.attempt, rank) for rank in gang.ended_badly}
 
     async def _leave(self, node: str, run: int, attempt: int) -> None:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""
         with suppress(AgentGone):
             await self.roster.agent(node).forget(self._runtime.epoch, run, attempt)
         await self.roster.release(node, self.needs)
+
+
+def _no_trace(gang: Gang, node: str) -> Failure:
+    if gang.up:
+        return Failure("ranks_gone", f"{node} has no trace of the run's ranks any more", node=node)
+    # Whoever started it died before this node was told. That says nothing of the run.
+    return Failure("controller", "the controller was restarted while it started this attempt")
 
 
 def _parts_s(run: Run, now: datetime) -> dict[str, float]:

@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ class Home:
         return self.root / "controller.json"
 
     @property
+    def head_state(self) -> Path:
+        """What Ray's head knows, where it keeps that on disk. Nothing of orch's is in it."""
+        return self.root / "head"
+
+    @property
     def monitoring(self) -> Path:
         """The files for Prometheus and Grafana."""
         return self.root / "monitoring"
@@ -133,6 +139,16 @@ class Home:
 
     def write_controller(self, url: str, version: str) -> None:
         _write(self.controller_file, {"url": url, "pid": os.getpid(), "version": version})
+
+    def controller_lives(self) -> None:
+        """The controller's sign of life, on the head's disk: it needs no database, and a new head finds it."""
+        with suppress(OSError):
+            os.utime(self.controller_file)
+
+    def controller_last_alive(self) -> datetime | None:
+        with suppress(OSError):
+            return datetime.fromtimestamp(self.controller_file.stat().st_mtime, UTC)
+        return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -96,6 +96,10 @@ class AttemptFolder:
         """Where the rank writes how far it is (orchestrator/progress/file.py)."""
         return self.path / f"progress-{rank}"
 
+    def last_word(self, rank: int) -> Path:
+        """Where the rank's interpreter says how its script ended (launcher/rank.py)."""
+        return self.path / f"progress-{rank}.end"
+
     def write_note(self, note: dict[str, Any]) -> None:
         temporary = self.path / "part.tmp"
         temporary.write_text(json.dumps(note))

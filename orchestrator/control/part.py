@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.control.backend import PartStatus
+from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.nccl_watch import NcclWatch
 from orchestrator.control.node_files import AttemptFolder
+from orchestrator.control.rank_ends import EndWatch
 from orchestrator.control.rank_progress import RankProgress
 
 
@@ -27,7 +29,9 @@ class Part:
     swept: bool = False
     gpu_free: bool = False
     lease_expired: bool = False
-    first_failed: int | None = None
+    launcher_lost: bool = False
+    began: float = 0.0
+    """By boot_time()."""
     warm: int = 0
     master_port: int = 0
     world_size: int = 0
@@ -47,7 +51,9 @@ class Part:
     def note(self) -> dict[str, Any]:
         """What an agent that takes the part over must know of it."""
         return {
+            "began": self.began,
             "log_limit": self.log_limit,
+            "ranks": sorted(self.ranks),
             "gpus": self.gpus,
             "master_port": self.master_port,
             "world_size": self.world_size,
@@ -69,7 +75,7 @@ class Part:
             for log in map(self.folder.log, self.ranks)
         )
 
-    def status(self) -> PartStatus:
+    def status(self, ends: EndWatch) -> PartStatus:
         return PartStatus(
             self.run,
             self.attempt,
@@ -77,6 +83,9 @@ class Part:
             self.swept and self.gpu_free and self.logs_shipped(),
             self.master_port,
             self.lease_expired,
-            self.first_failed,
+            self.launcher_lost,
+            boot_time(),
+            ends.ends(self.key),
+            ends.xids(self.gpus, self.began),
             None if self.nccl is None or self.nccl.sent else self.nccl.value,
         )

@@ -24,12 +24,22 @@ import orchestrator
 from orchestrator.control import bench_script
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
-from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
+from orchestrator.control.backend import (
+    Agent,
+    AgentGone,
+    ClusterLost,
+    HoldRefused,
+    NodeFacts,
+    PartStatus,
+    Report,
+    StartPart,
+)
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
 from orchestrator.control.home import ClusterNote, Home, node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
+from orchestrator.control.ray_calls import RayCalls
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
 from orchestrator.control.runtime import Settings, spare_the_collector
@@ -47,7 +57,11 @@ CONTROLLER = "orch-controller"
 CALL_S = 60.0
 """No call to an agent takes longer, a first start with its download aside."""
 START_S = 600.0
+START_ACTOR_S = 30.0
+SIGN_OF_LIFE_S = 2.0
 NODE_ID = "ray.io/node-id"
+HEAD = "node:__internal_head__"
+"""A resource that the head's node alone has."""
 
 
 def hold_name(namespace: str, node: str) -> str:
@@ -171,19 +185,33 @@ class RemoteAgent:
 
 
 class RayBackend:
-    """The Backend protocol over one Ray cluster. Ray's own calls block, so they run in a thread."""
+    """The Backend protocol over one Ray cluster."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, address: str) -> None:
         self._namespace = namespace
+        self._call = RayCalls(address)
         self._holds: dict[str, PlacementGroup] = {}
+        self._owed: set[str] = set()
+        """The nodes that could not be given back while the head was away."""
+        self._dead: frozenset[str] = frozenset()
+        self._agents: dict[str, Any] = {}
+        """By node id."""
 
     async def nodes(self) -> list[NodeFacts]:
-        return await asyncio.to_thread(self._nodes)
+        found = await self._call(self._nodes)
+        for name in tuple(self._owed):
+            await self.release(name)
+        return found
 
     def _nodes(self) -> list[NodeFacts]:
         from ray._private.state import available_resources_per_node
 
-        alive = [row for row in ray.nodes() if row["Alive"]]
+        rows = ray.nodes()
+        alive = [row for row in rows if row["Alive"]]
+        self._dead = frozenset(row["NodeID"] for row in rows if not row["Alive"])
+        for gone in self._dead & self._agents.keys():
+            # Its node never comes back under that id: Ray would look for a place for it for ever.
+            ray.kill(self._agents.pop(gone))
         available = available_resources_per_node()
         names = _names(alive)
         return [self._facts(row, names[row["NodeID"]], available.get(row["NodeID"], {})) for row in alive]
@@ -199,13 +227,16 @@ class RayBackend:
             address=row["NodeManagerAddress"],
             device="cuda" if kind == "GPU" else "cpu",
             total=total,
-            head="node:__internal_head__" in resources,
+            head=HEAD in resources,
             labels=dict(row.get("Labels") or {}),
             foreign=max(0, foreign),
         )
 
+    def is_dead(self, node: NodeFacts) -> bool:
+        return node.id in self._dead
+
     async def agent(self, node: NodeFacts) -> Agent:
-        return await asyncio.to_thread(self._agent, node)
+        return await self._call(self._agent, node, timeout_s=START_ACTOR_S)
 
     def _agent(self, node: NodeFacts) -> RemoteAgent:
         actor = ray.remote(AgentActor).options(
@@ -219,15 +250,17 @@ class RayBackend:
             label_selector={NODE_ID: node.id},
         )
         try:
-            return RemoteAgent(actor.remote(self._namespace, node.name, node.address))
+            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address)
+            return RemoteAgent(self._agents[node.id])
         except RayError as error:
             raise AgentGone(str(error).splitlines()[0]) from None
 
     async def hold(self, node: NodeFacts) -> None:
+        self._owed.discard(node.name)
         if node.name not in self._holds:
-            self._holds[node.name] = await asyncio.to_thread(self._hold, node)
+            await self._call(self._hold, node)
 
-    def _hold(self, node: NodeFacts) -> PlacementGroup:
+    def _hold(self, node: NodeFacts) -> None:
         bundle = {"GPU" if node.device == "cuda" else "CPU": float(node.total)}
         group = placement_group(
             [bundle],
@@ -237,14 +270,23 @@ class RayBackend:
             bundle_label_selector=[{NODE_ID: node.id}],
         )
         if group.wait(2):
-            return group
+            # Here, not by who asked: it may have given up on a head that was slow.
+            self._holds[node.name] = group
+            return
         remove_placement_group(group)
         kind = next(iter(bundle))
         raise HoldRefused(f"Ray did not give the {node.total} {kind}s of {node.name}: other work holds some of them")
 
     async def release(self, node_name: str) -> None:
-        if group := self._holds.pop(node_name, None):
-            await asyncio.to_thread(remove_placement_group, group)
+        if (group := self._holds.get(node_name)) is None:
+            return
+        try:
+            await self._call(remove_placement_group, group)
+        except ClusterLost:
+            self._owed.add(node_name)
+        else:
+            self._owed.discard(node_name)
+            self._holds.pop(node_name, None)
 
     def take_up_holds(self) -> None:
         """The holds that a controller before this one made: kept by name; the controller gives back what it does not need."""
@@ -300,7 +342,7 @@ class ControllerActor:
         self._note = note
         store = Store.open(note.database)
         store.prices = note.prices
-        backend = RayBackend(self._namespace)
+        backend = RayBackend(self._namespace, note.address)
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
             home=self._home.root,
@@ -312,7 +354,14 @@ class ControllerActor:
             policy=policy_of(note.policy),
         )
         declared = read_declared(note)
-        self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
+        self._controller = Controller(
+            store,
+            backend,
+            settings,
+            declared,
+            superseded=lambda: os._exit(1),
+            last_alive=self._home.controller_last_alive(),
+        )
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
         await self._code.put(*await asyncio.to_thread(bench_script.to_store))
@@ -327,6 +376,7 @@ class ControllerActor:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         tell_ray(self._controller)
         self._home.write_controller(self._url, orchestrator.__version__)
+        self._controller.runtime.forever("sign of life", self._sign_of_life, SIGN_OF_LIFE_S)
         spare_the_collector()
         return self._url
 
@@ -344,6 +394,9 @@ class ControllerActor:
             bound: int = runner.addresses[-1][1]
             return bound
         raise OSError("no port of the loopback interface could be bound")
+
+    async def _sign_of_life(self) -> None:
+        self._home.controller_lives()
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -374,8 +427,10 @@ def read_declared(note: ClusterNote) -> Cluster:
 
 
 def ensure_controller(home: Home, namespace: str) -> Any:
-    """The controller's actor of this ORCH_HOME on the connected cluster, made if there is none, pinned to the head."""
-    head = next(row["NodeID"] for row in ray.nodes() if row["Alive"] and "node:__internal_head__" in row["Resources"])
+    """The controller's actor of this ORCH_HOME on the connected cluster, made if there is none.
+
+    Pinned to whichever node is the head: one that is started again is another node to Ray, and has the actor back by itself.
+    """
     return (
         ray.remote(ControllerActor)
         .options(
@@ -386,7 +441,7 @@ def ensure_controller(home: Home, namespace: str) -> Any:
             num_cpus=0,
             max_restarts=-1,
             max_concurrency=1000,
-            label_selector={NODE_ID: head},
+            resources={HEAD: 0.001},
         )
         .remote(str(home.root), namespace)
     )

@@ -11,7 +11,15 @@ from typing import Any
 
 from orchestrator.bench.calibrate import calibrate
 from orchestrator.bench.results import Bench
-from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
+from orchestrator.control.backend import (
+    Agent,
+    AgentGone,
+    Backend,
+    ClusterLost,
+    NodeFacts,
+    Report,
+    StaleController,
+)
 from orchestrator.control.inventory import FreeView, Inventory, Seen, take_inventory
 from orchestrator.control.runtime import Runtime
 from orchestrator.hardware.as_json import node_to_json
@@ -34,7 +42,9 @@ class Node:
     """Its agent answers."""
     note: str | None = "its agent is starting"
     sync_sent: float = 0.0
-    """Monotonic time of the newest sync that was sent: no lease on the node ends later than this plus its length."""
+    """Monotonic time of the newest sync that may have renewed leases: none on the node ends later than this plus its length."""
+    silent: bool = False
+    """It has not answered for so long that every lease on it has run out."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
     asked: set[str | None] = field(default_factory=set)
@@ -52,6 +62,15 @@ class Node:
         """The node as the inventory takes it."""
         facts = self.facts
         return Seen(facts.name, facts.total, facts.device == "cuda", facts.labels, self.info.get("node"))
+
+
+@dataclass(frozen=True)
+class Away:
+    """The cluster's head does not answer."""
+
+    since: float
+    """Monotonic time."""
+    why: str
 
 
 class Roster:
@@ -72,6 +91,10 @@ class Roster:
         self._runtime, self._backend = runtime, backend
         self._on_report, self._on_lost = on_report, on_lost
         self.nodes: dict[str, Node] = {}
+        self.away: Away | None = None
+        """Since when the cluster's head does not answer. Agents that were met go on being asked: their leases hold."""
+        self._fenced_out = runtime.monotonic() + runtime.settings.fenced_out_s
+        """By then the controller before us has ended: no lease that it renewed begins later."""
         self.news = asyncio.Event()
         """Set at the next news of a node; taken before one looks, so that nothing falls between the look and the wait."""
         self._declared = declared
@@ -98,7 +121,8 @@ class Roster:
         """The hardware of the nodes that are, or were, in the cluster: made anew when one of them, or a measurement, changes."""
         if self._changed:
             self._changed = False
-            seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
+            # A head that gives no CPU to work (`--num-cpus=0`) is no place for ranks.
+            seen = tuple(node.seen for _, node in sorted(self.nodes.items()) if node.facts.total)
             known = (seen, self.drivers, self.benches)
             if known != self._inventory[0]:
                 self._inventory = known, take_inventory(seen, self._declared, calibrate(self.benches, self.drivers))
@@ -116,7 +140,7 @@ class Roster:
 
     def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
-        notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
+        notes = {name: self.note(node, busy.get(name, {})) for name, node in self.nodes.items()}
         return self._view.now(
             self.inventory.topology,
             busy,
@@ -124,19 +148,30 @@ class Roster:
             {name: unfit for name, node in self.nodes.items() if (unfit := node.info.get("unfit"))},
         )
 
+    def note(self, node: Node, taken: Mapping[int, int]) -> str | None:
+        """Why the node takes no run now, given who holds which of its GPUs; None where it does."""
+        # What the cluster holds for others cannot be known, nor a node be taken from it, while its head is away.
+        return self.away.why if self.away is not None else node.note_now(taken)
+
     def lease_end(self, node: str) -> datetime:
         """The time after which no lease can hold on the node: it stops its ranks by then, whether it hears of us or not."""
         runtime = self._runtime
         known = self.nodes.get(node)
-        sent = runtime.monotonic() if known is None else known.sync_sent
-        left = sent + runtime.settings.lease_s - runtime.monotonic()
+        left = self._lease_after(self._fenced_out) if known is None else self._lease_left(known)
         return runtime.now() + timedelta(seconds=max(0.0, left))
+
+    def _lease_left(self, node: Node) -> float:
+        return self._lease_after(node.sync_sent)
+
+    def _lease_after(self, renewed: float) -> float:
+        return renewed + self._runtime.settings.lease_s - self._runtime.monotonic()
 
     # -- holds ---------------------------------------------------------------------------------------------------
 
     async def hold(self, name: str) -> None:
         """Takes the node's GPUs from the cluster. Raises HoldRefused, AgentGone."""
-        if (node := self.nodes.get(name)) is None:
+        node = self.nodes.get(name)
+        if node is None or node.task is None:
             raise AgentGone(f"{name} left the cluster")
         async with node.hold:
             await self._backend.hold(node.facts)
@@ -152,7 +187,19 @@ class Roster:
 
     async def _look(self) -> None:
         runtime = self._runtime
-        found = {facts.name: facts for facts in await asyncio.wait_for(self._backend.nodes(), 10)}
+        try:
+            found = {facts.name: facts for facts in await self._backend.nodes()}
+        except ClusterLost as error:
+            if self.away is None:
+                log.warning("%s", error)
+                self.away = Away(runtime.monotonic(), str(error))
+                runtime.wake.set()
+            await self._give_up_silent()
+            return
+        if self.away is not None:
+            log.warning("the cluster's head answers again, after %.0f s", runtime.monotonic() - self.away.since)
+            self.away = None
+            runtime.wake.set()
         for name, facts in found.items():
             node = self.nodes.get(name)
             if node is None or node.facts.id != facts.id:
@@ -168,12 +215,22 @@ class Roster:
             if name in found or node.task is None:
                 continue
             node.missing_since = node.missing_since or runtime.monotonic()
-            if runtime.monotonic() - node.missing_since >= runtime.settings.lost_after_s:
+            missing_s = runtime.monotonic() - node.missing_since
+            if self._backend.is_dead(node.facts) or missing_s >= runtime.settings.lost_after_s:
                 await self._lose(node, "left the cluster")
+        await self._give_up_silent()
+
+    async def _give_up_silent(self) -> None:
+        """The nodes on which every lease has run out, whatever the cluster says of them."""
+        runtime = self._runtime
+        for node in list(self.nodes.values()):
+            if node.task is not None and not node.silent and self._lease_left(node) <= 0:
+                node.silent = True
+                await self._on_lost(node.facts.name, f"has not answered for {runtime.settings.lease_s:.0f} s")
 
     def _meet(self, facts: NodeFacts) -> None:
         previous = self.nodes.get(facts.name)
-        node = Node(facts, sync_sent=previous.sync_sent if previous else 0.0)
+        node = Node(facts, sync_sent=previous.sync_sent if previous else self._fenced_out)
         self.nodes[facts.name] = node
         self._changed = True
         node.task = self._runtime.spawn(self._follow(node))
@@ -233,7 +290,9 @@ class Roster:
         runtime = self._runtime
         if node.agent is None:
             node.agent = await self._backend.agent(node.facts)
-        node.sync_sent = max(node.sync_sent, runtime.monotonic())
+        if ack:
+            # The first call, or the first after one that failed, renews nothing: a node that is dead is asked again and again.
+            node.sync_sent = max(node.sync_sent, runtime.monotonic())
         return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
 
     def tell(self) -> None:
@@ -251,7 +310,7 @@ class Roster:
             await self._record(node, "up")
             self._runtime.wake.set()
         if not node.up:
-            node.up, node.note = True, None
+            node.up, node.silent, node.note = True, False, None
             self._runtime.wake.set()
         if fresh or report.info is not None:
             self.tell()

@@ -45,6 +45,10 @@ class Settings:
     watch_s: float = 1.0
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    look_for_newer_s: float = 2.0
+    """How often a controller that has nothing to write looks whether another one has taken over."""
+    fenced_out_s: float = 5.0
+    """A controller that was taken over from renews no lease after so long."""
     keep: Keep = Keep()  # noqa: RUF009 - frozen
     """How long the history keeps what is over."""
     survey_wait_s: float = 5.0
@@ -122,6 +126,14 @@ class Runtime:
         self.store.on_change = tell
         self.book = await self.db(self.store.book)
 
+    async def look_for_newer(self) -> None:
+        """Ends this controller where another one has taken over."""
+        try:
+            await self.read(self.store.check_epoch)
+        except StaleEpoch:
+            self._fenced_out()
+            raise
+
     def _follow(self, changes: Changes) -> None:
         self.book.apply(changes)
         self.on_change(changes)
@@ -155,7 +167,8 @@ class Runtime:
         write = _Write(work, asyncio.get_running_loop().create_future())
         self._writes.append(write)
         if len(self._writes) == 1:
-            self._database.submit(self._write_all, asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(self._database, self._write_all, loop)
         try:
             # Once it may have been written, its news must come even to who is cancelled meanwhile.
             return await asyncio.shield(write.done)

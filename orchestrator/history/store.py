@@ -48,7 +48,7 @@ from orchestrator.history.models import (
     NodeRow,
 )
 from orchestrator.history.rows import Rows
-from orchestrator.history.submit import Answer, resolve
+from orchestrator.history.submit import Answer, resolve, submitted
 from orchestrator.history.submit import submit as _submit
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.placement.values import Placement
@@ -124,6 +124,13 @@ class Store:
             self._book = None
         self._epoch = epoch
         return epoch
+
+    def check_epoch(self) -> None:
+        """Raises StaleEpoch where another controller has become the writer; a write would find that out too."""
+        with self._database.read() as connection:
+            control = connection.execute(select(ControlRow.epoch, ControlRow.owner)).one()
+        if control.epoch != self._epoch:
+            raise StaleEpoch(self._epoch, control.epoch, control.owner)
 
     @contextmanager
     def group(self) -> Iterator[None]:
@@ -559,6 +566,11 @@ class Store:
         """One run whole, with attempts and events, by id or by name (its latest run)."""
         with self._database.read() as connection:
             return queries.find(connection, ref)
+
+    def submitted(self, new: NewRun) -> Run | None:
+        """The run that this submission's key gave before. Raises KeyUsed where it was another job's."""
+        with self._database.read() as connection:
+            return submitted(connection, new)
 
     def waiting(self) -> list[Run]:
         """The queued runs, highest priority first, then who has waited longest."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from orchestrator.control.backend import (
     Agent,
     AgentGone,
+    ClusterLost,
     HoldRefused,
     NodeFacts,
     PartStatus,
@@ -22,6 +23,7 @@ from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
+from orchestrator.health.evidence import RankEnd
 from orchestrator.placement.values import Device
 
 
@@ -32,7 +34,7 @@ class FakePart:
     order: StartPart
     ranks: dict[int, int | None]
     ended: bool = False
-    first_failed: int | None = None
+    ends: dict[int, RankEnd] = field(default_factory=dict)
     stopped_with: float | None = None
     lease_expired: bool = False
 
@@ -104,6 +106,7 @@ class FakeAgent:
             raise StartFailed(self.refuses)
         if self.slow_start is not None:
             await self.slow_start.wait()
+            self._take_orders_from(epoch)
         known = self.parts.setdefault((part.run, part.attempt), FakePart(part, {r.rank: None for r in part.ranks}))
         return self._status(known)
 
@@ -141,7 +144,8 @@ class FakeAgent:
             dict(part.ranks),
             part.ended,
             lease_expired=part.lease_expired,
-            first_failed=part.first_failed,
+            at=time.monotonic(),
+            ends=dict(part.ends),
         )
 
     # === for tests ===
@@ -161,9 +165,8 @@ class FakeAgent:
         """The rank ends; the part is over once it was the last."""
         part = self.parts[run, attempt]
         if part.ranks[rank] is None:
-            part.ranks[rank] = code
-            if code and part.first_failed is None:
-                part.first_failed = rank
+            part.ranks[rank], at = code, time.monotonic()
+            part.ends[rank] = RankEnd(code, at, None if part.stopped_with is None else at)
         part.ended = all(code is not None for code in part.ranks.values())
         self._news.set()
 
@@ -185,6 +188,10 @@ class FakeCluster:
         self.agents: dict[str, FakeAgent] = {}
         self.holds: set[str] = set()
         self.foreign: set[str] = set()
+        self.lost = False
+        """Whether its head is away."""
+        self.dead: set[str] = set()
+        """The ids of nodes of which it is said that they are dead."""
         self.disk: set[str | None] = set()
         """What all nodes see of a checkpoint folder."""
         for name, gpus in nodes.items():
@@ -193,7 +200,12 @@ class FakeCluster:
     # === the protocol ===
 
     async def nodes(self) -> list[NodeFacts]:
+        if self.lost:
+            raise ClusterLost("the fake head does not answer")
         return list(self.facts.values())
+
+    def is_dead(self, node: NodeFacts) -> bool:
+        return node.id in self.dead
 
     async def agent(self, node: NodeFacts) -> Agent:
         return self.agents[node.name]

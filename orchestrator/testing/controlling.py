@@ -59,6 +59,8 @@ async def controlling(
         sync_wait_s=0.05,
         watch_s=0.02,
         lost_after_s=0.05,
+        look_for_newer_s=0.05,
+        fenced_out_s=0.2,
         policy=policy or Policy(),
         preflight=preflight,
     )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.control.agent import NodeAgent
-from orchestrator.control.backend import RankStart, Report, StaleController, StartPart
+from orchestrator.control.backend import PartStatus, RankStart, Report, StaleController, StartPart
+from orchestrator.control.launcher_client import LauncherClient
 from orchestrator.control.shared_folder import Tokens
+from orchestrator.control.snapshot import take
 
 SPEAKS_WHEN_ASKED = """
 import pathlib, sys, time
@@ -29,8 +33,8 @@ async def no_code(sha256: str) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def an_agent(folder: Path) -> AsyncIterator[NodeAgent]:
-    agent = NodeAgent("orch-test", "a", "127.0.0.1", folder / "n", no_code, lambda: {}, dict(os.environ))
+async def an_agent(folder: Path, fetch: Callable[[str], AsyncIterator[bytes]] = no_code) -> AsyncIterator[NodeAgent]:
+    agent = NodeAgent("orch-test", "a", "127.0.0.1", folder / "n", fetch, lambda: {}, dict(os.environ))
     try:
         yield agent
     finally:
@@ -73,6 +77,107 @@ def test_a_call_that_nobody_waits_for_any_more_takes_no_line_of_a_log(tmp_path: 
             await hears(agent, next_epoch, after, "the last word")
             with pytest.raises(StaleController):
                 await orphan
+
+    asyncio.run(story())
+
+
+def test_what_a_controller_that_was_replaced_had_begun_to_start_is_not_started(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "script.py").write_text("open('ran', 'w')")
+    code = take(tmp_path / "work")
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def fetch(sha256: str) -> AsyncIterator[bytes]:
+        asked.set()
+        await goes_on.wait()
+        yield code.archive
+
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path, fetch) as agent:
+            order = replace(part(tmp_path, ""), argv=("script.py",), code=code.sha256)
+            start = asyncio.create_task(agent.start(1, order))
+            await asked.wait()
+            # The next controller hears that there is no such part here, and may start the run elsewhere.
+            assert (await agent.sync(2, 0, 60, 0)).parts == ()
+            goes_on.set()
+            with pytest.raises(StaleController, match="epoch 1 was replaced"):
+                await start
+            assert (await agent.sync(2, 0, 60, 0)).parts == ()
+            # What it orders itself is started.
+            assert (await agent.start(2, replace(order, attempt=2))).ranks.keys() == {0}
+
+    asyncio.run(story())
+
+
+SLEEPS = "import time; time.sleep(600)"
+
+
+def test_a_call_that_acknowledges_nothing_renews_no_lease(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.sync(1, 0, 60, 0)
+            await agent.start(1, replace(part(tmp_path, SLEEPS), lease_s=1.0))
+            epoch = 2
+            while not (await agent.sync(epoch, 0, 60, 0)).parts[0].lease_expired:
+                epoch += 1
+                await asyncio.sleep(0.05)
+
+    asyncio.run(story())
+
+
+def test_a_part_starts_with_what_is_left_of_the_lease_since_the_agent_was_heard_last(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.sync(1, 0, 60, 0)
+            await asyncio.sleep(0.5)  # as long as it takes to fetch its code
+            await agent.start(1, part(tmp_path, SLEEPS))
+            launcher = LauncherClient(tmp_path / "n" / "launcher", dict(os.environ))
+            await launcher.connect()
+            assert (await launcher.call("hello"))["attempts"]["1.1"]["lease_s"] <= 59.5
+
+    asyncio.run(story())
+
+
+async def over(agent: NodeAgent, epoch: int) -> PartStatus:
+    """The part once it has ended, as a controller hears that from an agent."""
+    heard = 0
+    while True:
+        report = await agent.sync(epoch, heard, 60, 5)
+        heard = report.sequence
+        if report.parts and report.parts[0].ended:
+            return report.parts[0]
+
+
+def test_an_agent_that_follows_tells_of_a_lease_that_ran_out_while_there_was_none(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.start(1, replace(part(tmp_path, SPEAKS_WHEN_ASKED, tmp_path / "gate"), lease_s=0.5))
+            other = LauncherClient(tmp_path / "n" / "launcher", {})
+            async with other:
+                async for event in other.events():
+                    if event.get("event") == "ended":
+                        break
+            async with an_agent(tmp_path) as following:
+                status = await over(following, 2)
+        assert (status.ranks, status.lease_expired) == ({0: -9}, True)
+
+    asyncio.run(story())
+
+
+def test_ranks_that_ended_with_their_launcher_have_not_succeeded_for_an_agent_that_never_knew_them(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.start(1, part(tmp_path, SPEAKS_WHEN_ASKED, tmp_path / "gate"))
+            launcher = LauncherClient(tmp_path / "n" / "launcher", {})
+            async with launcher:
+                os.kill((await launcher.call("hello"))["pid"], signal.SIGKILL)
+                async for _ in launcher.events():
+                    pass  # until it is gone
+            async with an_agent(tmp_path) as following:
+                status = await over(following, 2)
+        assert (status.ranks, status.first_failed) == ({0: -9}, 0)
 
     asyncio.run(story())
 

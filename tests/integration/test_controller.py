@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
+from orchestrator.control.backend import Agent, AgentGone, NodeFacts, RankStart, StartPart
 from orchestrator.control.controller import Controller
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.refused import Refused
+from orchestrator.control.runtime import Settings
 from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run
 from orchestrator.testing.cluster import FakeAgent, FakeCluster
-from orchestrator.testing.controlling import controlling, job, reaches, until
+from orchestrator.testing.controlling import controlling, job, reaches, started, until
 
 
 def test_a_run_goes_from_submission_to_success(tmp_path: Path) -> None:
@@ -192,7 +194,8 @@ def test_a_waiting_run_is_cancelled_at_once_and_a_running_one_is_stopped_with_it
             cluster.agents["a"].end(running.id, 1, -9)
             run = await reaches(controller, running, State.CANCELLED)
             assert run.attempts[0].outcome is Outcome.CANCELLED
-            assert await controller.cancel(str(running.id)) == (run, True)
+            again, had_ended = await controller.cancel(str(running.id))
+            assert (again.state, again.events, had_ended) == (run.state, run.events, True)
 
     asyncio.run(story())
 
@@ -211,6 +214,51 @@ def test_a_lost_node_fails_the_run_with_its_name_and_keeps_its_gpus_until_the_le
             cluster.add("b", 1)
             again = await controller.retry(str(run.id), {})
             await until(lambda: _says(controller, again, "lease"))
+            await reaches(controller, again, State.RUNNING)
+
+    asyncio.run(story())
+
+
+def test_a_node_that_the_cluster_says_is_dead_is_not_waited_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        settings = Settings(
+            tmp_path, tmp_path / "storage", preflight="off", sync_wait_s=0.05, watch_s=0.02, lost_after_s=600
+        )
+        async with started(cluster, settings) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            await reaches(controller, run, State.RUNNING)
+            dead = cluster.facts["b"].id
+            cluster.lose("b")
+            cluster.dead.add(dead)
+            await until(lambda: _has_ended(controller, run))
+
+    asyncio.run(story())
+
+
+async def _has_ended(controller: Controller, run: Run) -> bool:
+    return (await controller.find(str(run.id))).attempts[0].ended_at is not None
+
+
+def test_a_node_that_is_listed_but_answers_no_more_is_given_up_when_its_lease_has_run_out(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1, c=1)
+        async with controlling(tmp_path, cluster, lease_s=0.5) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            run = await reaches(controller, run, State.RUNNING)
+            assert run.attempt is not None
+            silent = run.attempt.placement.nodes[1].node
+            # It is asked again and again, which must not move the bound of its lease.
+            cluster.agents[silent].gone = True
+            await until(lambda: _has_ended(controller, run))
+            failure = (await controller.find(str(run.id))).attempts[0].failure
+            assert failure is not None
+            assert (failure.kind, failure.node) == ("node_lost", silent)
+            assert "has not answered" in failure.message
+            cluster.agents[silent].gone = False
+            run = await reaches(controller, run, State.RUNNING)
+            cluster.agents[silent].end(run.id, 1, -9)
+            again, _ = await controller.submit(job("1"), {})
             await reaches(controller, again, State.RUNNING)
 
     asyncio.run(story())
@@ -474,6 +522,97 @@ def test_gangs_of_one_node_of_gloo_and_of_orch_bench_are_not_tried(
             run, _ = await controller.submit(job(workers, **more), {})
             run = await reaches(controller, run, State.RUNNING)
             assert [event.event for event in run.events] == [Event.SUBMITTED, Event.PLACED, Event.STARTED]
+
+    asyncio.run(story())
+
+
+# --- what the story of a crash at every point (tests/faults) has shown, one by one ---
+
+
+def test_a_node_that_was_still_starting_when_its_gang_was_told_to_stop_is_told_once_it_has_started(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        slow = cluster.agents["b"].slow_start = asyncio.Event()
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            a, b = cluster.agents["a"].parts, cluster.agents["b"].parts
+            await until(lambda: _is(lambda: (run.id, 1) in a))
+            await controller.cancel(str(run.id))
+            await until(lambda: _is(lambda: a[run.id, 1].stopped_with is not None))
+            slow.set()
+            await reaches(controller, run, State.CANCELLED)
+            await until(lambda: _is(lambda: not b))
+
+    asyncio.run(story())
+
+
+def test_a_gang_that_was_whole_when_the_controller_died_goes_on_though_its_start_was_not_recorded(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        slow = cluster.agents["a"].slow_start = asyncio.Event()
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job(), {})
+            await reaches(controller, run, State.STARTING)
+            await until(lambda: _is(lambda: bool(cluster.holds)))
+            controller.start_no_more()
+        slow.set()
+        # The order had been carried out when the next one came.
+        order = StartPart(
+            run.id, 1, ("train.py",), None, None, {}, {}, "cuda", (RankStart(0, 0, 0),), 1, 0, "10.0.0.1", 0, 30.0, 1
+        )
+        await cluster.agents["a"].start(1, order)
+        async with controlling(tmp_path, cluster) as controller:
+            run = await reaches(controller, run, State.RUNNING)
+            assert [one.number for one in run.attempts] == [1]
+
+    asyncio.run(story())
+
+
+def test_a_node_that_nothing_runs_on_is_given_back_by_the_next_controller_and_when_it_is_lost(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        cluster.holds = {"a", "b"}  # by a controller that died between the end of a run and giving its node back
+        async with controlling(tmp_path, cluster) as controller:
+            await until(lambda: _is(lambda: not cluster.holds))
+            run, _ = await controller.submit(job("2x1"), {})
+            await reaches(controller, run, State.RUNNING)
+            cluster.lose("b")
+            await until(lambda: _is(lambda: "b" not in cluster.holds))
+
+    asyncio.run(story())
+
+
+def test_the_lease_of_a_node_that_this_controller_never_reached_counts_from_its_own_beginning(tmp_path: Path) -> None:
+    class Unreached(FakeCluster):
+        async def agent(self, node: NodeFacts) -> Agent:
+            raise AgentGone("it does not answer")
+
+    async def story() -> None:
+        cluster = Unreached(a=1)
+        async with controlling(tmp_path, cluster, lease_s=30.0) as controller:
+            await until(lambda: _is(lambda: "a" in controller.roster.nodes))
+            left = (controller.roster.lease_end("a") - controller.runtime.now()).total_seconds()
+            assert left > 20  # the controller before it may have renewed the lease until now
+
+    asyncio.run(story())
+
+
+def test_a_submission_that_was_acknowledged_is_so_again_though_it_could_not_be_made_now(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2", key="k"), {})
+        cluster.lose("a")
+        cluster.add("b", 1)
+        async with controlling(tmp_path, cluster) as controller:
+            again, created = await controller.submit(job("2", key="k"), {})
+            assert (again.id, created) == (run.id, False)
+            with pytest.raises(Refused, match="can never fit"):
+                await controller.submit(job("2", key="other"), {})
 
     asyncio.run(story())
 

@@ -440,6 +440,26 @@ def test_an_agent_that_comes_back_is_told_every_exit_it_missed(node: Node, way: 
     assert ranks["0"]["at"] <= time.time()
 
 
+def test_a_start_whose_agent_has_gone_before_it_was_answered_leaves_nothing_running(node: Node) -> None:
+    assert node.warm()["ok"]
+    zygote = node.call("hello")["zygotes"][sys.executable]["pid"]
+    os.kill(zygote, signal.SIGSTOP)
+    rank = node.rank("1.1", STUBBORN)
+    asked = node.loop.create_task(node.client.call("start", attempt="1.1", lease_s=60, ranks=[rank]))
+    node.call("lease", attempts={"1.1": 60})  # what was asked before it has been read
+    node.disconnect()
+    with contextlib.suppress(LauncherGoneError):
+        node.loop.run_until_complete(asked)
+    node.connect()
+    os.kill(zygote, signal.SIGCONT)
+    until(lambda: not marked(f"{MARK}.1.1"))
+    assert node.call("hello")["attempts"] == {}
+    assert node.start("1.2", "print('ran')")["0"]
+    node.event("ended", attempt="1.2")
+    log = node.folder / "1.1.0.log"
+    assert not log.exists() or "ready" not in log.read_text()
+
+
 def alive_ranks(folder: Path, attempt: str, rank: int) -> bool:
     for pid in marked(f"{MARK}.{attempt}"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

@@ -60,6 +60,9 @@ class Machines:
             "orch-test", name, "127.0.0.1", self.folder / name, fetch, lambda: dict(info), dict(os.environ)
         )
 
+    def is_dead(self, node: NodeFacts) -> bool:
+        return False
+
     async def nodes(self) -> list[NodeFacts]:
         return [NodeFacts(name, f"id-{name}", "127.0.0.1", "cuda", 2) for name in self.names]
 
@@ -233,7 +236,7 @@ def test_what_nccl_said_is_kept_and_what_it_warned_of_is_in_the_ranks_log(tmp_pa
                 printed = [line.text for line in controller.logs.lines(run.id, 1, rank, whole=True)]
                 assert printed.count("[orch] NCCL warns: nothing is wrong but this") == 1
                 assert printed[0] == "connected"
-                assert controller.logs.last_line(run.id, 1, rank).startswith("ended after step")
+                assert controller.logs.last_lines(run.id, 1, rank)[-1].startswith("ended after step")
 
     asyncio.run(story())
 

@@ -96,6 +96,9 @@ class Machines:
             for name in names
         }
 
+    def is_dead(self, node: NodeFacts) -> bool:
+        return False
+
     async def nodes(self) -> list[NodeFacts]:
         return [NodeFacts(name, f"id-{name}", "127.0.0.1", "cuda", 1) for name in self.names]
 

@@ -2,6 +2,8 @@
 
 import pytest
 from hosts import Lab, remove_leftovers, why_not
+from invariants import Looked, check
+from orchlab import Orch
 from raycluster import RayCluster
 
 
@@ -25,3 +27,32 @@ def lab(lab_of_three):
 def ray_cluster(lab):
     """Ray on the three hosts, with 4 CPUs and 4 pretended GPUs each and a token."""
     return RayCluster(lab, num_cpus=4, num_gpus=4)
+
+
+@pytest.fixture(scope="module")
+def faulty(lab, request):
+    """orch over three hosts of two slots each, with its checkpoints on a folder that all hosts see.
+
+    Leases are short, or of as many seconds as the module says by LEASE_S.
+    """
+    lease_s = getattr(request.module, "LEASE_S", 8)
+    cluster = RayCluster(lab, num_cpus=2)
+    (lab.shared / "storage").mkdir()
+    for host in lab.hosts:
+        host.variables |= {"ORCH_LEASE": f"{lease_s}s", "ORCH_STORAGE": str(lab.shared / "storage")}
+        host.variables["ORCH_POLICY_MIN_RUNTIME"] = "1s"
+    orch = Orch(lab, cluster)
+    orch("up")
+    orch.wait_up(*lab.hosts)
+    return orch
+
+
+@pytest.fixture
+def orch(faulty):
+    """The same for each test: its three hosts are up, and after it the rules are looked at (faults/invariants.py)."""
+    faulty.mend()
+    yield faulty
+    for host in faulty.lab.hosts:
+        if host.is_on:
+            host.heal()
+    check(Looked(faulty.database, faulty.ask, faulty.marked, faulty.acknowledged))

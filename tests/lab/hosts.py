@@ -300,18 +300,32 @@ class Host:
 
     def drop_from(self, other: Host) -> None:
         """Lose every packet that arrives from `other`: one direction only. Needs nft."""
+        self.drop(f"ip saddr {other.address}")
+
+    def drop(self, match: str) -> None:
+        """Lose arriving packets that nftables matches so: `tcp dport 6379`, `numgen random mod 100 < 5`. Needs nft."""
         rules = f"""
             add table inet lab
             add chain inet lab input {{ type filter hook input priority 0; }}
-            add rule inet lab input ip saddr {other.address} drop
+            add rule inet lab input iifname "eth0" {match} drop
         """
         _call(self._nsenter("--net", "nft", "-f", "-"), rules)
 
+    def throttle(self, rate: str) -> None:
+        """Send no faster than `rate`, such as `8mbit`. Needs tc, and the kernel's token bucket."""
+        self._shape(f"qdisc replace dev eth0 root tbf rate {rate} burst 32kb latency 400ms")
+
     def heal(self) -> None:
-        """The cable is in and nothing is dropped."""
+        """The cable is in, nothing is dropped, and nothing is slowed down."""
         if shutil.which("nft"):
             _call(self._nsenter("--net", "nft", "-f", "-"), "add table inet lab\ndelete table inet lab\n")
+        if shutil.which("tc"):
+            # There must be one that can be deleted.
+            self._shape("qdisc replace dev eth0 root pfifo", "qdisc delete dev eth0 root")
         self.link("up")
+
+    def _shape(self, *commands: str) -> None:
+        _call(self._nsenter("--net", "tc", "-batch", "-"), "\n".join(commands))
 
     def _on_network(self, *commands: str) -> None:
         _call(self._nsenter("--net", "ip", "-batch", "-"), "\n".join(commands))

@@ -7,7 +7,8 @@ import os
 import signal
 
 import pytest
-from hosts import Host, Lab, wait_until
+from hosts import wait_until
+from orchlab import Orch, nothing_left
 from raycluster import RayCluster
 
 pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.torch]
@@ -47,70 +48,6 @@ print("done", flush=True)
 dist.destroy_process_group()
 """
 
-# Nothing but a process: it does not notice that a peer is gone.
-SLEEPS = "import time\nprint('asleep', flush=True)\ntime.sleep(600)\n"
-
-
-class Orch:
-    """orch on the head of a lab."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab, self.head = lab, lab.hosts[0]
-
-    def __call__(self, *argv: object, code: int = 0) -> str:
-        done = self.head.orch(*map(str, argv), timeout=90)
-        assert done.returncode == code, f"orch {argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def submit(self, script: str, workers: str, *options: object, code: int = 0, **files: str) -> int:
-        work = self.head.disk / "home" / "work"
-        work.mkdir(exist_ok=True)
-        (work / "train.py").write_text(script)
-        for name, text in files.items():
-            (work / f"{name}.py").write_text(text)
-        (work / "job.yaml").write_text(f"run: train.py\nworkers: {workers}\ngrace: 2s\n")
-        return int(self("submit", "work/job.yaml", *options, code=code).split()[0])
-
-    def show(self, run: int) -> dict:
-        return json.loads(self("show", run, "--json"))
-
-    def reaches(self, run: int, state: str, timeout: float = 30) -> dict:
-        seen: list[dict] = [{}]
-
-        def there() -> bool:
-            seen[0] = self.show(run)
-            return seen[0]["state"] == state
-
-        try:
-            wait_until(there, timeout, f"run {run} is {state}", every=0.2)
-        except AssertionError as error:
-            raise AssertionError(f"{error}; it is {seen[0]['state']}: {seen[0]['reason']}") from None
-        return seen[0]
-
-    def begins(self, script: str, workers: str, line: str, ranks: int) -> int:
-        """A run all of whose ranks have printed `line`."""
-        run = self.submit(script, workers)
-        wait_until(lambda: self("logs", run).count(line) == ranks, 60, f"{ranks} ranks print {line}", every=0.2)
-        return run
-
-    def ranks(self, run: int, *hosts: Host) -> dict[str, list[int]]:
-        """The processes of a run by host (of all that are on): pids as seen from outside."""
-        there = [host for host in hosts or self.lab.hosts if host.is_on]
-        mark = f"ORCH_RUN={run}\0"
-        return {host.name: sorted(process.pid for process in host.processes(environ=mark)) for host in there}
-
-    def nodes(self) -> dict[str, dict]:
-        return {node["node"]: node for node in json.loads(self("nodes", "--json"))}
-
-    def wait_up(self, *hosts: Host) -> None:
-        names = {host.name for host in hosts}
-        wait_until(
-            lambda: {name for name, node in self.nodes().items() if node["state"] == "up"} >= names,
-            60,
-            f"orch has agents on {names}",
-            every=0.3,
-        )
-
 
 @pytest.fixture(scope="module")
 def cluster(lab):
@@ -122,14 +59,10 @@ def orch(cluster, lab):
     """orch on lab1, up on the three hosts with a short lease."""
     for host in lab.hosts:
         host.variables["ORCH_LEASE"] = f"{LEASE_S}s"
-    orch = Orch(lab)
+    orch = Orch(lab, cluster)
     orch("up")
     orch.wait_up(*lab.hosts)
     return orch
-
-
-def nothing_left(orch: Orch, run: int) -> None:
-    wait_until(lambda: not any(orch.ranks(run).values()), 10, f"nothing of run {run} is left: {orch.ranks(run)}")
 
 
 class TestOrch:
@@ -148,10 +81,7 @@ class TestOrch:
 
     def test_a_killed_rank_is_named_and_its_peers_end_on_all_hosts(self, orch, lab):
         run = orch.begins(TALKS, "3x2", "joined", 6)
-        (victim,) = [
-            process.pid for process in lab["lab2"].processes(environ=f"ORCH_RUN={run}\0") if rank_of(process.pid) == "3"
-        ]
-        os.kill(victim, signal.SIGKILL)
+        os.kill(orch.rank_pid(run, 3), signal.SIGKILL)
         found = orch.reaches(run, "failed")
         failure = found["attempts"][0]["failure"]
         assert (failure["kind"], failure["rank"], failure["node"]) == ("signal", 3, "lab2")
@@ -178,49 +108,5 @@ class TestOrch:
         assert len(orch.reaches(run, "succeeded")["attempts"]) == 1
         assert orch("logs", run).count("done") == 6
 
-    def test_a_host_that_is_cut_off_ends_its_ranks_by_the_lease_while_nobody_can_reach_it(self, orch, lab, cluster):
-        lab3 = lab["lab3"]
-        run = orch.begins(SLEEPS, "3x2", "asleep", 6)
-        assert len(orch.ranks(run, lab3)["lab3"]) == 2
-        lab3.link("down")
-        took = wait_until(lambda: not orch.ranks(run, lab3)["lab3"], 30, "the ranks on lab3 are gone")
-        assert took < LEASE_S + 3
-        failure = orch.reaches(run, "failed", timeout=25)["attempts"][0]["failure"]
-        assert (failure["kind"], failure["node"]) == ("node_lost", "lab3")
-        nothing_left(orch, run)
-        lab3.link("up")
-        # Ray ends a node that it has taken for dead; whoever runs the host starts it again.
-        wait_until(lambda: not lab3.processes("raylet/raylet"), 30, "the raylet that was taken for dead has ended")
-        lab3.restart()
-        cluster.join(lab3)
-        orch.wait_up(*lab.hosts)
-
-    def test_a_run_on_a_host_without_power_fails_within_20_s_and_the_host_is_used_again(self, orch, lab, cluster):
-        lab2 = lab["lab2"]
-        run = orch.begins(SLEEPS, "3x2", "asleep", 6)
-        lab2.power_off()
-        found = orch.reaches(run, "failed", timeout=20)
-        failure = found["attempts"][0]["failure"]
-        assert (failure["kind"], failure["node"]) == ("node_lost", "lab2")
-        assert "lab2" in found["reason"]
-        nothing_left(orch, run)
-        assert orch.nodes()["lab2"]["state"] == "down"
-        waits = orch.submit(TRAINS, "3x2", helper="VERSION = 'v8'")
-        assert "lab2" in orch.reaches(waits, "queued")["reason"]
-        lab2.power_on()
-        cluster.join(lab2)
-        orch.reaches(waits, "succeeded", timeout=60)
-        assert {line.split("] ")[1].split()[0] for line in orch("logs", waits).splitlines() if " v8 " in line} == {
-            "lab1",
-            "lab2",
-            "lab3",
-        }
-
     def test_a_job_that_needs_more_than_there_is_waits_for_no_host_that_never_joined(self, orch):
         assert "never" in orch.head.orch("submit", "work/job.yaml", "--set", "workers=4x2").stderr
-
-
-def rank_of(pid: int) -> str | None:
-    with open(f"/proc/{pid}/environ") as file:
-        variables = dict(entry.partition("=")[::2] for entry in file.read().split("\0"))
-    return variables.get("RANK")

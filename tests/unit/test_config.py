@@ -102,6 +102,7 @@ def test_every_key_has_a_variable_and_a_row(cwd: Path, key: str) -> None:
         "code_limit": "1GiB",
         "log_limit": "1MiB",
         "local.slots": "4",
+        "head_storage": "rocksdb",
         "teams": '{"vision": {"share": 2, "guaranteed": 16, "users": {"ana": {"limit": 8}}}}',
         "policy.half_life": "3d",
         "policy.preemption": "off",

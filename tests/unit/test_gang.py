@@ -17,8 +17,7 @@ def a_gang() -> Gang:
 def status(**codes: int | None) -> PartStatus:
     ranks = {int(rank[1:]): code for rank, code in codes.items()}
     ended = all(code is not None for code in ranks.values())
-    first = next((rank for rank, code in ranks.items() if code), None)
-    return PartStatus(1, 1, ranks, ended, first_failed=first)
+    return PartStatus(1, 1, ranks, ended)
 
 
 def test_a_gang_is_over_when_its_last_part_is_and_succeeds_when_every_rank_did() -> None:
@@ -33,9 +32,10 @@ def test_a_gang_is_over_when_its_last_part_is_and_succeeds_when_every_rank_did()
 
 def test_the_first_failure_stands_and_those_that_follow_from_it_do_not_replace_it() -> None:
     gang = a_gang()
-    gang.observe("b", status(r2=None, r3=1))
-    gang.observe("a", status(r0=-6, r1=-6))
-    assert gang.failure == Failure("exit", "rank 3 on b ended with exit code 1", 3, "b")
+    gang.observe("b", status(r2=None, r3=1), now=1)
+    gang.observe("a", status(r0=-6, r1=-6), now=2)
+    gang.settle({})
+    assert gang.failure == Failure("exit", "rank 3 on b ended with exit code 1", 3, "b", "user", (3,))
     assert gang.must_stop
 
 
