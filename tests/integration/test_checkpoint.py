@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import fault, representative
 
 from orchestrator import checkpoint
 from orchestrator.checkpoint import folder as folders
@@ -165,6 +166,8 @@ def test_a_sharded_model_goes_on_with_another_number_of_ranks_from_the_newest_th
 # -- out of disk -------------------------------------------------------------------------------------------------------
 
 
+@representative
+@fault(27)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_full_disk_is_a_clear_error_and_leaves_the_last_one_whole(tmp_path: Path, sharded: bool) -> None:
     disk = tmp_path / "disk"

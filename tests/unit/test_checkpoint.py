@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rows import fault, representative
 
 from orchestrator import checkpoint
 from orchestrator.checkpoint import folder as folders
@@ -183,7 +184,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@representative
+@fault(36)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_leaves_an_older_one_or_nothing_and_never_garbage(pristine: Path, data: st.DataObject) -> None:
     folder = pristine.with_name("damaged")
