@@ -53,6 +53,8 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.shared_folder import FolderLook, Tokens
+from orchestrator.control.shared_folder import look as look_at_folder
 from orchestrator.control.stack_taker import take
 from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
@@ -241,6 +243,14 @@ class NodeAgent:
         assert self._found is not None
         self._changed.set()
         return Surveyed(time.time(), self._found.get("host"), self._survey.known.get(python))
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        """What this node finds in a checkpoint folder; see shared_folder.py."""
+        await self._take_orders_from(epoch)
+        try:
+            return await in_time(partial(look_at_folder, Path(folder), tokens), "it")
+        except Stalled as error:
+            return FolderLook(error=str(error))
 
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""

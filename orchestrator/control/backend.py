@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health.evidence import RankEnd, Xid
 from orchestrator.health.nccl_log import NcclLog
@@ -62,6 +63,8 @@ class StartPart:
     """0: the agent picks a free one and holds it; allowed where the gang is on one node."""
     lease_s: float
     log_limit: int
+    max_restarts: int = 0
+    """How many attempts may follow the first."""
     cudnn: dict[str, bool | None] | None = None
     """benchmark and deterministic, to be set before the script's first line."""
     nccl_log: Literal["file", "output"] | None = None
@@ -179,6 +182,9 @@ class Agent(Protocol):
 
         `look`: looks at the machine now, which takes a moment; else what the last look saw will do.
         """
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        """What the node finds in the folder, which is made; a few seconds where it waits for a token."""
 
     async def close(self, epoch: int) -> None: ...
 

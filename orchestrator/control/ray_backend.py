@@ -44,6 +44,7 @@ from orchestrator.control.ray_calls import RayCalls
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
 from orchestrator.control.runtime import Settings, spare_the_collector
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
@@ -128,6 +129,9 @@ class AgentActor:
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         return await self._agent.survey(epoch, python, look)
 
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        return await self._agent.checkpoint_folder(epoch, folder, tokens)
+
     async def close(self, epoch: int) -> None:
         await self._agent.close(epoch)
 
@@ -177,6 +181,10 @@ class RemoteAgent:
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         found: Surveyed = await self._call("survey", epoch, python, look, timeout_s=20)
+        return found
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        found: FolderLook = await self._call("checkpoint_folder", epoch, folder, tokens)
         return found
 
     async def close(self, epoch: int) -> None:

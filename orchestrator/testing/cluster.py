@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.control.backend import (
     Agent,
@@ -21,6 +21,7 @@ from orchestrator.control.backend import (
     StartPart,
 )
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
 from orchestrator.health.evidence import RankEnd
@@ -59,6 +60,10 @@ class FakeAgent:
         self.interpreters: dict[str | None, health.Interpreter] = {}
         self.surveyed: list[str | None] = []
         """The interpreters that it was asked for, in order."""
+        self.disk: set[str | None] = set()
+        """The tokens in the checkpoint folder: the same set on all nodes unless the test says otherwise."""
+        self.folder = FolderLook()
+        """What it finds there, besides a token."""
         self.looks: list[RankProgress] = []
         """What the ranks show in the next report."""
         self.standing: Callable[[int], Iterable[RankStack]] = lambda turn: ()
@@ -138,6 +143,13 @@ class FakeAgent:
         self.surveyed.append(python)
         return Surveyed(time.time(), self.host, self.interpreters.get(python))
 
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        self._take_orders_from(epoch)
+        if self.folder.error is None:
+            self.disk |= {tokens.leave} if tokens.leave else set()
+            self.disk -= {tokens.remove}
+        return replace(self.folder, seen=tokens.expect in self.disk)
+
     async def close(self, epoch: int) -> None:
         self._take_orders_from(epoch)
 
@@ -202,6 +214,8 @@ class FakeCluster:
         """Whether its head is away."""
         self.dead: set[str] = set()
         """The ids of nodes of which it is said that they are dead."""
+        self.disk: set[str | None] = set()
+        """What all nodes see of a checkpoint folder."""
         for name, gpus in nodes.items():
             self.add(name, gpus)
 
@@ -233,6 +247,7 @@ class FakeCluster:
         number = len(self.agents) + sum(1 for _ in self.facts)
         self.facts[name] = NodeFacts(name, f"{name}-{number}", "10.0.0.1", device, gpus)
         self.agents[name] = FakeAgent()
+        self.agents[name].disk = self.disk
 
     def lose(self, name: str) -> None:
         """The node leaves the cluster's list, and its agent answers no more."""

@@ -16,6 +16,7 @@ import pytest
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import PartStatus, RankStart, Report, StaleController, StartPart
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError
+from orchestrator.control.shared_folder import Tokens
 from orchestrator.control.snapshot import take
 from orchestrator.health.vitals import GpuVitals, Vitals
 
@@ -217,5 +218,20 @@ def test_ranks_that_ended_with_their_launcher_have_not_succeeded_for_an_agent_th
             async with an_agent(tmp_path) as following:
                 status = await over(following, 2)
         assert (status.ranks, status.launcher_lost) == ({0: -9}, True)
+
+    asyncio.run(story())
+
+
+def test_two_agents_tell_whether_a_checkpoint_folder_is_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path / "a") as first, an_agent(tmp_path / "b") as second:
+            for folder, one in ((tmp_path / "shared", True), (tmp_path / "homes", False)):
+                # Each host has a home of its own, under the same name.
+                of_first, of_second = (folder, folder) if one else (folder / "a", folder / "b")
+                await first.checkpoint_folder(1, str(of_first), Tokens(leave=".orch-1-1"))
+                found = await second.checkpoint_folder(1, str(of_second), Tokens(expect=".orch-1-1", wait_s=0.3))
+                assert (found.seen, found.error) == (one, None)
+                await first.checkpoint_folder(1, str(of_first), Tokens(remove=".orch-1-1"))
+                assert list(of_first.iterdir()) == []
 
     asyncio.run(story())
