@@ -5,29 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from orchestrator.checks import interpreter
+from orchestrator.control.api_body import BODY_S, Body, Secret, UserName, body_of, chunks_of
+from orchestrator.control.api_call import CALL, by_of, record_of, uid_of
+from orchestrator.control.api_nodes import NodesApi, with_health
 from orchestrator.control.arrays import array_json, queue_rows
-from orchestrator.control.audit import AuditLog, Call, peer_uid
+from orchestrator.control.audit import AuditLog, Call
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller
-from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
+from orchestrator.control.follow import Positions, follow, kept_lines, log_lines
 from orchestrator.control.guard import opened_by, refusal
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.private_file import InsecureHome
 from orchestrator.control.refused import Refused
 from orchestrator.control.top import top
-from orchestrator.document import DocumentError, shown
+from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
@@ -45,74 +46,43 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HTTP_OF_CODE = {2: 400, 3: 404, 4: 401, 5: 422, 6: 503, 7: 409, 8: 500}
 BODY = 4 << 20
-BODY_S = 30.0
-"""How long a body of JSON may take to come."""
-LONGEST_SECRET = 100_000
-"""Linux takes 128 KiB of a variable, its name included."""
 IDLE_S = 30.0
 """How long a connection may be open without a whole request on it."""
 LONGEST_LINE = 64 << 10
 """A follower that comes back says where it was with every rank."""
-NAME_OF_USER = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]{1,128}")
 
 
-_CALL: ContextVar[Call] = ContextVar("call")
-"""The call that this task answers."""
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-def _user_name(name: str) -> str:
-    if not NAME_OF_USER.fullmatch(name):
-        raise ValueError(f"{shown(name)} is no name of a user")
-    return name
-
-
-def _secret(value: str) -> str:
-    """What the kernel takes as one variable of a process. The value is in no message."""
-    if "\0" in value:
-        raise ValueError("has a NUL byte in its value, and a variable cannot")
-    if len(value.encode()) > LONGEST_SECRET:
-        raise ValueError(f"has a value of more than {LONGEST_SECRET:,} bytes, and a variable cannot")
-    return value
-
-
-Secret = Annotated[str, AfterValidator(_secret)]
-
-
-class CodeBody(_Body):
+class CodeBody(Body):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     git: Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")] | None = None
     dirty: bool | None = None
 
 
-class SubmitBody(_Body):
+class SubmitBody(Body):
     spec: JobSpec
     code: CodeBody | None = None
     workdir: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")] = ""
-    user: Annotated[str, AfterValidator(_user_name)]
+    user: UserName
     secrets: dict[str, Secret] = {}
     key: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
     dry_run: bool = False
 
 
-class CheckBody(_Body):
+class CheckBody(Body):
     text: Annotated[str, Field(max_length=64 * 1024)]
     filename: Annotated[str, Field(max_length=4096)]
     overrides: Annotated[list[str], Field(max_length=256)] = []
 
 
-class RetryBody(_Body):
+class RetryBody(Body):
     secrets: dict[str, Secret] = {}
 
 
-class SetBody(_Body):
+class SetBody(Body):
     changes: dict[str, Annotated[str, Field(max_length=256)]]
 
 
-class DownBody(_Body):
+class DownBody(Body):
     force: bool = False
 
 
@@ -158,7 +128,7 @@ class Api:
                 web.get("/api/v1/report", self._cluster_report),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
                 web.get("/api/v1/benches", self._benches),
-                web.get("/api/v1/nodes", self._nodes),
+                *NodesApi(self._controller).routes(),
                 web.get("/api/v1/topo", self._topo),
                 web.get("/api/v1/top", self._top),
                 web.get("/api/v1/doctor", self._doctor),
@@ -195,16 +165,16 @@ class Api:
         if request.method in ("GET", "HEAD"):
             return await self._answered(request, handler)
         # Before the answer: whoever has it may hang up, and is nobody's connection then.
-        _CALL.set(call := Call(_uid(request)))
+        CALL.set(call := Call(uid_of(request)))
         answer = await self._answered(request, handler)
         if self._audit is not None and not call.asks_only:
-            self._audit.write(_record(request, call, answer))
+            self._audit.write(record_of(request, call, answer))
         return answer
 
     def _refused(self, request: web.Request, why: str, status: int) -> web.Response:
         answer = _error(4, why, status)
         if self._audit is not None:
-            self._audit.refused(_record(request, Call(_uid(request)), answer))
+            self._audit.refused(record_of(request, Call(uid_of(request)), answer))
         return answer
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -248,7 +218,8 @@ class Api:
         busy, live, waiting = await controller.busy(), await controller.live(), await controller.waiting()
         nodes = controller.roster.nodes.values()
         pace = controller.gangs.measuring.live
-        text = exposition(nodes, busy, live, waiting, controller.runtime.counts, controller.runtime.now(), pace)
+        counts, now, care = controller.runtime.counts, controller.runtime.now(), controller.care
+        text = exposition(nodes, busy, live, waiting, counts, now, pace, care)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:
@@ -266,7 +237,12 @@ class Api:
                 "busy": sum(len(busy.get(n.facts.name, {})) for n in nodes if n.facts.device == "cpu"),
             },
         }
-        return web.json_response(self._status() | {"cluster": self._cluster(), "storage": self._storage()} | counts)
+        alarms = [
+            {"kind": alarm.kind, "since": render.time_json(alarm.since), "text": alarm.text}
+            for alarm in self._controller.runtime.alarms
+        ]
+        own = {"cluster": self._cluster(), "storage": self._storage(), "alarms": alarms}
+        return web.json_response(self._status() | own | counts)
 
     def _storage(self) -> dict[str, Any]:
         stalled_s = self._controller.storage.stalled_s
@@ -284,27 +260,6 @@ class Api:
             return {"state": "up"}
         for_s = self._controller.runtime.monotonic() - away.since
         return {"state": "lost", "for_s": round(for_s, 1), "why": away.why}
-
-    async def _nodes(self, request: web.Request) -> web.Response:
-        busy = await self._controller.busy()
-        answer = []
-        for name, node in sorted(self._controller.roster.nodes.items()):
-            taken = busy.get(name, {})
-            answer.append(
-                {
-                    "node": name,
-                    "address": node.facts.address,
-                    "state": "up" if node.up else "down",
-                    "device": node.facts.device,
-                    "total": node.facts.total,
-                    "busy": len(taken),
-                    "runs": sorted(set(taken.values())),
-                    "gpus": [asdict(gpu) for gpu in node.info["node"].gpus] if "node" in node.info else [],
-                    "versions": node.info.get("versions", {}),
-                    "note": self._controller.roster.note(node, taken),
-                }
-            )
-        return web.json_response(answer)
 
     async def _top(self, request: web.Request) -> web.Response:
         return web.json_response(await top(self._controller))
@@ -335,10 +290,11 @@ class Api:
             raise Refused(2, f"python: {error}") from None
         except KeyError:
             raise Refused(3, f"no such node: {node!r}") from None
-        return web.json_response(answer | {"findings": [*self._doors, *answer["findings"]]})
+        answer["findings"] = [*self._doors, *answer["findings"]]
+        return web.json_response(with_health(answer, self._controller.care.for_doctor(node)))
 
     async def _go_down(self, request: web.Request) -> web.Response:
-        body, _ = DownBody.model_validate(await _json(request)), _by(request)
+        body, _ = DownBody.model_validate(await body_of(request)), by_of(request)
         live = await self._controller.live()
         if live and not body.force:
             names = ", ".join(f"{run.id} ({run.name})" for run in live[:5])
@@ -359,7 +315,7 @@ class Api:
 
     async def _put_code(self, request: web.Request) -> web.Response:
         try:
-            await self._code.put(request.match_info["sha"], _chunks(request))
+            await self._code.put(request.match_info["sha"], chunks_of(request))
         except ValueError as error:
             raise Refused(2, str(error)) from None
         return web.json_response({"ok": True}, status=201)
@@ -368,14 +324,14 @@ class Api:
 
     async def _check(self, request: web.Request) -> web.Response:
         """A job file's text as the spec that it means: a command need not load the checker for it."""
-        _CALL.get().asks_only = True
-        body = CheckBody.model_validate(await _json(request))
+        CALL.get().asks_only = True
+        body = CheckBody.model_validate(await body_of(request))
         spec = await asyncio.to_thread(parse_job, body.text, body.filename, body.overrides)
         return web.json_response({"spec": spec.model_dump(mode="json")})
 
     async def _submit(self, request: web.Request) -> web.Response:
-        body = SubmitBody.model_validate(await _json(request))
-        call = _CALL.get()
+        body = SubmitBody.model_validate(await body_of(request))
+        call = CALL.get()
         call.user, call.asks_only = body.user, body.dry_run
         if body.dry_run:
             return web.json_response(await self._controller.dry_run(body.spec, body.user))
@@ -451,31 +407,31 @@ class Api:
         return array_json(array, await self._controller.counts(array), first) | {"after": after}
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        ref, by = request.match_info["ref"], _by(request)
+        ref, by = request.match_info["ref"], by_of(request)
         if (array := await self._controller.find_array(ref)) is not None:
             ended = await self._controller.cancel_array(array, by)
             answer = await self._array(array) | {"runs": ended}
             return web.json_response(answer | ({} if ended else {"already": True}))
         run, already = await self._controller.cancel(ref, by=by)
-        _CALL.get().run = run.id
+        CALL.get().run = run.id
         answer = {"id": run.id, "name": run.name, "state": run.state}
         return web.json_response(answer | ({"already": True} if already else {}))
 
     async def _retry(self, request: web.Request) -> web.Response:
-        body = RetryBody.model_validate(await _json(request))
-        ref, by = request.match_info["ref"], _by(request)
+        body = RetryBody.model_validate(await body_of(request))
+        ref, by = request.match_info["ref"], by_of(request)
         if (array := await self._controller.find_array(ref)) is not None:
             again = await self._controller.retry_array(array, body.secrets, by)
             return web.json_response(await self._array(array) | {"runs": again})
         run = await self._controller.retry(ref, body.secrets, by=by)
-        _CALL.get().run = run.id
+        CALL.get().run = run.id
         return web.json_response({"id": run.id, "name": run.name, "state": run.state})
 
     async def _set(self, request: web.Request) -> web.Response:
-        body = SetBody.model_validate(await _json(request))
+        body = SetBody.model_validate(await body_of(request))
         ref = request.match_info["ref"]
-        _CALL.get().said = ", ".join(f"{key}={value}" for key, value in body.changes.items())
-        runs = await self._controller.change(ref, body.changes, by=_by(request))
+        CALL.get().said = ", ".join(f"{key}={value}" for key, value in body.changes.items())
+        runs = await self._controller.change(ref, body.changes, by=by_of(request))
         if (array := await self._controller.find_array(ref)) is not None:
             return web.json_response(await self._array(array) | {"runs": len(runs)})
         return web.json_response({"id": runs[0].id, "name": runs[0].name, "state": runs[0].state})
@@ -489,9 +445,13 @@ class Api:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
         query = request.query
-        if query.get("nccl") == "1":
-            said = nccl_lines(
-                self._controller,
+        logs = self._controller.logs
+        kept = {"nccl": logs.nccl, "stacks": logs.stacks}
+        if (wanted := next((name for name in kept if query.get(name) == "1"), None)) is not None:
+            if wanted == "stacks":
+                await self._controller.take_stacks(run, _number(query.get("attempt"), "attempt"))
+            said = kept_lines(
+                kept[wanted],
                 run,
                 rank=_number(query.get("rank"), "rank"),
                 attempt=_number(query.get("attempt"), "attempt"),
@@ -538,63 +498,6 @@ def _error(code: int, sentence: str, status: int | None = None) -> web.Response:
     return web.json_response({"error": sentence, "code": code}, status=status or HTTP_OF_CODE.get(code, 500))
 
 
-async def _as_data(request: web.Request, response: web.StreamResponse) -> None:
-    """No browser takes an answer for a page, whatever a name in it looks like."""
-    response.headers["X-Content-Type-Options"] = "nosniff"
-
-
-def _uid(request: web.Request) -> int | None:
-    transport = request.transport
-    if transport is None:
-        return None
-    return peer_uid(transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
-
-
-def _record(request: web.Request, call: Call, answer: web.StreamResponse) -> dict[str, Any]:
-    wrong = (
-        json.loads(answer.text or "{}").get("error")
-        if answer.status >= 400 and isinstance(answer, web.Response)
-        else None
-    )
-    return {
-        "user": call.user,
-        "uid": call.uid,
-        "call": f"{request.method} {request.path}",
-        "run": call.run,
-        "said": call.said,
-        "status": answer.status,
-        "error": wrong,
-    }
-
-
-def _by(request: web.Request) -> str | None:
-    """Who asks, as the caller says. Raises Refused for what is no name."""
-    by = request.query.get("by")
-    if by is not None and not NAME_OF_USER.fullmatch(by):
-        raise Refused(2, f"by: {shown(by)} is no name of a user")
-    _CALL.get().user = by
-    return by
-
-
-async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises TimeoutError where nothing comes for BODY_S."""
-    while True:
-        async with asyncio.timeout(BODY_S):
-            chunk = await request.content.read(1 << 20)
-        if not chunk:
-            return
-        yield chunk
-
-
-async def _json(request: web.Request) -> Any:
-    async with asyncio.timeout(BODY_S):
-        raw = await request.read()
-    try:
-        return json.loads(raw) if raw else {}
-    except (ValueError, RecursionError):
-        raise Refused(2, "the body is not JSON") from None
-
-
 def _number(text: str | None, name: str) -> int | None:
     if text is None or text in ("", "all"):
         return None
@@ -628,3 +531,8 @@ async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | 
             await response.write(b"\n" if value is None else json.dumps(value).encode() + b"\n")
         await response.write_eof()
     return response
+
+
+async def _as_data(request: web.Request, response: web.StreamResponse) -> None:
+    """No browser takes an answer for a page, whatever a name in it looks like."""
+    response.headers["X-Content-Type-Options"] = "nosniff"

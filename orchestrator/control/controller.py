@@ -24,6 +24,7 @@ from orchestrator.control.expiry import Expiry
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.node_care import NodeCare
 from orchestrator.control.preflight import Preflight
 from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
@@ -78,6 +79,7 @@ class Controller:
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.care = NodeCare(self.runtime, self.gangs)
         self.benches = Benches(self.runtime, self.logs, self.roster)
         self.gangs.on_success = self.benches.take
         fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
@@ -97,6 +99,7 @@ class Controller:
         await runtime.take_over(f"controller {time.time():.0f}")
         await self.benches.start()
         await self.trials.load()
+        await self.care.load()
         self.gangs.unwatched_since = self._last_alive
         for run in runtime.book.live():
             self.gangs.adopt(run)
@@ -104,8 +107,10 @@ class Controller:
         runtime.spawn(self.gangs.give_up_missing())
         runtime.forever("looking for a newer controller", runtime.look_for_newer, runtime.settings.look_for_newer_s)
         self.gangs.measuring.start()
+        self.gangs.watch.start()
         Expiry(runtime).start()
         runtime.forever("watching the storage", self.storage.look, STORAGE_S)
+        await self.care.start()
         await self.queue.start()
 
     async def close(self) -> None:
@@ -329,6 +334,12 @@ class Controller:
                 self.gangs.limits.set(gang, run.spec.time_limit)
             self.runtime.tell(run.id)
         return changed
+
+    async def take_stacks(self, run: Run, attempt: int | None) -> None:
+        """Keeps where the ranks of a live run stand at this moment; of an attempt that is over, what was kept stays."""
+        gang = self.gangs.of(run)
+        if gang is not None and attempt in (None, gang.attempt):
+            await self.gangs.watch.keep_stacks(gang)
 
     async def why(self, ref: str) -> dict[str, Any]:
         """Why a run waits, or waited and ended. Raises Refused(3)."""
