@@ -543,6 +543,10 @@ class JobSpec(Value):
         return secrets
 
 
+SETTABLE = ("priority", "time_limit", "near")
+"""Keys that may be changed after the submission: two jobs that differ in nothing else are the same one."""
+SETTABLE_OF_ARRAYS = ("array_limit",)
+
 SYNONYMS = {
     **dict.fromkeys(("command", "cmd", "script", "entrypoint", "args"), "run"),
     **dict.fromkeys(("nodes", "gpus", "replicas", "nproc", "nproc_per_node", "world_size", "num_workers"), "workers"),

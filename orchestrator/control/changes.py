@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestrator.checks import at_least_one, whole
 from orchestrator.control.refused import Refused
 from orchestrator.document import nearest, shown
-from orchestrator.spec import JobSpec
+from orchestrator.spec import SETTABLE, SETTABLE_OF_ARRAYS, JobSpec
 from orchestrator.units import format_duration
 
-OF_A_RUN = ("priority", "time_limit", "near")
-OF_AN_ARRAY = ("array_limit",)
 NONE = "none"
 """The value that takes a wish or a limit away."""
 
@@ -47,11 +46,11 @@ def parse_changes(texts: Mapping[str, str], *, array: bool) -> Change:
     """Raises Refused(2) for a key that cannot be changed."""
     if not texts:
         raise Refused(2, "nothing to set: give KEY=VALUE, such as priority=5")
-    allowed = OF_A_RUN + (OF_AN_ARRAY if array else ())
+    allowed = SETTABLE + (SETTABLE_OF_ARRAYS if array else ())
     for key in texts:
         if key in allowed:
             continue
-        if key in OF_AN_ARRAY:
+        if key in SETTABLE_OF_ARRAYS:
             raise Refused(2, f"{key} is an array's: name the array, as in `orch set sweep[] {key}=4`")
         if key in JobSpec.model_fields:
             raise Refused(2, f"{key} is fixed once a run is submitted; {', '.join(allowed)} can be set")
@@ -59,7 +58,10 @@ def parse_changes(texts: Mapping[str, str], *, array: bool) -> Change:
     keys = {key: None if text == NONE and key != "priority" else text for key, text in texts.items()}
     limit = keys.pop("array_limit", False)
     if isinstance(limit, str):
-        if not limit.isdigit() or int(limit) < 1:
-            raise Refused(2, f"array_limit: must be a whole number of 1 or more, or {NONE}, not {shown(limit)}")
-        return Change(keys, int(limit))
+        try:
+            return Change(keys, at_least_one(whole(limit)))
+        except ValueError:
+            raise Refused(
+                2, f"array_limit: must be a whole number of 1 or more, or {NONE}, not {shown(limit)}"
+            ) from None
     return Change(keys, limit)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.array import parse_ref
+from orchestrator.array import parse_ref, run_id
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
 from orchestrator.control.changes import Change, parse_changes
@@ -24,11 +24,13 @@ from orchestrator.control.expiry import Expiry
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.node_care import NodeCare
 from orchestrator.control.preflight import Preflight
 from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.control.storage import StorageWatch
 from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.asking import Asked
@@ -47,9 +49,12 @@ from orchestrator.scheduling.decision import Reservation, Sure
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
+from orchestrator.secrecy import exposed
 from orchestrator.spec import JobSpec, problems
 
 MOST_ANSWERS = 1000
+STORAGE_S = 2.0
+"""How often the storage is asked whether it answers."""
 AT_ONCE = 1000
 """Runs of an array that are changed by one write."""
 
@@ -67,20 +72,24 @@ class Controller:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         superseded: Callable[[], None] = lambda: None,
+        last_alive: datetime | None = None,
     ) -> None:
+        """`last_alive`: when the controller before this one was last known to live."""
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.care = NodeCare(self.runtime, self.gangs)
         self.benches = Benches(self.runtime, self.logs, self.roster)
         self.gangs.on_success = self.benches.take
         fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
         self.trials = Trials(self.runtime, self.gangs, fitness)
         self.queue = Queue(self.runtime, self.gangs, fitness, self.trials)
+        self.storage = StorageWatch(settings.storage, monotonic)
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
         """What the empty cluster of that tree has for a request: many jobs ask for the same."""
-        self._store = store
+        self._store, self._last_alive = store, last_alive
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -90,13 +99,18 @@ class Controller:
         await runtime.take_over(f"controller {time.time():.0f}")
         await self.benches.start()
         await self.trials.load()
+        await self.care.load()
+        self.gangs.unwatched_since = self._last_alive
         for run in runtime.book.live():
             self.gangs.adopt(run)
         await self.roster.start()
-        await self.gangs.give_up_missing()
+        runtime.spawn(self.gangs.give_up_missing())
+        runtime.forever("looking for a newer controller", runtime.look_for_newer, runtime.settings.look_for_newer_s)
         self.gangs.measuring.start()
         self.gangs.watch.start()
         Expiry(runtime).start()
+        runtime.forever("watching the storage", self.storage.look, STORAGE_S)
+        await self.care.start()
         await self.queue.start()
 
     async def close(self) -> None:
@@ -115,8 +129,14 @@ class Controller:
         Raises Refused(5) where the cluster could never hold it, and a StoreError for `after:`.
         """
         values = _values(new.spec, secrets)
-        self._check_fits(new.spec)
-        await self._check_requires(new.spec)
+        try:
+            self._check_fits(new.spec)
+            await self._check_requires(new.spec)
+        except Refused:
+            # What was acknowledged stays so, whatever has become of the cluster since.
+            if (known := await self.runtime.read(self._store.submitted, new)) is None:
+                raise
+            return known, False
         run, created = await self.runtime.submit(new)
         if created:
             self.runtime.counts.submissions += 1
@@ -192,6 +212,10 @@ class Controller:
         """What the submitter should know, though nothing is wrong with the job."""
         topology = self.roster.inventory.topology
         found = [str(notice) for notice in nccl_env.notices(spec.env)]
+        for what in exposed(spec.env, spec.argv):
+            found.append(f"{what}, and is kept with the run, where all can read it: name it under `secrets:` instead")
+        if spec.secrets and self.runtime.settings.open_ray is not None:
+            found.append(f"secrets: {self.runtime.settings.open_ray}")
         if spec.device == "auto" and device_of(spec, topology) == "cpu":
             found.append("device: auto takes the CPU here: no node of the cluster has a GPU")
         if spec.near is not None and not is_known(spec.near.level, topology):
@@ -325,9 +349,9 @@ class Controller:
 
     async def find(self, ref: str) -> Run:
         """One run whole. Raises Refused(3)."""
-        run = await self.runtime.read(self._store.get, int(ref) if ref.isdigit() else ref)
+        run = await self.runtime.read(self._store.get, word := run_id(ref))
         if run is None:
-            gone = await self.runtime.read(self._store.expired, int(ref)) if ref.isdigit() and len(ref) < 19 else None
+            gone = await self.runtime.read(self._store.expired, word) if isinstance(word, int) else None
             raise Refused(3, gone or f"no such run: {ref!r}")
         return self.with_reason(run)
 
@@ -348,8 +372,7 @@ class Controller:
 
     async def run_pictured(self, ref: str) -> dict[str, Any]:
         """What the run's page is drawn from. Raises Refused(3)."""
-        word = int(ref) if ref.isdigit() else ref
-        found = await self.runtime.read(self._store.run_pictured, word, self.runtime.now())
+        found = await self.runtime.read(self._store.run_pictured, run_id(ref), self.runtime.now())
         if found is None:
             raise Refused(3, f"no such run: {ref!r}")
         return found

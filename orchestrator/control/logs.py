@@ -14,10 +14,13 @@ from pathlib import Path, PurePath
 
 from orchestrator.control.backend import LogChunk
 from orchestrator.control.nccl_watch import nccl_files
+from orchestrator.terminal import clean
 
 READ = 1 << 20
 LONGEST_LINE = 64 << 10
 """A line that grows longer is shown in pieces: progress bars without line ends must not be held back for ever."""
+
+LAST_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -148,21 +151,18 @@ class LogFolder:
             for i, raw in enumerate(tail.read_bytes().removesuffix(b"\n").split(b"\n")[1:], 2):
                 yield Line(attempt, rank, size + i, _text(raw))
 
-    def last_line(self, run: int, attempt: int, rank: int) -> str:
-        """The last line that says something, of the script's own where there is one."""
-        ours = ""
+    def last_lines(self, run: int, attempt: int, rank: int) -> tuple[str, ...]:
+        """The end of what the rank wrote, LAST_BYTES of it at most."""
+        rest = b""
         for ending in ("tail", "log"):
             path = self.file(run, attempt, rank, ending)
-            if not path.exists():
-                continue
-            with path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_LINE))
-                for raw in reversed(file.read().split(b"\n")):
-                    if text := _text(raw).strip():
-                        if not text.startswith("[orch] "):
-                            return text
-                        ours = ours or text
-        return ours
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+                    rest = file.read()
+                break
+        # They go into reasons, which are shown in many places.
+        return tuple(clean(_text(raw)) for raw in rest.removesuffix(b"\n").split(b"\n")) if rest else ()
 
 
 def _text(raw: bytes) -> str:

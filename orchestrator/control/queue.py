@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -114,7 +113,7 @@ class Queue:
             runtime.wake.set()
         elif again_s is not None:
             self._wake_in(again_s + 0.01)
-        self._turned_at = time.monotonic()
+        self._turned_at = runtime.monotonic()
         await asyncio.sleep(min(runtime.settings.longest_rest_s, self._took_s * runtime.settings.rest))
 
     def _wake_in(self, seconds: float) -> None:
@@ -132,7 +131,7 @@ class Queue:
             return
         settings = self._runtime.settings
         due = self._turned_at + min(settings.longest_rest_of_new_s, self._took_s * settings.rest_of_new)
-        self._new = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._look_at_new)
+        self._new = asyncio.get_running_loop().call_later(max(0.0, due - self._runtime.monotonic()), self._look_at_new)
 
     def _look_at_new(self) -> None:
         self._new = None
@@ -143,11 +142,11 @@ class Queue:
         runtime = self._runtime
         await self._free_fences()
         await self._drop_what_cannot_run()
-        began = time.monotonic()
+        began = runtime.monotonic()
         snapshot, now = self.snapshot(), runtime.now()
         loop = asyncio.get_running_loop()
         decided = await loop.run_in_executor(self._decider, plan, snapshot, now, self.memory)
-        self._took_s = time.monotonic() - began
+        self._took_s = runtime.monotonic() - began
         runtime.counts.cycle(self._took_s)
         self.last, self.memory = decided, decided.memory
         if self.starts_runs:
@@ -165,6 +164,10 @@ class Queue:
     async def _start(self, start: Start) -> None:
         runtime, run = self._runtime, start.run
         now = runtime.now()
+        if any(self._gangs.roster.out(part.node) for part in start.placement.nodes):
+            # Drained, say, while this was decided or its links were tried.
+            runtime.wake.set()
+            return
         try:
             fabric = fabric_of(self._gangs.roster.inventory.topology, start.placement)
             waited = self.waits.over(run, now)

@@ -57,6 +57,20 @@ class NoSuchRun(StoreError):
         super().__init__(f"{where}there is no run {run!r}." if where else f"There is no run {run}.")
 
 
+class KeyUsed(StoreError):
+    """A key that stands for one job came with another."""
+
+    exit_code = 7
+
+    def __init__(self, run: Run, key: str, what: Sequence[str]) -> None:
+        """`what` are the keys of the job file in which the two differ."""
+        differ = f" (another {', '.join(what)})" if what else ""
+        super().__init__(
+            f"The key {key!r} is that of run {run.id} ({run.label}), which is another job{differ}: "
+            "give this one a key of its own."
+        )
+
+
 class NothingFollows(StoreError):
     """A submission is to follow a run that has failed or was cancelled."""
 

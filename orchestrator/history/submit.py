@@ -13,10 +13,11 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.array import Ref, at, parse_ref, size
 from orchestrator.history import queries
 from orchestrator.history.book import Changes
-from orchestrator.history.errors import NoSuchRun, NothingFollows, StoreError
+from orchestrator.history.errors import KeyUsed, NoSuchRun, NothingFollows, StoreError
 from orchestrator.history.models import ArrayRow, DependencyRow, EventRow, RunRow, TagRow
 from orchestrator.scheduling.lifecycle import Event, State
-from orchestrator.scheduling.run import Array, Dependency, Element, NewRun, Run
+from orchestrator.scheduling.run import Array, Code, Dependency, Element, NewRun, Run
+from orchestrator.spec import SETTABLE, SETTABLE_OF_ARRAYS, JobSpec
 
 Answer: TypeAlias = tuple[Run, bool] | StoreError
 """The run (an array's first) and whether it is new, or why it was refused."""
@@ -59,9 +60,7 @@ def _submit(
         key = (one.user, one.key) if one.key is not None else None
         try:
             if key in before:
-                run = queries.run_by_id(connection, before[key])
-                assert run is not None
-                answers[position] = (run, False)
+                answers[position] = (_same(connection, one, before[key]), False)
             elif key is None or first_of.setdefault(key, position) == position:
                 after[position] = resolve(connection, one.spec.after, one.user)
                 wanted.append(position)
@@ -73,10 +72,38 @@ def _submit(
     for position, one in enumerate(new):
         if answers[position] is None:
             # A key that came twice in this batch is the first one's, or was refused as that was.
-            first = answers[first_of[one.user, one.key or ""]]
+            at_first = first_of[one.user, one.key or ""]
+            first = answers[at_first]
             assert first is not None
-            answers[position] = first if isinstance(first, StoreError) else (first[0], False)
+            if not isinstance(first, StoreError) and (differs := _differs(one, new[at_first].spec, new[at_first].code)):
+                answers[position] = KeyUsed(first[0], one.key or "", differs)
+            else:
+                answers[position] = first if isinstance(first, StoreError) else (first[0], False)
     return [answer for answer in answers if answer is not None]
+
+
+def submitted(connection: Connection, new: NewRun) -> Run | None:
+    """The run that this submission's key gave before. Raises KeyUsed where it was another job's."""
+    known = _keys_before(connection, [new])
+    return None if not known else _same(connection, new, next(iter(known.values())))
+
+
+def _same(connection: Connection, new: NewRun, before: int) -> Run:
+    """The run of then. Raises KeyUsed where it is another job."""
+    run = queries.run_by_id(connection, before)
+    assert run is not None
+    array = queries.array_of(connection, before)
+    if differs := _differs(new, run.spec if array is None else array.spec, run.code):
+        raise KeyUsed(run, new.key or "", differs)
+    return run
+
+
+def _differs(new: NewRun, spec: JobSpec, code: Code | None) -> list[str]:
+    """The keys of the job file in which a submission is another job than that; what `orch set` may change is none of them."""
+    now, then = new.spec.model_dump(mode="json"), spec.model_dump(mode="json")
+    found = [key for key in now if key not in SETTABLE + SETTABLE_OF_ARRAYS and now[key] != then.get(key)]
+    code_differs = (new.code and new.code.sha256) != (code and code.sha256)
+    return [*found, *(["code"] if code_differs else [])]
 
 
 def _keys_before(connection: Connection, new: Sequence[NewRun]) -> dict[tuple[str, str] | None, int]:

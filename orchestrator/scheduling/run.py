@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from orchestrator.health.failure import Failure as Failure
 from orchestrator.placement.values import Placement
 from orchestrator.progress.gpu_time import NodeTime
 from orchestrator.progress.values import Progress
@@ -34,17 +35,6 @@ class NewRun:
     """The absolute folder that the snapshot was taken from, on the submitter's machine."""
     key: str | None = None
     """The submitter's idempotency key: a second submission by the same user with it is the first one."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt broke: the first failing rank or the node, in the user's terms."""
-
-    kind: str
-    """exit, signal, node_lost, start_failed, lease_expired, hold_refused, code_missing, secrets_missing, controller, degraded."""
-    message: str
-    rank: int | None = None
-    node: str | None = None
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _causes(run: Run) -> Iterator[str]:
         if one.outcome not in (Outcome.USER_ERROR, Outcome.INFRA_ERROR):
             continue
         if one.failure is None or not one.failure.kind or not one.failure.message:
-            yield f"attempt {run.id}.{one.number} is a {one.outcome} without a cause"
+            yield f"attempt {run.id}.{one.number} is of outcome {one.outcome} and has no cause"
         elif one.failure.kind in ("signal", "exit") and (one.failure.rank is None or one.failure.node is None):
             yield f"attempt {run.id}.{one.number}: {one.failure.kind} of nobody"
 

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 from orchestrator.control import follow as following
+from orchestrator.control.backend import Agent, AgentGone, NodeFacts, RankStart, StartPart
 from orchestrator.control.controller import Controller
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Settings
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run
-from orchestrator.testing.cluster import FakeCluster
+from orchestrator.testing.cluster import FakeAgent, FakeCluster
 from orchestrator.testing.controlling import controlling, job, reaches, started, until
 
 
@@ -219,7 +221,8 @@ def test_a_waiting_run_is_cancelled_at_once_and_a_running_one_is_stopped_with_it
             cluster.agents["a"].end(running.id, 1, -9)
             run = await reaches(controller, running, State.CANCELLED)
             assert run.attempts[0].outcome is Outcome.CANCELLED
-            assert await controller.cancel(str(running.id)) == (run, True)
+            again, had_ended = await controller.cancel(str(running.id))
+            assert (again.state, again.events, had_ended) == (run.state, run.events, True)
 
     asyncio.run(story())
 
@@ -546,5 +549,144 @@ def test_gangs_of_one_node_of_gloo_and_of_orch_bench_are_not_tried(
             run, _ = await controller.submit(job(workers, **more), {})
             run = await reaches(controller, run, State.RUNNING)
             assert [event.event for event in run.events] == [Event.SUBMITTED, Event.PLACED, Event.STARTED]
+
+    asyncio.run(story())
+
+
+# --- what the story of a crash at every point (tests/faults) has shown, one by one ---
+
+
+def test_a_node_that_was_still_starting_when_its_gang_was_told_to_stop_is_told_once_it_has_started(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        slow = cluster.agents["b"].slow_start = asyncio.Event()
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            a, b = cluster.agents["a"].parts, cluster.agents["b"].parts
+            await until(lambda: _is(lambda: (run.id, 1) in a))
+            await controller.cancel(str(run.id))
+            await until(lambda: _is(lambda: a[run.id, 1].stopped_with is not None))
+            slow.set()
+            await reaches(controller, run, State.CANCELLED)
+            await until(lambda: _is(lambda: not b))
+
+    asyncio.run(story())
+
+
+def test_a_gang_that_was_whole_when_the_controller_died_goes_on_though_its_start_was_not_recorded(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        slow = cluster.agents["a"].slow_start = asyncio.Event()
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job(), {})
+            await reaches(controller, run, State.STARTING)
+            await until(lambda: _is(lambda: bool(cluster.holds)))
+            controller.start_no_more()
+        slow.set()
+        # The order had been carried out when the next one came.
+        order = StartPart(
+            run.id, 1, ("train.py",), None, None, {}, {}, "cuda", (RankStart(0, 0, 0),), 1, 0, "10.0.0.1", 0, 30.0, 1
+        )
+        await cluster.agents["a"].start(1, order)
+        async with controlling(tmp_path, cluster) as controller:
+            run = await reaches(controller, run, State.RUNNING)
+            assert [one.number for one in run.attempts] == [1]
+
+    asyncio.run(story())
+
+
+def test_a_node_that_nothing_runs_on_is_given_back_by_the_next_controller_and_when_it_is_lost(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        cluster.holds = {"a", "b"}  # by a controller that died between the end of a run and giving its node back
+        async with controlling(tmp_path, cluster) as controller:
+            await until(lambda: _is(lambda: not cluster.holds))
+            run, _ = await controller.submit(job("2x1"), {})
+            await reaches(controller, run, State.RUNNING)
+            cluster.lose("b")
+            await until(lambda: _is(lambda: "b" not in cluster.holds))
+
+    asyncio.run(story())
+
+
+def test_the_lease_of_a_node_that_this_controller_never_reached_counts_from_its_own_beginning(tmp_path: Path) -> None:
+    class Unreached(FakeCluster):
+        async def agent(self, node: NodeFacts) -> Agent:
+            raise AgentGone("it does not answer")
+
+    async def story() -> None:
+        cluster = Unreached(a=1)
+        async with controlling(tmp_path, cluster, lease_s=30.0) as controller:
+            await until(lambda: _is(lambda: "a" in controller.roster.nodes))
+            left = (controller.roster.lease_end("a") - controller.runtime.now()).total_seconds()
+            assert left > 20  # the controller before it may have renewed the lease until now
+
+    asyncio.run(story())
+
+
+def test_a_submission_that_was_acknowledged_is_so_again_though_it_could_not_be_made_now(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=2)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job("2", key="k"), {})
+        cluster.lose("a")
+        cluster.add("b", 1)
+        async with controlling(tmp_path, cluster) as controller:
+            again, created = await controller.submit(job("2", key="k"), {})
+            assert (again.id, created) == (run.id, False)
+            with pytest.raises(Refused, match="can never fit"):
+                await controller.submit(job("2", key="other"), {})
+
+    asyncio.run(story())
+
+
+def test_a_checkpoint_folder_that_is_not_one_on_all_nodes_is_told_once_and_holds_nothing_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        cluster.agents["b"].disk = set()
+        async with controlling(tmp_path, cluster, preflight="off") as controller:
+            run, _ = await controller.submit(job("2x1", checkpoint="ckpt"), {})
+            await reaches(controller, run, State.RUNNING)
+
+            async def told() -> list[str]:
+                found = await controller.find(str(run.id))
+                return [event.reason for event in found.events if event.event is Event.NOTED]
+
+            await until(told)
+            (text,) = await told()
+            assert text.startswith("checkpoint: b does not see what a writes in")
+            assert f"storage/checkpoints/{run.id}/ckpt" in text
+            assert cluster.disk == set(), "the token is taken away again"
+
+    asyncio.run(story())
+
+
+def test_a_run_of_which_all_nodes_see_the_folder_hears_nothing_of_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        looked: list[Tokens] = []
+
+        class Watched(FakeAgent):
+            async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+                looked.append(tokens)
+                return await super().checkpoint_folder(epoch, folder, tokens)
+
+        cluster.agents = {name: Watched() for name in cluster.agents}
+        for agent in cluster.agents.values():
+            agent.disk = cluster.disk
+        async with controlling(tmp_path, cluster, preflight="off") as controller:
+            run, _ = await controller.submit(job("2x1", checkpoint="ckpt"), {})
+
+            async def cleared() -> bool:
+                return any(tokens.remove for tokens in looked)
+
+            await until(cleared)
+            await reaches(controller, run, State.RUNNING)
+            found = await controller.find(str(run.id))
+            assert [event.reason for event in found.events if event.event is Event.NOTED] == []
 
     asyncio.run(story())

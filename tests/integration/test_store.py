@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
-from orchestrator.history.errors import DatabaseBusy, DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch
+from orchestrator.history.errors import DatabaseBusy, DoubleBooked, GroupUndone, KeyUsed, NoSuchRun, StaleEpoch
 from orchestrator.history.filters import RunFilter
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Code, Failure, NodeRecord
@@ -76,11 +76,32 @@ def test_a_time_without_a_zone_is_refused(store):
 
 def test_a_key_used_before_gives_the_run_of_then(store, clock):
     first, _ = store.submit(a_new_run(key="k"), clock())
-    again, created = store.submit(a_new_run(key="k", name="other"), clock.advance(5))
-    assert (again.id, again.name, created) == (first.id, "train", False)
+    again, created = store.submit(a_new_run(key="k", priority=7), clock.advance(5))
+    assert (again.id, again.spec.priority, created) == (first.id, 0, False)
     other_user, created = store.submit(a_new_run(key="k", user="ben"), clock())
     assert created
     assert other_user.id != first.id
+
+
+@pytest.mark.parametrize(
+    "other",
+    [a_new_run(key="k", name="other"), a_new_run(key="k", workers=2), replace(a_new_run(key="k"), code=Code("1" * 64))],
+    ids=["name", "workers", "code"],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_key_that_comes_with_another_job_is_refused_and_names_the_first_run(store, clock, request, together, other):
+    new = [a_new_run(key="k"), other]
+    first, second = (
+        store.submit_each(new, clock()) if together else [store.submit_each([one], clock())[0] for one in new]
+    )
+    assert isinstance(second, KeyUsed)
+    differs = request.node.callspec.id.rpartition("-")[2]
+    assert str(second) == (
+        f"The key 'k' is that of run {first[0].id} (train), which is another job (another {differs}): "
+        "give this one a key of its own."
+    )
+    assert second.exit_code == 7
+    assert [run.id for run in store.runs()] == [first[0].id]
 
 
 def test_runs_without_a_key_are_all_new(store, clock):
@@ -88,7 +109,7 @@ def test_runs_without_a_key_are_all_new(store, clock):
 
 
 def test_many_are_submitted_in_order_and_their_keys_count_too(store, clock):
-    new = [a_new_run(name=f"n{number}", key=f"k{number % 3}") for number in range(5)]
+    new = [a_new_run(name=f"n{number % 3}", key=f"k{number % 3}") for number in range(5)]
     submitted = store.submit_many(new, clock())
     assert [created for _, created in submitted] == [True, True, True, False, False]
     assert [run.name for run, _ in submitted] == ["n0", "n1", "n2", "n0", "n1"]

@@ -163,12 +163,17 @@ class Orch:
 
     def mend(self) -> None:
         """Three hosts again that orch can use: those that are off, or whose raylet has ended, are started anew."""
-        for host in self.lab.hosts:
-            if host is self.head or (host.is_on and host.processes("raylet/raylet")):
-                continue
-            host.restart()
-            self.cluster.join(host)
-        self.wait_up(*self.lab.hosts)
+
+        def all_up() -> bool:
+            for host in self.lab.hosts[1:]:
+                # A raylet that was taken for dead ends once it hears of that.
+                if not host.is_on or not host.processes("raylet/raylet"):
+                    host.restart()
+                    self.cluster.join(host)
+            nodes = self.nodes()
+            return all(nodes.get(host.name, {}).get("state") == "up" for host in self.lab.hosts)
+
+        wait_until(all_up, 90, "orch has three hosts", every=0.5)
 
     def nodes(self) -> dict[str, dict]:
         return {node["node"]: node for node in json.loads(self("nodes", "--json"))}
@@ -259,6 +264,8 @@ class Orch:
         last = max((taken[-1][0] for taken in steps.get(1, {}).values() if taken), default=0)
         first = min(taken[0][0] for taken in steps[2].values())
         assert [str(one.outcome) for one in found.attempts][1:] == ["succeeded"]
+        # One that was saved is saved: the checkpoints are ten steps apart.
+        assert first > last - 11
         measured.lost(steps=last - first + 1, gpu_seconds=self.gpu_seconds_lost(run))
         return found
 
@@ -266,8 +273,10 @@ class Orch:
         """What its slots were held for in vain: work that was thrown away, waiting for what was gone, starting again."""
         found = self.recorded(run)
         used = ledger.gpu_time(found)
-        first = ledger.gpu_time(replace(found, attempts=found.attempts[:1]))
-        return round((used.lost + used.idle + used.starting - first.starting) / 1000, 1)
+        # One start was needed: that of the first attempt which trained.
+        trained = next(one for one in found.attempts if one.progress is not None and one.progress.first_step_at)
+        needed = ledger.gpu_time(replace(found, attempts=(trained,))).starting
+        return round((used.lost + used.idle + used.starting - needed) / 1000, 1)
 
     def let_end(self, run: int, timeout: float = 60) -> Run:
         """Tells a run of STEPS that it is over; the run, once it has succeeded."""

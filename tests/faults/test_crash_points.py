@@ -1,0 +1,135 @@
+"""Row 17: the controller is killed at each of its crash points, and the next one loses nothing and doubles nothing.
+
+Each story is a workload of submissions, cancels, retries, ends, failures and lost nodes, in simulated time; a seed makes it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from crash_world import SIZES, World
+from measuring import Measured
+from rows import fault
+
+from orchestrator.testing.crashes import Crash, Fuse
+from orchestrator.testing.simulated import simulate
+
+SEEDS = 100
+FEW = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a controller dies: at one of the first `most` crossings of these points, from the moment of `during` on."""
+
+    most: int
+    at: tuple[str, ...] = ()
+    during: str | None = None
+
+    def fuse(self, world: World) -> Fuse:
+        nth = world.chance.randint(1, self.most)
+        return Fuse(nth, lambda point: not self.at or point in self.at, armed=self.during is None)
+
+
+POINTS = {
+    **{f"{when} a commit": Point(30, (f"{when} commit",)) for when in ("before", "after")},
+    **{
+        f"{when} {call}": Point(5, (f"{when} {call}",))
+        for when in ("before", "after")
+        for call in ("start", "stop", "forget")
+    },
+    **{f"{when} {call}": Point(4, (f"{when} {call}",)) for when in ("before", "after") for call in ("hold", "release")},
+    **{f"{when} sync": Point(60, (f"{when} sync",)) for when in ("before", "after")},
+    "half the gang spawned": Point(2, ("half the gang",)),
+    **{
+        f"during {what}": Point(12, (), what)
+        for what in ("cancel", "finish", "preemption", "an array's submission", "a retry")
+    },
+    "recovery": Point(40),
+}
+
+
+async def tell(point: Point, again: bool, seed: str, url: str, home: Path) -> World:
+    world = World(seed, url, home)
+    chance = world.chance
+    await world.control(Fuse() if again else point.fuse(world))
+    if again:
+        world.fuse.blow()
+        await world.again(point.fuse(world))
+
+    async def during(what: str, work: Callable[[], object]) -> None:
+        if point.during == what and chance.random() < 0.7:
+            world.fuse.armed = True
+        found = work()
+        if asyncio.iscoroutine(found):
+            await found
+
+    acts = [
+        lambda: during("", lambda: world.submit(chance.choice(SIZES))),
+        lambda: during("", lambda: world.submit(chance.choice(SIZES))),
+        lambda: during("", lambda: world.submit("1", time_limit="30s")),
+        lambda: during("preemption", lambda: world.submit(chance.choice(SIZES), priority=50)),
+        lambda: during(
+            "an array's submission", lambda: world.submit("1", run="train.py --i {i}", array={"i": [1, 2, 3]})
+        ),
+        lambda: during("cancel", world.cancel_some),
+        lambda: during("a retry", world.retry_some),
+        lambda: during("", world.set_some),
+        lambda: during("finish", world.some_run_ends),
+        lambda: during("finish", world.some_rank_fails),
+        lambda: during("", world.some_node_changes),
+    ]
+    try:
+        for act in [*acts[:5], *(chance.choice(acts) for _ in range(14))]:
+            await act()
+            await asyncio.sleep(chance.choice((0.0, 0.02, 0.2, 3.0)))
+            if world.fuse.dead:
+                await world.again()
+        if not world.crashes:
+            world.fuse.blow()
+            await world.again()
+        await world.settle()
+    except Crash:
+        world.wrong("a controller was dead, and nobody had noticed")
+    finally:
+        await world.close()
+    return world
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from orchestrator.history.store import Store
+
+    path = tmp_path_factory.mktemp("template") / "orch.db"
+    Store.open(f"sqlite:///{path}").close()
+    return path
+
+
+def seeds() -> list[object]:
+    few, rest = range(FEW), range(FEW, SEEDS)
+    return [pytest.param(few, id="few", marks=pytest.mark.representative), pytest.param(rest, id="rest")]
+
+
+@fault(17)
+@pytest.mark.parametrize("numbers", seeds())
+@pytest.mark.parametrize("name", POINTS)
+def test_no_run_is_lost_or_doubled_and_nothing_is_orphaned(
+    name: str, numbers: range, template: Path, tmp_path: Path, measured: Measured
+) -> None:
+    measured.note(f"{SEEDS} seeds at each of {len(POINTS)} points, in simulated time")
+    wrong = {}
+    for number in numbers:
+        home = tmp_path / str(number)
+        home.mkdir()
+        shutil.copy(template, home / "orch.db")
+        seed = f"{name} {number}"
+        world = simulate(tell(POINTS[name], name == "recovery", seed, f"sqlite:///{home}/orch.db", home))
+        if world.found:
+            wrong[seed] = [f"crashed {world.crashes}", *world.found]
+        shutil.rmtree(home)
+    assert not wrong, "\n".join(f"{seed}:\n  " + "\n  ".join(said) for seed, said in wrong.items())
