@@ -19,7 +19,10 @@ _OF_STOP = {
     "preempted": (Event.REQUEUED, Outcome.PREEMPTED),
     "drained": (Event.REQUEUED, Outcome.DRAINED),
     "time_limit": (Event.FAILED, Outcome.USER_ERROR),
+    "hang": (Event.FAILED, Outcome.INFRA_ERROR),
 }
+HUNG_GRACE_S = 10.0
+"""A rank that hangs saves nothing, however long it is given."""
 
 
 class PartState(StrEnum):
@@ -98,6 +101,12 @@ class Gang:
         """Every node has told of its links, or never will."""
         gone = (PartState.ENDED, PartState.LOST)
         return not self.judged and all(node in self.nccl or part.state in gone for node, part in self.parts.items())
+
+    @property
+    def grace(self) -> float:
+        """Seconds between SIGTERM and SIGKILL."""
+        hung = self.stop is not None and self.stop.kind == "hang"
+        return min(self.spec.grace, HUNG_GRACE_S) if hung else self.spec.grace
 
     @property
     def cancelled(self) -> bool:
