@@ -68,6 +68,7 @@ lock: $(READY) ## resolves pyproject.toml anew into requirements.lock
 
 picture: $(READY) ## records docs/images/demo.svg from a real run, and draws the table of states in docs/architecture.md
 	@$(BIN)/python scripts/draw_states.py
+	@$(BIN)/python scripts/draw_causes.py
 	@ORCH_HOME="$(CURDIR)/.orch/picture" PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/record.py docs/images/demo.svg \
 		--title "orch: two ranks, real digits" -- \
 		"orch submit jobs/digits.yaml --follow" "orch runs" "orch show digits"

@@ -125,6 +125,7 @@ def _print_status(answer: dict[str, Any], output: str) -> None:
                 ("dashboard ", answer.get("dashboard_url")),
                 ("nodes     ", str(answer["nodes"])),
                 ("busy      ", _busy(answer)),
+                *(("alarm     ", f"{alarm['text']} (since {alarm['since']})") for alarm in answer.get("alarms", ())),
             ]
         )
     storage = answer.get("storage") or {}
@@ -137,7 +138,12 @@ def _print_status(answer: dict[str, Any], output: str) -> None:
 def _flat(answer: dict[str, Any]) -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in answer.items():
-        flat += [(f"{key}.{part}", one) for part, one in value.items()] if isinstance(value, dict) else [(key, value)]
+        if isinstance(value, dict):
+            flat += [(f"{key}.{part}", one) for part, one in value.items()]
+        elif key == "alarms":
+            flat += [(f"alarm.{alarm['kind']}", alarm["text"]) for alarm in value]
+        else:
+            flat.append((key, value))
     return flat
 
 

@@ -26,6 +26,7 @@ MAX_PATTERN = 512
 MAX_WORKERS = 100_000
 MAX_GRACE = 3600.0
 MAX_TIME_LIMIT = 366 * 86400.0
+MAX_STANDSTILL = 7 * 86400.0
 MAX_TAGS = 64
 MAX_RETRIES = 10_000
 
@@ -198,6 +199,13 @@ def time_limit(seconds: float | None) -> float | None:
     if seconds is not None and not 0 < seconds <= MAX_TIME_LIMIT:
         raise ValueError(f"must be more than 0s and at most {MAX_TIME_LIMIT / 86400:g}d")
     return seconds
+
+
+def standstill(value: Any) -> Any:
+    length = seconds(value)
+    if isinstance(length, int | float) and not 1 <= length <= MAX_STANDSTILL:
+        raise ValueError(f"must be at least 1s and at most {MAX_STANDSTILL / 86400:g}d, or off")
+    return length
 
 
 def whole(value: Any) -> int:

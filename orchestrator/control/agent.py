@@ -51,10 +51,12 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.stack_taker import take
 from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
+from orchestrator.health.stacks import RankStack
 from orchestrator.placement.ranks import cpu_affinity
 from orchestrator.progress.file import VARIABLE as PROGRESS_VARIABLE
 
@@ -209,6 +211,17 @@ class NodeAgent:
         with suppress(LauncherRefusedError, LauncherGoneError):
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
+
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        """Where the part's ranks stand (stack_taker.py); nothing of a part that is not known here."""
+        await self._take_orders_from(epoch)
+        await self._connect()
+        key = f"{run}.{attempt}"
+        if (part := self._parts.get(key)) is None:
+            return ()
+        ranks = (await self._launcher.call("hello"))["attempts"].get(key, {}).get("ranks", {})
+        pids = {int(rank): state["pid"] if state["exit"] is None else None for rank, state in ranks.items()}
+        return await take(pids, part.folder.recorder, whole=whole)
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync."""
@@ -411,6 +424,7 @@ class NodeAgent:
                     cores=self._cores,
                     mark=mark,
                     nccl_log=folder.nccl if part.nccl_log == "file" else None,
+                    recorder=folder.recorder if part.attempt > 0 else None,
                 )
                 # What is no attempt has no progress, and is not slowed by being watched.
                 | ({PROGRESS_VARIABLE: str(folder.progress(rank.rank))} if part.attempt > 0 else {}),
@@ -497,9 +511,17 @@ class NodeAgent:
         if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
             part.looked = time.monotonic()
             self._ends.look(part.key)
-            told = part.patterns.values, part.patterns.at
+            now, patterns = time.monotonic_ns(), part.patterns
             found = (
-                look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
+                look(
+                    part.folder.progress(rank),
+                    part.run,
+                    part.attempt,
+                    rank,
+                    logged=patterns.values if rank == 0 else None,
+                    logged_at=patterns.at if rank == 0 else 0,
+                    printed_at=part.folder.log(rank).printed_at(now),
+                )
                 for rank in part.ranks
             )
             part.progress = tuple(one for one in found if one is not None)

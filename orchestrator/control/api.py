@@ -19,7 +19,7 @@ from orchestrator.checks import interpreter
 from orchestrator.control.arrays import array_json, queue_rows
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller
-from orchestrator.control.follow import Positions, follow, log_lines, nccl_lines
+from orchestrator.control.follow import Positions, follow, kept_lines, log_lines
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.refused import Refused
 from orchestrator.control.top import top
@@ -197,7 +197,12 @@ class Api:
                 "busy": sum(len(busy.get(n.facts.name, {})) for n in nodes if n.facts.device == "cpu"),
             },
         }
-        return web.json_response(self._status() | {"cluster": self._cluster(), "storage": self._storage()} | counts)
+        alarms = [
+            {"kind": alarm.kind, "since": render.time_json(alarm.since), "text": alarm.text}
+            for alarm in self._controller.runtime.alarms
+        ]
+        own = {"cluster": self._cluster(), "storage": self._storage(), "alarms": alarms}
+        return web.json_response(self._status() | own | counts)
 
     def _storage(self) -> dict[str, Any]:
         stalled_s = self._controller.storage.stalled_s
@@ -414,9 +419,13 @@ class Api:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
         query = request.query
-        if query.get("nccl") == "1":
-            said = nccl_lines(
-                self._controller,
+        logs = self._controller.logs
+        kept = {"nccl": logs.nccl, "stacks": logs.stacks}
+        if (wanted := next((name for name in kept if query.get(name) == "1"), None)) is not None:
+            if wanted == "stacks":
+                await self._controller.take_stacks(run, _number(query.get("attempt"), "attempt"))
+            said = kept_lines(
+                kept[wanted],
                 run,
                 rank=_number(query.get("rank"), "rank"),
                 attempt=_number(query.get("attempt"), "attempt"),

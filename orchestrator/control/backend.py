@@ -10,6 +10,7 @@ from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.survey import Surveyed
 from orchestrator.health.evidence import RankEnd, Xid
 from orchestrator.health.nccl_log import NcclLog
+from orchestrator.health.stacks import RankStack
 from orchestrator.placement.values import Device
 
 
@@ -165,6 +166,9 @@ class Agent(Protocol):
     async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
     async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        """Where the node's ranks of the attempt stand; within 20 s. `whole`: with native frames, and torch's flight recorder."""
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync.
 

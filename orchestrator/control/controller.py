@@ -103,6 +103,7 @@ class Controller:
         runtime.spawn(self.gangs.give_up_missing())
         runtime.forever("looking for a newer controller", runtime.look_for_newer, runtime.settings.look_for_newer_s)
         self.gangs.measuring.start()
+        self.gangs.watch.start()
         Expiry(runtime).start()
         runtime.forever("watching the storage", self.storage.look, STORAGE_S)
         await self.queue.start()
@@ -324,6 +325,12 @@ class Controller:
                 self.gangs.limits.set(gang, run.spec.time_limit)
             self.runtime.tell(run.id)
         return changed
+
+    async def take_stacks(self, run: Run, attempt: int | None) -> None:
+        """Keeps where the ranks of a live run stand at this moment; of an attempt that is over, what was kept stays."""
+        gang = self.gangs.of(run)
+        if gang is not None and attempt in (None, gang.attempt):
+            await self.gangs.watch.keep_stacks(gang)
 
     async def why(self, ref: str) -> dict[str, Any]:
         """Why a run waits, or waited and ended. Raises Refused(3)."""

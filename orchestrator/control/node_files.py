@@ -41,6 +41,17 @@ class LogFile:
     taken: int = 0
     """Bytes that are in a report, acknowledged or not."""
     tail_taken: bool = False
+    size: int = -1
+    grew_at: int = 0
+    """When it was first seen at that size, in nanoseconds of CLOCK_MONOTONIC."""
+
+    def printed_at(self, now: int) -> int:
+        """When something was last printed, as far as looks can tell; `now` at the first of them."""
+        with suppress(OSError):
+            size = self.path.stat().st_size
+            if size != self.size:
+                self.size, self.grew_at = size, now
+        return self.grew_at
 
     def pending(self, limit: int) -> bool:
         return self.taken < limit and self.path.exists() and self.path.stat().st_size > self.taken
@@ -88,6 +99,11 @@ class AttemptFolder:
     def nccl(self) -> Path:
         """Where NCCL writes a file for each process of each rank."""
         return self.path / "nccl"
+
+    @property
+    def recorder(self) -> Path:
+        """Where torch's flight recorder is asked for its dumps, and writes them."""
+        return self.path / "recorder"
 
     def log(self, rank: int) -> LogFile:
         return self.logs.setdefault(rank, LogFile(self.path / f"rank-{rank}.log"))
@@ -139,6 +155,7 @@ class NodeFiles:
         folder.path.mkdir(mode=0o700)
         folder.code.mkdir(mode=0o700)
         folder.nccl.mkdir(mode=0o700)
+        folder.recorder.mkdir(mode=0o700)
         if sha256 is not None:
             archive = self._snapshots / f"{sha256}.tar.gz"
             if not archive.exists():

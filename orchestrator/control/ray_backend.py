@@ -46,6 +46,7 @@ from orchestrator.control.runtime import Settings, spare_the_collector
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
+from orchestrator.health.stacks import RankStack
 from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
 from orchestrator.policy_text import policy_of
@@ -119,6 +120,9 @@ class AgentActor:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._agent.forget(epoch, run, attempt)
 
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        return await self._agent.stacks(epoch, run, attempt, whole)
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         return await self._agent.survey(epoch, python, look)
 
@@ -164,6 +168,10 @@ class RemoteAgent:
 
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
+
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        found: tuple[RankStack, ...] = await self._call("stacks", epoch, run, attempt, whole, timeout_s=30)
+        return found
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         found: Surveyed = await self._call("survey", epoch, python, look, timeout_s=20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
 from orchestrator.health.evidence import RankEnd
+from orchestrator.health.stacks import RankStack
 from orchestrator.placement.values import Device
 
 
@@ -58,6 +60,9 @@ class FakeAgent:
         """The interpreters that it was asked for, in order."""
         self.looks: list[RankProgress] = []
         """What the ranks show in the next report."""
+        self.standing: Callable[[int], Iterable[RankStack]] = lambda turn: ()
+        """Where ranks stand when that is asked for the first, the second ... time."""
+        self.stacks_taken = 0
         self._sequence = 0
         self._news = asyncio.Event()
         self._info_told: dict[str, object] = {}
@@ -115,6 +120,12 @@ class FakeAgent:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
+
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        self._take_orders_from(epoch)
+        self.stacks_taken += 1
+        of_part = self.parts[run, attempt].ranks if (run, attempt) in self.parts else {}
+        return tuple(stack for stack in self.standing(self.stacks_taken) if stack.rank in of_part)
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         self._take_orders_from(epoch)

@@ -61,6 +61,8 @@ async def controlling(
         lost_after_s=0.05,
         look_for_newer_s=0.05,
         fenced_out_s=0.2,
+        progress_look_s=0.02,
+        confirm_s=0.05,
         policy=policy or Policy(),
         preflight=preflight,
     )

@@ -41,6 +41,7 @@ CONTRACT_KEYS = [
     "team",
     "retry",
     "grace",
+    "hang",
     "after",
     "array",
     "array_limit",
