@@ -140,8 +140,8 @@ class Runtime:
         """Ends this controller where another one has taken over."""
         try:
             await self.read(self.store.check_epoch)
-        except StaleEpoch:
-            self._fenced_out()
+        except StaleEpoch as error:
+            self._fenced_out(error)
             raise
 
     def _follow(self, changes: Changes) -> None:
