@@ -1,4 +1,4 @@
-"""`orch up`, `down`, `status` and `nodes`: the cluster and its controller."""
+"""`orch up`, `down` and `status`: the cluster and its controller."""
 
 from __future__ import annotations
 
@@ -159,40 +159,6 @@ def _busy(answer: dict[str, Any]) -> str:
 def _sum(answer: dict[str, Any]) -> str:
     nodes = answer["nodes"]
     return f"{nodes} node{'' if nodes == 1 else 's'}, {_busy(answer)} busy"
-
-
-NODES = (
-    Column("node", lambda node: node["node"]),
-    Column(
-        "state",
-        lambda node: node["state"],
-        lambda node: out.word(node["state"]),
-        lambda node: out.state_color(node["state"]),
-    ),
-    Column("address", lambda node: node["address"]),
-    Column("device", lambda node: node["device"]),
-    Column("busy", lambda node: _count(node["busy"]), right=True),
-    Column("total", lambda node: node["total"], right=True),
-    Column("runs", lambda node: node.get("runs") or None),
-    Column("note", lambda node: node.get("note")),
-)
-
-
-def _count(busy: Any) -> int:
-    return len(busy) if isinstance(busy, list | dict) else int(busy or 0)
-
-
-@click.command()
-@out.output_option
-def nodes(output: str) -> None:
-    """The nodes: their state and what is on them.
-
-    \b
-    orch nodes
-    orch nodes -o csv
-    """
-    rows = context.controller().call("GET", "nodes")
-    out.print_rows(rows, NODES, output, "node", "no node has joined yet")
 
 
 def start_local(settings: Config) -> None:

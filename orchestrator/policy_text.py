@@ -106,6 +106,11 @@ SETTINGS: dict[str, Setting] = {
     "first_step": Setting(
         "The same before its first step, and while it saves", _duration(1, checks.MAX_STANDSTILL), format_duration
     ),
+    "quarantine": Setting(
+        "Part of the nodes that may be left out at once for failing often, one at least (0: only proposed)",
+        _number(0, 1),
+        "{:g}".format,
+    ),
     "assumed_duration": Setting(
         "How long a run takes of which nothing is known, to choose between places",
         _duration(60, 366 * 86400),

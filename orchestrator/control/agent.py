@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.disks import Disks
 from orchestrator.control.gpu_usage import GpuWatch
 from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
@@ -40,6 +41,7 @@ from orchestrator.control.launcher_client import LauncherClient, LauncherGoneErr
 from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
+from orchestrator.control.node_look import look_around
 from orchestrator.control.part import Part
 from orchestrator.control.rank_ends import EndWatch
 from orchestrator.control.rank_env import (
@@ -51,12 +53,15 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.shared_folder import FolderLook, Tokens
+from orchestrator.control.shared_folder import look as look_at_folder
 from orchestrator.control.stack_taker import take
 from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
 from orchestrator.health.stacks import RankStack
+from orchestrator.health.vitals import Vitals
 from orchestrator.placement.ranks import cpu_affinity
 from orchestrator.progress.file import VARIABLE as PROGRESS_VARIABLE
 
@@ -85,6 +90,7 @@ class NodeAgent:
         fetch: Callable[[str], AsyncIterator[bytes]],
         info: Callable[[], dict[str, Any]],
         environ: dict[str, str] | None = None,
+        disks: Mapping[str, Path] | None = None,
     ) -> None:
         environ = dict(os.environ) if environ is None else environ
         self._ends = EndWatch(Path(environ.get(KERNEL_LOG_VARIABLE, "/dev/kmsg")))
@@ -97,6 +103,9 @@ class NodeAgent:
         self._machine: dict[str, Any] | None = None
         self._found: dict[str, Any] | None = None
         self._looked = 0.0
+        self._disks = Disks(disks or {})
+        self._vitals: Vitals | None = None
+        self._vitals_sent = False
         self._visible = visible_gpus(environ)
         self._gpus = GpuWatcher(GpuWatch(environ), self._visible, lambda: self._parts.values())
         self._base = base_env(environ)
@@ -129,6 +138,7 @@ class NodeAgent:
 
         The first call of a controller, or its first after one that failed (`ack` 0), answers at once and renews no lease.
         """
+        heard = time.time()
         await self._take_orders_from(epoch)
         self._syncs += 1
         mine = self._syncs
@@ -137,18 +147,18 @@ class NodeAgent:
             await self._renew(lease_s)
         self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
-            return self._answer(self._unacked)
+            return self._answer(self._unacked, heard)
         if self._unacked is not None:
             self._acknowledged()
         if ack == 0:
-            self._info_sent = False
+            self._info_sent = self._vitals_sent = False
         else:
             await self._wait_for_news(wait_s)
         await self._look()
         if ack == 0:
             await self._starts_are_over()
         self._check_heard(mine)
-        return self._answer(self._compose())
+        return self._answer(self._compose(), heard)
 
     async def _starts_are_over(self) -> None:
         """Who hears of this node for the first time takes what it is not told of for not being here."""
@@ -233,6 +243,14 @@ class NodeAgent:
         assert self._found is not None
         self._changed.set()
         return Surveyed(time.time(), self._found.get("host"), self._survey.known.get(python))
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        """What this node finds in a checkpoint folder; see shared_folder.py."""
+        await self._take_orders_from(epoch)
+        try:
+            return await in_time(partial(look_at_folder, Path(folder), tokens), "it")
+        except Stalled as error:
+            return FolderLook(error=str(error))
 
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
@@ -498,12 +516,13 @@ class NodeAgent:
                     room -= len(data)
                     chunks.append(LogChunk(part.run, part.attempt, rank_of(name), offset, data, time.time(), file=name))
         info = None if self._info_sent else self._found
-        self._info_sent = True
+        vitals = None if self._vitals_sent else self._vitals
+        self._info_sent = self._vitals_sent = True
         self._sequence += 1
         parts = self._parts.values()
         looks = tuple(found for part in parts for found in self._progress_of(part))
         statuses = tuple(p.status(self._ends) for p in parts)
-        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks)
+        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks, vitals)
         return self._unacked
 
     def _progress_of(self, part: Part) -> tuple[RankProgress, ...]:
@@ -534,9 +553,21 @@ class NodeAgent:
             await asyncio.to_thread(nvml)  # so that the first check before a start need not wait for it
             if (host := machine.get("host")) is not None:
                 machine["host"] = replace(on_network(host, self._interface), node=self._name)
-            self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")
+            seen, node = machine.pop("vitals", Vitals()), machine.get("node")
+            taken = {gpu for part in self._parts.values() if not part.gpu_free for gpu in part.gpus}
+            self._machine, self._looked, self._node = machine, time.monotonic(), node
             self._ends.know_gpus([] if self._node is None else [(gpu.index, gpu.bus_id) for gpu in self._node.gpus])
             await asyncio.to_thread(self._ends.read_log)
+            self._vitals = await asyncio.to_thread(
+                look_around,
+                replace(seen, xids=self._ends.xid_lines()),
+                node,
+                self._interface,
+                self._disks,
+                self._visible,
+                taken,
+            )
+            self._vitals_sent = False
             self._survey.look_again()
             for part in self._parts.values():
                 if part.nccl is not None and part.nccl.value is not None and not part.swept:
@@ -553,9 +584,9 @@ class NodeAgent:
             len(self._cpus_of_numa) > 1 and self._node is not None and any(g.numa is not None for g in self._node.gpus)
         )
 
-    def _answer(self, report: Report) -> Report:
+    def _answer(self, report: Report, heard: float) -> Report:
         self._answered = time.monotonic()
-        return report
+        return replace(report, clock=(heard, time.time()))
 
     def _acknowledged(self) -> None:
         assert self._unacked is not None

@@ -13,9 +13,11 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from orchestrator.checks import interpreter
+from orchestrator.control.api_body import Body, body_of
+from orchestrator.control.api_nodes import NodesApi, with_health
 from orchestrator.control.arrays import array_json, queue_rows
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller
@@ -43,17 +45,13 @@ HTTP_OF_CODE = {2: 400, 3: 404, 4: 401, 5: 422, 6: 503, 7: 409, 8: 500}
 BODY = 4 << 20
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CodeBody(_Body):
+class CodeBody(Body):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     git: Annotated[str, Field(max_length=64)] | None = None
     dirty: bool | None = None
 
 
-class SubmitBody(_Body):
+class SubmitBody(Body):
     spec: JobSpec
     code: CodeBody | None = None
     workdir: Annotated[str, Field(max_length=4096)] = ""
@@ -63,21 +61,21 @@ class SubmitBody(_Body):
     dry_run: bool = False
 
 
-class CheckBody(_Body):
+class CheckBody(Body):
     text: Annotated[str, Field(max_length=64 * 1024)]
     filename: Annotated[str, Field(max_length=4096)]
     overrides: Annotated[list[str], Field(max_length=256)] = []
 
 
-class RetryBody(_Body):
+class RetryBody(Body):
     secrets: dict[str, str] = {}
 
 
-class SetBody(_Body):
+class SetBody(Body):
     changes: dict[str, Annotated[str, Field(max_length=256)]]
 
 
-class DownBody(_Body):
+class DownBody(Body):
     force: bool = False
 
 
@@ -120,7 +118,7 @@ class Api:
                 web.get("/api/v1/report", self._cluster_report),
                 web.get("/api/v1/runs/{ref}/follow", self._follow),
                 web.get("/api/v1/benches", self._benches),
-                web.get("/api/v1/nodes", self._nodes),
+                *NodesApi(self._controller).routes(),
                 web.get("/api/v1/topo", self._topo),
                 web.get("/api/v1/top", self._top),
                 web.get("/api/v1/doctor", self._doctor),
@@ -179,7 +177,8 @@ class Api:
         busy, live, waiting = await controller.busy(), await controller.live(), await controller.waiting()
         nodes = controller.roster.nodes.values()
         pace = controller.gangs.measuring.live
-        text = exposition(nodes, busy, live, waiting, controller.runtime.counts, controller.runtime.now(), pace)
+        counts, now, care = controller.runtime.counts, controller.runtime.now(), controller.care
+        text = exposition(nodes, busy, live, waiting, counts, now, pace, care)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:
@@ -221,27 +220,6 @@ class Api:
         for_s = self._controller.runtime.monotonic() - away.since
         return {"state": "lost", "for_s": round(for_s, 1), "why": away.why}
 
-    async def _nodes(self, request: web.Request) -> web.Response:
-        busy = await self._controller.busy()
-        answer = []
-        for name, node in sorted(self._controller.roster.nodes.items()):
-            taken = busy.get(name, {})
-            answer.append(
-                {
-                    "node": name,
-                    "address": node.facts.address,
-                    "state": "up" if node.up else "down",
-                    "device": node.facts.device,
-                    "total": node.facts.total,
-                    "busy": len(taken),
-                    "runs": sorted(set(taken.values())),
-                    "gpus": [asdict(gpu) for gpu in node.info["node"].gpus] if "node" in node.info else [],
-                    "versions": node.info.get("versions", {}),
-                    "note": self._controller.roster.note(node, taken),
-                }
-            )
-        return web.json_response(answer)
-
     async def _top(self, request: web.Request) -> web.Response:
         return web.json_response(await top(self._controller))
 
@@ -271,10 +249,10 @@ class Api:
             raise Refused(2, f"python: {error}") from None
         except KeyError:
             raise Refused(3, f"no such node: {node!r}") from None
-        return web.json_response(answer)
+        return web.json_response(with_health(answer, self._controller.care.for_doctor(node)))
 
     async def _go_down(self, request: web.Request) -> web.Response:
-        body = DownBody.model_validate(await _json(request))
+        body = DownBody.model_validate(await body_of(request))
         live = await self._controller.live()
         if live and not body.force:
             names = ", ".join(f"{run.id} ({run.name})" for run in live[:5])
@@ -305,12 +283,12 @@ class Api:
 
     async def _check(self, request: web.Request) -> web.Response:
         """A job file's text as the spec that it means: a command need not load the checker for it."""
-        body = CheckBody.model_validate(await _json(request))
+        body = CheckBody.model_validate(await body_of(request))
         spec = await asyncio.to_thread(parse_job, body.text, body.filename, body.overrides)
         return web.json_response({"spec": spec.model_dump(mode="json")})
 
     async def _submit(self, request: web.Request) -> web.Response:
-        body = SubmitBody.model_validate(await _json(request))
+        body = SubmitBody.model_validate(await body_of(request))
         if body.dry_run:
             return web.json_response(await self._controller.dry_run(body.spec, body.user))
         if body.code is not None and not self._code.has(body.code.sha256):
@@ -394,7 +372,7 @@ class Api:
         return web.json_response(answer | ({"already": True} if already else {}))
 
     async def _retry(self, request: web.Request) -> web.Response:
-        body = RetryBody.model_validate(await _json(request))
+        body = RetryBody.model_validate(await body_of(request))
         ref, by = request.match_info["ref"], request.query.get("by")
         if (array := await self._controller.find_array(ref)) is not None:
             again = await self._controller.retry_array(array, body.secrets, by)
@@ -403,7 +381,7 @@ class Api:
         return web.json_response({"id": run.id, "name": run.name, "state": run.state})
 
     async def _set(self, request: web.Request) -> web.Response:
-        body = SetBody.model_validate(await _json(request))
+        body = SetBody.model_validate(await body_of(request))
         ref = request.match_info["ref"]
         runs = await self._controller.change(ref, body.changes, by=request.query.get("by"))
         if (array := await self._controller.find_array(ref)) is not None:
@@ -470,14 +448,6 @@ class Api:
 
 def _error(code: int, sentence: str, status: int | None = None) -> web.Response:
     return web.json_response({"error": sentence, "code": code}, status=status or HTTP_OF_CODE.get(code, 500))
-
-
-async def _json(request: web.Request) -> Any:
-    raw = await request.read()
-    try:
-        return json.loads(raw) if raw else {}
-    except (ValueError, RecursionError):
-        raise Refused(2, "the body is not JSON") from None
 
 
 def _number(text: str | None, name: str) -> int | None:

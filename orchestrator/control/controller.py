@@ -24,6 +24,7 @@ from orchestrator.control.expiry import Expiry
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.node_care import NodeCare
 from orchestrator.control.preflight import Preflight
 from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
@@ -77,6 +78,7 @@ class Controller:
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.care = NodeCare(self.runtime, self.gangs)
         self.benches = Benches(self.runtime, self.logs, self.roster)
         self.gangs.on_success = self.benches.take
         fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
@@ -96,6 +98,7 @@ class Controller:
         await runtime.take_over(f"controller {time.time():.0f}")
         await self.benches.start()
         await self.trials.load()
+        await self.care.load()
         self.gangs.unwatched_since = self._last_alive
         for run in runtime.book.live():
             self.gangs.adopt(run)
@@ -106,6 +109,7 @@ class Controller:
         self.gangs.watch.start()
         Expiry(runtime).start()
         runtime.forever("watching the storage", self.storage.look, STORAGE_S)
+        await self.care.start()
         await self.queue.start()
 
     async def close(self) -> None:

@@ -2,7 +2,8 @@
 
 A gang gets on when one of its ranks does: ranks that train together stop together. What counts as getting on is what
 the script shows: optimizer steps; or else its own reports; or else batches, once there are so many that a first step
-would have come; or else lines that its `throughput:` patterns found.
+would have come; or else lines that its `throughput:` patterns found. Where there is none of these, its saves still say at the
+attempt's end what of its time was kept.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class GangProgress:
         self._logged: dict[str, tuple[float, int]] = {}
         self._log_first: tuple[int, dict[str, float]] | None = None
         self._log_read = 0
+        self._log_counts: deque[tuple[int, int]] = deque(maxlen=256)
+        """When the log told of which step, newest last: a rank's file does not say how many lines a save came after."""
         self._gang_base: tuple[int, dict[int, RankProgress]] | None = None
         self._rank_base: tuple[int, dict[int, RankProgress]] | None = None
         self._over = False
@@ -159,6 +162,7 @@ class GangProgress:
         self._log_read = look.logged_at
         if self._log_first is None:
             self._log_first = look.logged_at, look.logged
+        self._log_counts.append((self._ranks[look.rank].wall(look.logged_at), count_of(look, "log")))
         for name, value in look.logged.items():
             total, looks = self._logged.get(name, (0.0, 0))
             self._logged[name] = total + value, looks + 1
@@ -246,16 +250,22 @@ class GangProgress:
         looks = [rank.look for rank in self._ranks.values()]
         if any(look.saving for look in looks):
             return
-        newest = max(
-            (look for look in looks if look.saved), key=lambda look: saved_count(look, self._kind), default=None
-        )
-        if newest is None or (newest.saved <= self._saves and saved_count(newest, self._kind) <= self._saved_count):
+        newest = max((look for look in looks if look.saved), key=self._count_saved, default=None)
+        if newest is None or (newest.saved <= self._saves and self._count_saved(newest) <= self._saved_count):
             return
         self._saves = max(look.saved for look in looks)
-        self._saved_count = saved_count(newest, self._kind)
+        self._saved_count = self._count_saved(newest)
         self._saved_ms = self._ranks[newest.rank].wall(newest.saved_at) // 10**6
         self._saved_busy = self._busy_at(self._saved_count)
         self._path = [(self._saved_count, self._saved_busy)] + [p for p in self._path if p[0] > self._saved_count]
+
+    def _count_saved(self, look: RankProgress) -> int:
+        """What the rank's newest complete save holds; of a log, what it had told when the save began."""
+        if self._kind != "log":
+            return saved_count(look, self._kind)
+        began = self._ranks[look.rank].wall(look.save_began_at)
+        told = [count for at, count in self._log_counts if at <= began]
+        return max(told[-1] if told else 0, self._saved_count)
 
     def _busy_at(self, count: int) -> int:
         """The work that had been done at that count, between the breakpoints around it."""
@@ -325,7 +335,24 @@ class GangProgress:
     def end(self, now: datetime) -> None:
         """The attempt is over: what is open is closed."""
         self._over = True
+        self._count_by_saves(_ns(now) // 10**6)
         self._close_windows(_ns(now) // 10**6, end=True)
+
+    def _count_by_saves(self, end_ms: int) -> None:
+        """All that was seen of it are saves: what came before the newest of them is kept, whatever it was."""
+        ranks = [rank for rank in self._ranks.values() if rank.look.saved]
+        if self._first_ms is not None or not ranks:
+            return
+        newest = max(ranks, key=lambda rank: rank.wall(rank.look.saved_at))
+        self._first_ms = min(rank.wall(rank.look.began_at) for rank in self._ranks.values()) // 10**6
+        self._counted_to = max(self._first_ms, end_ms)
+        self._save = min(self._counted_to - self._first_ms, max(rank.look.save_time for rank in ranks) // 10**6)
+        self._save_seen = {number: rank.look.save_time for number, rank in self._ranks.items()}
+        self._busy = self._counted_to - self._first_ms - self._save
+        self._saved_ms = newest.wall(newest.look.saved_at) // 10**6
+        self._saved_busy = max(0, self._busy - max(0, self._counted_to - self._saved_ms))
+        self._saves = max(rank.look.saved for rank in ranks)
+        self._resumed = any(rank.look.loads for rank in self._ranks.values())
 
     # -- the summary -----------------------------------------------------------------------------------------------
 

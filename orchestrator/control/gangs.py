@@ -22,6 +22,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.checkpoint_folders import CheckpointFolders
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.limits import Limits
 from orchestrator.control.log_capture import LogCapture
@@ -66,6 +67,9 @@ class Gangs:
         self._asked_to_end: dict[int, Stop] = {}
         """Live runs that are to end; it may be asked between an attempt's record and its beginning here."""
         self.limits = Limits(runtime, self)
+        self.on_ended: Callable[[Run], None] = lambda run: None
+        """Told when the end of an attempt is on record."""
+        self._folders = CheckpointFolders(runtime, self.roster)
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
         self._uncounted: list[Run] = []
@@ -104,6 +108,8 @@ class Gangs:
         """Starts the attempt that was just recorded."""
         gang = self._add(run)
         self._runtime.spawn(self._launch(gang, run))
+        if (folder := self._checkpoint_folder(run)) is not None:
+            self._runtime.spawn(self._folders.check(run, folder))
         self._runtime.spawn(self.surveys.record(run))
 
     def adopt(self, run: Run) -> None:
@@ -211,9 +217,8 @@ class Gangs:
         # The same on every attempt, as the checkpoint's folder is: trackers continue where they were.
         env["ORCH_RUN_KEY"] = run_key(run)
         env["ORCH_TENSORBOARD_DIR"] = str(settings.storage / "tensorboard" / run_key(run))
-        if spec.checkpoint is not None:
-            # The same on every attempt, and no other run's. An absolute path is the user's own choice.
-            env["ORCH_CHECKPOINT_DIR"] = str(settings.storage / "checkpoints" / str(run.id) / spec.checkpoint)
+        if (folder := self._checkpoint_folder(run)) is not None:
+            env["ORCH_CHECKPOINT_DIR"] = folder
         return StartPart(
             run=gang.run,
             attempt=gang.attempt,
@@ -230,10 +235,17 @@ class Gangs:
             master_port=port,
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
+            max_restarts=max(gang.attempt - 1, spec.retry.infra + spec.retry.user),
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
             nccl_log=self._reading(gang).source,
             throughput=dict(spec.throughput),
         )
+
+    def _checkpoint_folder(self, run: Run) -> str | None:
+        """The same on every attempt, and no other run's. An absolute path is the user's own choice."""
+        if run.spec.checkpoint is None:
+            return None
+        return str(self._runtime.settings.storage / "checkpoints" / str(run.id) / run.spec.checkpoint)
 
     @staticmethod
     def _reading(gang: Gang) -> Reading:
@@ -449,6 +461,7 @@ class Gangs:
         )
         runtime.counts.attempts[outcome.value] += 1
         self._count(run)
+        self.on_ended(run)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)

@@ -89,6 +89,10 @@ class EndWatch:
         found = (one for one in self._log.xids if one.at >= since and (one.gpu is None or one.gpu in mine))
         return tuple(found)[:XIDS_TOLD] if mine else ()
 
+    def xid_lines(self) -> tuple[str, ...]:
+        """What the driver told of any GPU, or of a switch between them, oldest first."""
+        return tuple(one.line for one in self._log.xids)
+
     def forget(self, key: str) -> None:
         self._parts.pop(key, None)
 

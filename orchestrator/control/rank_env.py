@@ -66,6 +66,10 @@ def rank_env(
         env.update(recorder_env(recorder))
     # As torchrun does, but with the cores there are: ranks that share a node must not each start a thread per core.
     env["OMP_NUM_THREADS"] = str(max(1, cores // max(1, local_world)))
+    # By these libraries see that a launcher of torchrun's kind started them, and scripts which attempt they are.
+    env["TORCHELASTIC_RUN_ID"] = str(part.run)
+    env["TORCHELASTIC_RESTART_COUNT"] = str(max(0, part.attempt - 1))
+    env["TORCHELASTIC_MAX_RESTARTS"] = str(part.max_restarts)
     env.update(part.env)
     env.update(part.secrets)
     env.update(tracker_env(rank.rank, env))
@@ -81,10 +85,6 @@ def rank_env(
         GROUP_RANK=str(part.node_rank),
         MASTER_ADDR=part.master_addr,
         MASTER_PORT=str(part.master_port),
-        # By these libraries see that a launcher of torchrun's kind started them.
-        TORCHELASTIC_RUN_ID=str(part.run),
-        TORCHELASTIC_RESTART_COUNT=str(part.attempt - 1),
-        TORCHELASTIC_MAX_RESTARTS="0",
         CUDA_VISIBLE_DEVICES=gpus,
         ORCH_RUN=str(part.run),
         ORCH_ATTEMPT=str(part.attempt),

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import ray
@@ -43,6 +44,7 @@ from orchestrator.control.ray_calls import RayCalls
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
 from orchestrator.control.runtime import Settings, spare_the_collector
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
@@ -85,12 +87,13 @@ def node_info() -> dict[str, Any]:
 class AgentActor:
     """The node's agent as the Ray dashboard shows it."""
 
-    def __init__(self, namespace: str, node: str, address: str) -> None:
+    def __init__(self, namespace: str, node: str, address: str, home: str, storage: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
-        self._agent = NodeAgent(
-            namespace, node, address, node_folder(namespace) / f"node-{node}", self._fetch, node_info
-        )
+        folder = node_folder(namespace) / f"node-{node}"
+        # On other nodes than the head ORCH_HOME need not be there.
+        disks = {"ORCH_HOME": Path(home), "attempts": folder, "storage": Path(storage), "tmp": Path(gettempdir())}
+        self._agent = NodeAgent(namespace, node, address, folder, self._fetch, node_info, disks=disks)
 
     def __repr__(self) -> str:
         return f"orch agent on {self._node}"
@@ -125,6 +128,9 @@ class AgentActor:
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         return await self._agent.survey(epoch, python, look)
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        return await self._agent.checkpoint_folder(epoch, folder, tokens)
 
     async def close(self, epoch: int) -> None:
         await self._agent.close(epoch)
@@ -177,6 +183,10 @@ class RemoteAgent:
         found: Surveyed = await self._call("survey", epoch, python, look, timeout_s=20)
         return found
 
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        found: FolderLook = await self._call("checkpoint_folder", epoch, folder, tokens)
+        return found
+
     async def close(self, epoch: int) -> None:
         await self._call("close", epoch, timeout_s=10)
 
@@ -187,8 +197,8 @@ class RemoteAgent:
 class RayBackend:
     """The Backend protocol over one Ray cluster."""
 
-    def __init__(self, namespace: str, address: str) -> None:
-        self._namespace = namespace
+    def __init__(self, namespace: str, address: str, home: Path, storage: Path) -> None:
+        self._namespace, self._home, self._storage = namespace, home, storage
         self._call = RayCalls(address)
         self._holds: dict[str, PlacementGroup] = {}
         self._owed: set[str] = set()
@@ -250,7 +260,8 @@ class RayBackend:
             label_selector={NODE_ID: node.id},
         )
         try:
-            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address)
+            folders = str(self._home), str(self._storage)
+            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address, *folders)
             return RemoteAgent(self._agents[node.id])
         except RayError as error:
             raise AgentGone(str(error).splitlines()[0]) from None
@@ -342,7 +353,7 @@ class ControllerActor:
         self._note = note
         store = Store.open(note.database)
         store.prices = note.prices
-        backend = RayBackend(self._namespace, note.address)
+        backend = RayBackend(self._namespace, note.address, self._home.root, Path(note.storage))
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
             home=self._home.root,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +16,9 @@ import pytest
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import PartStatus, RankStart, Report, StaleController, StartPart
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError
+from orchestrator.control.shared_folder import Tokens
 from orchestrator.control.snapshot import take
+from orchestrator.health.vitals import GpuVitals, Vitals
 
 SPEAKS_WHEN_ASKED = """
 import pathlib, sys, time
@@ -76,6 +79,41 @@ def test_a_call_that_nobody_waits_for_any_more_takes_no_line_of_a_log(tmp_path: 
             await hears(agent, next_epoch, after, "the last word")
             with pytest.raises(StaleController):
                 await orphan
+
+    asyncio.run(story())
+
+
+def test_an_agent_tells_how_its_node_is_after_each_look_and_by_which_clock(tmp_path: Path) -> None:
+    async def story() -> None:
+        folder = tmp_path / "n"
+        folder.mkdir()
+        seen = Vitals(gpus=(GpuVitals(0, nvlinks=18),), boot_id="b")
+        agent = NodeAgent(
+            "orch-test",
+            "a",
+            "127.0.0.1",
+            folder,
+            no_code,
+            lambda: {"vitals": seen},
+            dict(os.environ),
+            {"tmp": tmp_path},
+        )
+        try:
+            asked = time.time()
+            first = await agent.sync(1, 0, 60, 0)
+            heard, answered = first.clock or (0.0, 0.0)
+            assert asked <= heard <= answered <= time.time()
+            assert first.vitals is not None
+            assert (first.vitals.gpus, first.vitals.boot_id) == (seen.gpus, "b")
+            assert [disk.what for disk in first.vitals.disks] == ["tmp"]
+            second = await agent.sync(1, first.sequence, 60, 0)
+            assert (second.vitals, second.clock is None) == (None, False)
+            # A controller that knows nothing yet is told at once.
+            assert (await agent.sync(2, 0, 60, 0)).vitals == first.vitals
+            await agent.survey(2, None, True)
+            assert (await agent.sync(2, 1, 60, 5)).vitals is not None
+        finally:
+            await agent.close(1000)
 
     asyncio.run(story())
 
@@ -180,5 +218,20 @@ def test_ranks_that_ended_with_their_launcher_have_not_succeeded_for_an_agent_th
             async with an_agent(tmp_path) as following:
                 status = await over(following, 2)
         assert (status.ranks, status.launcher_lost) == ({0: -9}, True)
+
+    asyncio.run(story())
+
+
+def test_two_agents_tell_whether_a_checkpoint_folder_is_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path / "a") as first, an_agent(tmp_path / "b") as second:
+            for folder, one in ((tmp_path / "shared", True), (tmp_path / "homes", False)):
+                # Each host has a home of its own, under the same name.
+                of_first, of_second = (folder, folder) if one else (folder / "a", folder / "b")
+                await first.checkpoint_folder(1, str(of_first), Tokens(leave=".orch-1-1"))
+                found = await second.checkpoint_folder(1, str(of_second), Tokens(expect=".orch-1-1", wait_s=0.3))
+                assert (found.seen, found.error) == (one, None)
+                await first.checkpoint_folder(1, str(of_first), Tokens(remove=".orch-1-1"))
+                assert list(of_first.iterdir()) == []
 
     asyncio.run(story())

@@ -14,11 +14,12 @@ from orchestrator.control.controller import Controller
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Settings
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run
-from orchestrator.testing.cluster import FakeCluster
+from orchestrator.testing.cluster import FakeAgent, FakeCluster
 from orchestrator.testing.controlling import controlling, job, reaches, started, until
 
 
@@ -639,5 +640,53 @@ def test_a_submission_that_was_acknowledged_is_so_again_though_it_could_not_be_m
             assert (again.id, created) == (run.id, False)
             with pytest.raises(Refused, match="can never fit"):
                 await controller.submit(job("2", key="other"), {})
+
+    asyncio.run(story())
+
+
+def test_a_checkpoint_folder_that_is_not_one_on_all_nodes_is_told_once_and_holds_nothing_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        cluster.agents["b"].disk = set()
+        async with controlling(tmp_path, cluster, preflight="off") as controller:
+            run, _ = await controller.submit(job("2x1", checkpoint="ckpt"), {})
+            await reaches(controller, run, State.RUNNING)
+
+            async def told() -> list[str]:
+                found = await controller.find(str(run.id))
+                return [event.reason for event in found.events if event.event is Event.NOTED]
+
+            await until(told)
+            (text,) = await told()
+            assert text.startswith("checkpoint: b does not see what a writes in")
+            assert f"storage/checkpoints/{run.id}/ckpt" in text
+            assert cluster.disk == set(), "the token is taken away again"
+
+    asyncio.run(story())
+
+
+def test_a_run_of_which_all_nodes_see_the_folder_hears_nothing_of_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        looked: list[Tokens] = []
+
+        class Watched(FakeAgent):
+            async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+                looked.append(tokens)
+                return await super().checkpoint_folder(epoch, folder, tokens)
+
+        cluster.agents = {name: Watched() for name in cluster.agents}
+        for agent in cluster.agents.values():
+            agent.disk = cluster.disk
+        async with controlling(tmp_path, cluster, preflight="off") as controller:
+            run, _ = await controller.submit(job("2x1", checkpoint="ckpt"), {})
+
+            async def cleared() -> bool:
+                return any(tokens.remove for tokens in looked)
+
+            await until(cleared)
+            await reaches(controller, run, State.RUNNING)
+            found = await controller.find(str(run.id))
+            assert [event.reason for event in found.events if event.event is Event.NOTED] == []
 
     asyncio.run(story())

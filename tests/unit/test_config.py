@@ -115,6 +115,7 @@ def test_every_key_has_a_variable_and_a_row(cwd: Path, key: str) -> None:
         "policy.service": "16",
         "policy.hang": "off",
         "policy.first_step": "20m",
+        "policy.quarantine": "0.25",
         "policy.assumed_duration": "2h",
         "dashboard.proxy": "8300",
         "preflight": "quick",

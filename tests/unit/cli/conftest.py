@@ -219,6 +219,13 @@ class Orch:
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
+    def complete(self, words: str) -> list[str]:
+        """what bash offers after these words."""
+        number = str(len(words.split(" ")) - 1)
+        done = self(_ORCH_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=number)
+        assert done.stderr == ""
+        return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
 
 @pytest.fixture
 def orch(tmp_path: Path) -> Orch:

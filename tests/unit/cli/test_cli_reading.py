@@ -165,9 +165,9 @@ def test_an_unknown_run_is_exit_3_with_the_names_that_come_near(orch, rows):
 def test_nodes_say_what_is_on_them(orch, stub):
     stub.answers["GET /nodes"] = (200, [
         {"node": "gpu-01", "address": "10.0.0.1", "state": "up", "device": "cuda", "total": 8, "busy": 2, "runs": [42],
-         "gpus": [], "versions": {}, "note": None},
+         "gpus": [], "versions": {}, "note": None, "health": "ok", "findings": []},
     ])  # fmt: skip
-    assert orch("nodes").stdout == "gpu-01\tup\t10.0.0.1\tcuda\t2\t8\t42\t\n"
+    assert orch("nodes").stdout == "gpu-01\tup\t10.0.0.1\tcuda\t2\t8\t42\tok\t\n"
     assert orch("nodes", "-o", "name").stdout == "gpu-01\n"
 
 
