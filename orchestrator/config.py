@@ -78,6 +78,9 @@ class Config:
     policy_communication: float
     policy_split: float
     policy_service: float
+    policy_hang: float | None
+    policy_first_step: float
+    policy_quarantine: float
     policy_assumed_duration: float
     prices: Mapping[str, float]
     """Of a GPU-hour, by model; of a slot-hour under cpu."""

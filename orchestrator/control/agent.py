@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.disks import Disks
 from orchestrator.control.gpu_usage import GpuWatch
 from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
@@ -38,8 +39,10 @@ from orchestrator.control.kernel_log import VARIABLE as KERNEL_LOG_VARIABLE
 from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
+from orchestrator.control.masking import values_in_process, values_of
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
+from orchestrator.control.node_look import look_around
 from orchestrator.control.part import Part
 from orchestrator.control.rank_ends import EndWatch
 from orchestrator.control.rank_env import (
@@ -53,10 +56,13 @@ from orchestrator.control.rank_env import (
 from orchestrator.control.rank_progress import RankProgress, look
 from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.shared_folder import look as look_at_folder
+from orchestrator.control.stack_taker import take
 from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
+from orchestrator.health.stacks import RankStack
+from orchestrator.health.vitals import Vitals
 from orchestrator.placement.ranks import cpu_affinity
 from orchestrator.progress.file import VARIABLE as PROGRESS_VARIABLE
 
@@ -85,6 +91,7 @@ class NodeAgent:
         fetch: Callable[[str], AsyncIterator[bytes]],
         info: Callable[[], dict[str, Any]],
         environ: dict[str, str] | None = None,
+        disks: Mapping[str, Path] | None = None,
     ) -> None:
         environ = dict(os.environ) if environ is None else environ
         self._ends = EndWatch(Path(environ.get(KERNEL_LOG_VARIABLE, "/dev/kmsg")))
@@ -97,6 +104,9 @@ class NodeAgent:
         self._machine: dict[str, Any] | None = None
         self._found: dict[str, Any] | None = None
         self._looked = 0.0
+        self._disks = Disks(disks or {})
+        self._vitals: Vitals | None = None
+        self._vitals_sent = False
         self._visible = visible_gpus(environ)
         self._gpus = GpuWatcher(GpuWatch(environ), self._visible, lambda: self._parts.values())
         self._base = base_env(environ)
@@ -129,6 +139,7 @@ class NodeAgent:
 
         The first call of a controller, or its first after one that failed (`ack` 0), answers at once and renews no lease.
         """
+        heard = time.time()
         await self._take_orders_from(epoch)
         self._syncs += 1
         mine = self._syncs
@@ -137,18 +148,18 @@ class NodeAgent:
             await self._renew(lease_s)
         self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
-            return self._answer(self._unacked)
+            return self._answer(self._unacked, heard)
         if self._unacked is not None:
             self._acknowledged()
         if ack == 0:
-            self._info_sent = False
+            self._info_sent = self._vitals_sent = False
         else:
             await self._wait_for_news(wait_s)
         await self._look()
         if ack == 0:
             await self._starts_are_over()
         self._check_heard(mine)
-        return self._answer(self._compose())
+        return self._answer(self._compose(), heard)
 
     async def _starts_are_over(self) -> None:
         """Who hears of this node for the first time takes what it is not told of for not being here."""
@@ -212,6 +223,17 @@ class NodeAgent:
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
 
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        """Where the part's ranks stand (stack_taker.py); nothing of a part that is not known here."""
+        await self._take_orders_from(epoch)
+        await self._connect()
+        key = f"{run}.{attempt}"
+        if (part := self._parts.get(key)) is None:
+            return ()
+        ranks = (await self._launcher.call("hello"))["attempts"].get(key, {}).get("ranks", {})
+        pids = {int(rank): state["pid"] if state["exit"] is None else None for rank, state in ranks.items()}
+        return await take(pids, part.folder.recorder, whole=whole)
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync."""
         await self._take_orders_from(epoch)
@@ -270,6 +292,7 @@ class NodeAgent:
                 part = self._parts[key]
                 self._lost_with_launcher(part)
                 part.swept = part.gpu_free = True
+                part.close_logs()
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
                 self._survey.want(None)
@@ -293,6 +316,11 @@ class NodeAgent:
             part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.secrets = tuple(note.get("secrets", ()))
+            # Before any of its logs is looked at.
+            folder.secrets = next(
+                filter(None, (values_in_process(r["pid"], part.secrets) for r in attempt["ranks"].values())), ()
+            )
             part.ranks = dict.fromkeys(note.get("ranks", ()))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
@@ -351,6 +379,7 @@ class NodeAgent:
     def _swept(self, part: Part) -> None:
         if not part.swept:
             part.swept = True
+            part.close_logs()
             if part.nccl is not None:
                 part.nccl.ship()
             task = asyncio.get_running_loop().create_task(self._await_gpu_memory(part))
@@ -374,6 +403,7 @@ class NodeAgent:
         known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
+        known.secrets, folder.secrets = tuple(part.secrets), values_of(part.secrets.values())
         known.ranks = {rank.rank: None for rank in part.ranks}
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is
@@ -421,6 +451,7 @@ class NodeAgent:
                     cores=self._cores,
                     mark=mark,
                     nccl_log=folder.nccl if part.nccl_log == "file" else None,
+                    recorder=folder.recorder if part.attempt > 0 else None,
                 )
                 # What is no attempt has no progress, and is not slowed by being watched.
                 | ({PROGRESS_VARIABLE: str(folder.progress(rank.rank))} if part.attempt > 0 else {}),
@@ -494,12 +525,13 @@ class NodeAgent:
                     room -= len(data)
                     chunks.append(LogChunk(part.run, part.attempt, rank_of(name), offset, data, time.time(), file=name))
         info = None if self._info_sent else self._found
-        self._info_sent = True
+        vitals = None if self._vitals_sent else self._vitals
+        self._info_sent = self._vitals_sent = True
         self._sequence += 1
         parts = self._parts.values()
         looks = tuple(found for part in parts for found in self._progress_of(part))
         statuses = tuple(p.status(self._ends) for p in parts)
-        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks)
+        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks, vitals)
         return self._unacked
 
     def _progress_of(self, part: Part) -> tuple[RankProgress, ...]:
@@ -507,9 +539,17 @@ class NodeAgent:
         if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
             part.looked = time.monotonic()
             self._ends.look(part.key)
-            told = part.patterns.values, part.patterns.at
+            now, patterns = time.monotonic_ns(), part.patterns
             found = (
-                look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
+                look(
+                    part.folder.progress(rank),
+                    part.run,
+                    part.attempt,
+                    rank,
+                    logged=patterns.values if rank == 0 else None,
+                    logged_at=patterns.at if rank == 0 else 0,
+                    printed_at=part.folder.log(rank).printed_at(now),
+                )
                 for rank in part.ranks
             )
             part.progress = tuple(one for one in found if one is not None)
@@ -522,9 +562,21 @@ class NodeAgent:
             await asyncio.to_thread(nvml)  # so that the first check before a start need not wait for it
             if (host := machine.get("host")) is not None:
                 machine["host"] = replace(on_network(host, self._interface), node=self._name)
-            self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")
+            seen, node = machine.pop("vitals", Vitals()), machine.get("node")
+            taken = {gpu for part in self._parts.values() if not part.gpu_free for gpu in part.gpus}
+            self._machine, self._looked, self._node = machine, time.monotonic(), node
             self._ends.know_gpus([] if self._node is None else [(gpu.index, gpu.bus_id) for gpu in self._node.gpus])
             await asyncio.to_thread(self._ends.read_log)
+            self._vitals = await asyncio.to_thread(
+                look_around,
+                replace(seen, xids=self._ends.xid_lines()),
+                node,
+                self._interface,
+                self._disks,
+                self._visible,
+                taken,
+            )
+            self._vitals_sent = False
             self._survey.look_again()
             for part in self._parts.values():
                 if part.nccl is not None and part.nccl.value is not None and not part.swept:
@@ -541,9 +593,9 @@ class NodeAgent:
             len(self._cpus_of_numa) > 1 and self._node is not None and any(g.numa is not None for g in self._node.gpus)
         )
 
-    def _answer(self, report: Report) -> Report:
+    def _answer(self, report: Report, heard: float) -> Report:
         self._answered = time.monotonic()
-        return report
+        return replace(report, clock=(heard, time.time()))
 
     def _acknowledged(self) -> None:
         assert self._unacked is not None

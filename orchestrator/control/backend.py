@@ -11,6 +11,8 @@ from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health.evidence import RankEnd, Xid
 from orchestrator.health.nccl_log import NcclLog
+from orchestrator.health.stacks import RankStack
+from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
 
 
@@ -51,7 +53,7 @@ class StartPart:
     code: str | None
     """sha256 of the snapshot."""
     env: dict[str, str]
-    secrets: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)
     device: Device
     ranks: tuple[RankStart, ...]
     world_size: int
@@ -139,6 +141,10 @@ class Report:
     """Looks at GPUs since the report before."""
     progress: tuple[RankProgress, ...] = ()
     """The newest look at each rank: counters from its beginning on, so that nothing is lost with a report."""
+    vitals: Vitals | None = None
+    """How the node is, after each look at it."""
+    clock: tuple[float, float] | None = None
+    """Unix seconds by the node's clock when it heard the question and when it gave this answer."""
 
 
 class StaleController(Exception):
@@ -168,6 +174,9 @@ class Agent(Protocol):
     async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
     async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        """Where the node's ranks of the attempt stand; within 20 s. `whole`: with native frames, and torch's flight recorder."""
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync.
 

@@ -9,7 +9,7 @@ attempt's end what of its time was kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
@@ -27,6 +27,7 @@ from orchestrator.control.progress_kind import (
     was_read,
 )
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.health.standstill import Signs
 from orchestrator.progress.histogram import difference, merged, quantile
 from orchestrator.progress.values import GangSample, Progress, RankSample, Source, patience_ms
 
@@ -45,6 +46,8 @@ class _Rank:
     """Wall-clock nanoseconds minus the node's monotonic ones: the least that was seen, as a report only comes late."""
     own: deque[int] = field(default_factory=lambda: deque(maxlen=64))
     """The latest times that DDP told of a step's own work, in nanoseconds."""
+    pause: int = 0
+    """The longest time between two signs of progress, in nanoseconds."""
 
     def wall(self, at: int) -> int:
         return at + self.offset
@@ -97,6 +100,40 @@ class GangProgress:
         """The newest look at each rank that has shown anything."""
         return {number: rank.look for number, rank in self._ranks.items()}
 
+    def signs(self, least: float = 0.0) -> list[Signs]:
+        """How old each rank's newest sign of progress was at its newest look; nothing where one of them is younger than `least`.
+
+        That is the usual case, and needs no rank's step times to be gone through.
+        """
+        looks = (rank.look for rank in self._ranks.values())
+        if any(look.at - (look.sign_at or max(look.began_at, look.printed_at)) < least * 1e9 for look in looks):
+            return []
+        return [
+            Signs(
+                number,
+                lived=(look.at - look.began_at) / 1e9 if look.began_at else 0.0,
+                still=(look.at - look.sign_at) / 1e9 if look.sign_at else None,
+                quiet=(look.at - look.printed_at) / 1e9 if look.printed_at else None,
+                saving=look.saving,
+                p99=quantile(look.step_times, 0.99),
+                pause=rank.pause / 1e9 if rank.pause else None,
+            )
+            for number, rank in sorted(self._ranks.items())
+            for look in (rank.look,)
+        ]
+
+    def own_times(self, base: Mapping[int, RankProgress]) -> dict[int, float] | None:
+        """What a step has taken each rank since those looks, in seconds, as far as its own work can be told apart from waiting.
+
+        None where that is not known of every rank, or is known of some only in another way.
+        """
+        looks = self.looks
+        if len({bool(look.own_time) for look in looks.values()}) != 1:
+            return None
+        times = {number: own_time(base[number], look, self._kind) for number, look in looks.items() if number in base}
+        found = {number: time for number, time in times.items() if time is not None}
+        return found if found.keys() == looks.keys() else None
+
     def observe(self, looks: Iterable[RankProgress], now: datetime) -> None:
         """Takes looks in; an older one than was seen of its rank changes nothing."""
         wall = _ns(now)
@@ -106,7 +143,9 @@ class GangProgress:
                 self._ranks[look.rank] = known = _Rank(look, wall - look.at)
                 self._read_own(known, 0)
             elif look.at > known.look.at:
-                before, known.look = known.look.own_time_at, look
+                before, sign = known.look.own_time_at, known.look.sign_at
+                known.look = look
+                known.pause = max(known.pause, look.sign_at - sign if sign else 0)
                 known.offset = min(known.offset, wall - look.at)
                 self._read_own(known, before)
             self._read_log(look)

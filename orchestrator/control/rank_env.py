@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.control.backend import RankStart, StartPart
+from orchestrator.control.stack_taker import recorder_env
 from orchestrator.control.trackers import tracker_env
 
 _NOT_FOR_RANKS = ("RAY_", "ORCH_", "__RAY", "GRPC_")
@@ -50,15 +51,19 @@ def rank_env(
     cores: int,
     mark: str,
     nccl_log: Path | None = None,
+    recorder: Path | None = None,
 ) -> dict[str, str]:
     """Everything one rank finds in its environment.
 
     `visible` are CUDA's own names of the node's GPUs, by orch's index; `nccl_log` is the folder of NCCL's logs, where they are
-    read. What the controller chose and the job set (part.env) wins over the node's environment, and the ranks' coordinates
-    win over all.
+    read, `recorder` that of torch's flight recorder. What the controller chose and the job set (part.env) wins over the node's
+    environment, and the ranks' coordinates win over all.
     """
     local_world = len(part.ranks)
     env = dict(base)
+    if recorder is not None and part.device == "cuda":
+        # A job that says where its own dumps go keeps them there.
+        env.update(recorder_env(recorder))
     # As torchrun does, but with the cores there are: ranks that share a node must not each start a thread per core.
     env["OMP_NUM_THREADS"] = str(max(1, cores // max(1, local_world)))
     # By these libraries see that a launcher of torchrun's kind started them, and scripts which attempt they are.

@@ -20,10 +20,12 @@ from orchestrator.control.backend import (
     Report,
     StaleController,
 )
+from orchestrator.control.clock_watch import ClockWatch
 from orchestrator.control.inventory import FreeView, Inventory, Seen, take_inventory
 from orchestrator.control.runtime import Runtime
 from orchestrator.hardware.as_json import node_to_json
 from orchestrator.hardware.model import Cluster
+from orchestrator.health.vitals import Vitals
 from orchestrator.history.errors import StaleEpoch
 from orchestrator.placement.tree import Free
 from orchestrator.scheduling.run import NodeRecord
@@ -47,15 +49,21 @@ class Node:
     """It has not answered for so long that every lease on it has run out."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    vitals: Vitals | None = None
+    clock: ClockWatch = field(default_factory=ClockWatch)
     asked: set[str | None] = field(default_factory=set)
     """The interpreters that this agent was told to ask for their versions."""
     hold: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def note_now(self, taken: Mapping[int, int]) -> str | None:
-        """Why the node takes no run now, given who holds which of its GPUs; None where it does."""
-        if self.note is None and self.facts.foreign and not taken:
-            return f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
-        return self.note
+    def note_now(self, taken: Mapping[int, int], out: str | None = None) -> str | None:
+        """Why the node takes no run now, given who holds which of its GPUs; None where it does.
+
+        `out`: why it is kept out by decision, or for its health.
+        """
+        note = self.note
+        if note is None and self.facts.foreign and not taken:
+            note = f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
+        return f"{out}; {note}" if out and note else out or note
 
     @property
     def seen(self) -> Seen:
@@ -101,9 +109,16 @@ class Roster:
         self.benches: tuple[Bench, ...] = ()
         """What was measured of links."""
         self._changed = True
+        self._unrecorded: dict[str, NodeRecord] = {}
         self._view = FreeView()
         """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
         self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
+        self.out: Callable[[str], str | None] = lambda node: None
+        """Why nothing new is placed on a node, by decision or for its health; None where it may be."""
+        self.health: Callable[[], Mapping[str, float]] = dict
+        """The nodes that are not quite well, by a number below 1."""
+        self.on_vitals: Callable[[Node], Awaitable[None]] = _ignore
+        """Told of each look at a node."""
 
     async def start(self) -> None:
         await self._look()
@@ -146,12 +161,13 @@ class Roster:
             busy,
             {name: note for name, note in notes.items() if note is not None},
             {name: unfit for name, node in self.nodes.items() if (unfit := node.info.get("unfit"))},
+            self.health(),
         )
 
     def note(self, node: Node, taken: Mapping[int, int]) -> str | None:
         """Why the node takes no run now, given who holds which of its GPUs; None where it does."""
         # What the cluster holds for others cannot be known, nor a node be taken from it, while its head is away.
-        return self.away.why if self.away is not None else node.note_now(taken)
+        return self.away.why if self.away is not None else node.note_now(taken, self.out(node.facts.name))
 
     def lease_end(self, node: str) -> datetime:
         """The time after which no lease can hold on the node: it stops its ranks by then, whether it hears of us or not."""
@@ -240,16 +256,26 @@ class Roster:
         if node.task is not None:
             node.task.cancel()
         node.task, node.agent, node.up, node.note = None, None, False, how
-        await self._record(node, "down")
+        self._record(node, "down")
         await self._on_lost(node.facts.name, how)
 
-    async def _record(self, node: Node, state: str) -> None:
+    def _record(self, node: Node, state: str) -> None:
+        """Writes down what is known of the node; nobody waits for that, since a heartbeat must not wait for the database."""
         facts, info, now = node.facts, node.info, self._runtime.now()
         hardware = {"device": facts.device, "total": facts.total, "labels": facts.labels}
         if (probed := info.get("node")) is not None:
             hardware |= node_to_json(probed)
         record = NodeRecord(facts.name, facts.address, state, now, now, hardware, info.get("versions", {}))
-        await self._runtime.db(self._runtime.store.upsert_node, record)
+        if not self._unrecorded:
+            self._runtime.spawn(self._record_all())
+        self._unrecorded[facts.name] = record
+
+    async def _record_all(self) -> None:
+        while self._unrecorded:
+            name, record = next(iter(self._unrecorded.items()))
+            await self._runtime.persist(f"node {name}", self._runtime.store.upsert_node, record)
+            if self._unrecorded[name] is record:
+                del self._unrecorded[name]
 
     # -- the heartbeat -------------------------------------------------------------------------------------------
 
@@ -293,7 +319,11 @@ class Roster:
         if ack:
             # The first call, or the first after one that failed, renews nothing: a node that is dead is asked again and again.
             node.sync_sent = max(node.sync_sent, runtime.monotonic())
-        return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
+        asked = runtime.now().timestamp()
+        report = await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
+        if report.clock is not None:
+            node.clock.take(asked, *report.clock, runtime.now().timestamp())
+        return report
 
     def tell(self) -> None:
         """Something about a node is new: wakes whoever waits for that."""
@@ -307,11 +337,18 @@ class Roster:
         if report.info is not None:
             node.info = report.info
             self._changed = True
-            await self._record(node, "up")
+            self._record(node, "up")
             self._runtime.wake.set()
         if not node.up:
             node.up, node.silent, node.note = True, False, None
             self._runtime.wake.set()
+        if report.vitals is not None:
+            node.vitals = report.vitals
+            await self.on_vitals(node)
         if fresh or report.info is not None:
             self.tell()
         await self._on_report(node.facts.name, report, fresh)
+
+
+async def _ignore(node: Node) -> None:
+    """Nobody asked to be told."""

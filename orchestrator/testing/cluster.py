@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,8 @@ from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
 from orchestrator.health.evidence import RankEnd
+from orchestrator.health.stacks import RankStack
+from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
 
 
@@ -63,6 +66,11 @@ class FakeAgent:
         """What it finds there, besides a token."""
         self.looks: list[RankProgress] = []
         """What the ranks show in the next report."""
+        self.standing: Callable[[int], Iterable[RankStack]] = lambda turn: ()
+        """Where ranks stand when that is asked for the first, the second ... time."""
+        self.stacks_taken = 0
+        self.clock: Callable[[], float] = time.time
+        self._vitals: Vitals | None = None
         self._sequence = 0
         self._news = asyncio.Event()
         self._info_told: dict[str, object] = {}
@@ -78,6 +86,7 @@ class FakeAgent:
 
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
         self._take_orders_from(epoch)
+        heard = self.clock()
         if ack and not self._news.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), wait_s)
@@ -88,7 +97,9 @@ class FakeAgent:
         new, self._info_told = not ack or info != self._info_told, info
         looks, self.looks = tuple(self.looks), []
         statuses = tuple(map(self._status, self.parts.values()))
-        return Report(self._sequence, statuses, info=info if new else None, progress=looks)
+        vitals, self._vitals = self._vitals, None
+        clock = heard, self.clock()
+        return Report(self._sequence, statuses, info=info if new else None, progress=looks, vitals=vitals, clock=clock)
 
     async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
         self._take_orders_from(epoch)
@@ -120,6 +131,12 @@ class FakeAgent:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
+
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        self._take_orders_from(epoch)
+        self.stacks_taken += 1
+        of_part = self.parts[run, attempt].ranks if (run, attempt) in self.parts else {}
+        return tuple(stack for stack in self.standing(self.stacks_taken) if stack.rank in of_part)
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         self._take_orders_from(epoch)
@@ -159,6 +176,11 @@ class FakeAgent:
         """Says what the node is, and what interpreters bring: `own` is orch's."""
         self.host = host or self.host
         self.interpreters |= {one.python: one for one in interpreters} | ({None: own} if own else {})
+        self._news.set()
+
+    def see(self, vitals: Vitals) -> None:
+        """It has looked at its node."""
+        self._vitals = vitals
         self._news.set()
 
     def end_rank(self, run: int, attempt: int, rank: int, code: int) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from orchestrator.control.backend import Agent, Backend, NodeFacts, PartStatus, Report, StartPart
 from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
+from orchestrator.health.stacks import RankStack
 from orchestrator.history.database import Database, open_database
 from orchestrator.history.store import Store
 
@@ -143,6 +144,10 @@ class FusedAgent:
 
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
+
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        found: tuple[RankStack, ...] = await self._call("stacks", epoch, run, attempt, whole)
+        return found
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         surveyed: Surveyed = await self._call("survey", epoch, python, look)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.control import follow as following
 from orchestrator.control.backend import Agent, AgentGone, NodeFacts, RankStart, StartPart
 from orchestrator.control.controller import Controller
 from orchestrator.control.rank_progress import RankProgress
@@ -97,6 +98,32 @@ def test_what_ranks_show_is_recorded_with_the_end_and_a_broken_look_ends_nothing
             await until(lambda: _is(lambda: not agent.looks))
             agent.end(other.id, 1)
             await reaches(controller, other, State.SUCCEEDED)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("stream", ["logs", "follow"])
+def test_a_follower_of_a_quiet_run_hears_that_it_is_still_connected(
+    tmp_path: Path, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agents report all the time, and nothing of that is for the follower."""
+    monkeypatch.setattr(following, "HEARTBEAT_S", 0.4)
+
+    async def story() -> None:
+        async with controlling(tmp_path, FakeCluster(a=1)) as controller:
+            run, _ = await controller.submit(job("1"), {})
+            run = await reaches(controller, run, State.RUNNING)
+            positions = following.Positions()
+            if stream == "logs":
+                asked = {"rank": None, "attempt": None, "since_s": None, "positions": positions, "keep_on": True}
+                heard = following.log_lines(controller, run, **asked)
+            else:
+                heard = following.follow(controller, run.id, positions)
+            async with asyncio.timeout(5):
+                async for one in heard:
+                    if one is None:
+                        break
+            await heard.aclose()
 
     asyncio.run(story())
 
