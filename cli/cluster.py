@@ -42,6 +42,7 @@ def up() -> None:
     except Unreachable as error:
         raise Fail(f"the cluster was started, but {error.message}", UNREACHABLE) from None
     out.say(f"up: {_sum(answer)}")
+    _warn(answer)
 
 
 def once_nodes_answer(api: Controller) -> dict[str, Any]:
@@ -89,8 +90,17 @@ def status(output: str) -> None:
         _print_status(answer | {"nodes": 0, "gpus": gpus}, output)
         raise Unreachable(error.message) from None
     _print_status(answer, output)
+    _warn(answer)
     if (lost := lost_head(answer, settings)) is not None:
         raise Unreachable(lost)
+
+
+def _warn(answer: dict[str, Any]) -> None:
+    """Says where anybody gets into the cluster."""
+    if answer.get("ray_auth") == "none":
+        from orchestrator.control.ray_auth import MEND, warning
+
+        out.say(f"warning: {warning(answer['address'])}; {MEND}")
 
 
 def lost_head(answer: dict[str, Any], settings: Config) -> str | None:
@@ -123,6 +133,7 @@ def _print_status(answer: dict[str, Any], output: str) -> None:
                 ("dashboard ", answer.get("dashboard_url")),
                 ("nodes     ", str(answer["nodes"])),
                 ("busy      ", _busy(answer)),
+                *(("alarm     ", f"{alarm['text']} (since {alarm['since']})") for alarm in answer.get("alarms", ())),
             ]
         )
     storage = answer.get("storage") or {}
@@ -135,7 +146,12 @@ def _print_status(answer: dict[str, Any], output: str) -> None:
 def _flat(answer: dict[str, Any]) -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in answer.items():
-        flat += [(f"{key}.{part}", one) for part, one in value.items()] if isinstance(value, dict) else [(key, value)]
+        if isinstance(value, dict):
+            flat += [(f"{key}.{part}", one) for part, one in value.items()]
+        elif key == "alarms":
+            flat += [(f"alarm.{alarm['kind']}", alarm["text"]) for alarm in value]
+        else:
+            flat.append((key, value))
     return flat
 
 

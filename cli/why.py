@@ -51,6 +51,7 @@ def lines(answer: dict[str, Any]) -> list[str]:
         said += waiting_lines(waits)
     else:
         said.append(f"{who} is {answer['state']}" + (f": {answer['reason']}" if answer.get("reason") else ""))
+    said += [f"  {local(note['at'])}  {note['text']}" for note in answer.get("noted") or ()]
     for one in answer.get("broke") or ():
         said.append(f"attempt {one['attempt']} ended {local(one['at'])}: {one['reason']}")
     for wait in answer.get("waited") or ():

@@ -78,6 +78,8 @@ class Config:
     policy_communication: float
     policy_split: float
     policy_service: float
+    policy_hang: float | None
+    policy_first_step: float
     policy_quarantine: float
     policy_assumed_duration: float
     prices: Mapping[str, float]

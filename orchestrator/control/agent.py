@@ -39,6 +39,7 @@ from orchestrator.control.kernel_log import VARIABLE as KERNEL_LOG_VARIABLE
 from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
+from orchestrator.control.masking import values_in_process, values_of
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.node_look import look_around
@@ -53,10 +54,14 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.shared_folder import FolderLook, Tokens
+from orchestrator.control.shared_folder import look as look_at_folder
+from orchestrator.control.stack_taker import take
 from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
+from orchestrator.health.stacks import RankStack
 from orchestrator.health.vitals import Vitals
 from orchestrator.placement.ranks import cpu_affinity
 from orchestrator.progress.file import VARIABLE as PROGRESS_VARIABLE
@@ -218,6 +223,17 @@ class NodeAgent:
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
 
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        """Where the part's ranks stand (stack_taker.py); nothing of a part that is not known here."""
+        await self._take_orders_from(epoch)
+        await self._connect()
+        key = f"{run}.{attempt}"
+        if (part := self._parts.get(key)) is None:
+            return ()
+        ranks = (await self._launcher.call("hello"))["attempts"].get(key, {}).get("ranks", {})
+        pids = {int(rank): state["pid"] if state["exit"] is None else None for rank, state in ranks.items()}
+        return await take(pids, part.folder.recorder, whole=whole)
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync."""
         await self._take_orders_from(epoch)
@@ -228,6 +244,14 @@ class NodeAgent:
         assert self._found is not None
         self._changed.set()
         return Surveyed(time.time(), self._found.get("host"), self._survey.known.get(python))
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        """What this node finds in a checkpoint folder; see shared_folder.py."""
+        await self._take_orders_from(epoch)
+        try:
+            return await in_time(partial(look_at_folder, Path(folder), tokens), "it")
+        except Stalled as error:
+            return FolderLook(error=str(error))
 
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
@@ -268,6 +292,7 @@ class NodeAgent:
                 part = self._parts[key]
                 self._lost_with_launcher(part)
                 part.swept = part.gpu_free = True
+                part.close_logs()
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
                 self._survey.want(None)
@@ -291,6 +316,11 @@ class NodeAgent:
             part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.secrets = tuple(note.get("secrets", ()))
+            # Before any of its logs is looked at.
+            folder.secrets = next(
+                filter(None, (values_in_process(r["pid"], part.secrets) for r in attempt["ranks"].values())), ()
+            )
             part.ranks = dict.fromkeys(note.get("ranks", ()))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
@@ -349,6 +379,7 @@ class NodeAgent:
     def _swept(self, part: Part) -> None:
         if not part.swept:
             part.swept = True
+            part.close_logs()
             if part.nccl is not None:
                 part.nccl.ship()
             task = asyncio.get_running_loop().create_task(self._await_gpu_memory(part))
@@ -372,6 +403,7 @@ class NodeAgent:
         known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
+        known.secrets, folder.secrets = tuple(part.secrets), values_of(part.secrets.values())
         known.ranks = {rank.rank: None for rank in part.ranks}
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is
@@ -419,6 +451,7 @@ class NodeAgent:
                     cores=self._cores,
                     mark=mark,
                     nccl_log=folder.nccl if part.nccl_log == "file" else None,
+                    recorder=folder.recorder if part.attempt > 0 else None,
                 )
                 # What is no attempt has no progress, and is not slowed by being watched.
                 | ({PROGRESS_VARIABLE: str(folder.progress(rank.rank))} if part.attempt > 0 else {}),
@@ -506,9 +539,17 @@ class NodeAgent:
         if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
             part.looked = time.monotonic()
             self._ends.look(part.key)
-            told = part.patterns.values, part.patterns.at
+            now, patterns = time.monotonic_ns(), part.patterns
             found = (
-                look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
+                look(
+                    part.folder.progress(rank),
+                    part.run,
+                    part.attempt,
+                    rank,
+                    logged=patterns.values if rank == 0 else None,
+                    logged_at=patterns.at if rank == 0 else 0,
+                    printed_at=part.folder.log(rank).printed_at(now),
+                )
                 for rank in part.ranks
             )
             part.progress = tuple(one for one in found if one is not None)

@@ -10,6 +10,7 @@ from aiohttp import web
 from pydantic import Field
 
 from orchestrator.control.api_body import Body, body_of
+from orchestrator.control.api_call import CALL, by_of
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.health import rules
@@ -69,12 +70,14 @@ class NodesApi:
     async def _drain(self, request: web.Request) -> web.Response:
         body = DrainBody.model_validate(await body_of(request))
         reason = (body.reason or "").strip() or None
-        found = await self._controller.care.drain(body.nodes, request.query.get("by"), reason, body.when_idle)
+        CALL.get().said = ", ".join(body.nodes)
+        found = await self._controller.care.drain(body.nodes, by_of(request), reason, body.when_idle)
         return web.json_response([asdict(one) | self._controller.care.json(one.node) for one in found])
 
     async def _undrain(self, request: web.Request) -> web.Response:
         body = UndrainBody.model_validate(await body_of(request))
-        found = await self._controller.care.undrain(body.nodes, request.query.get("by"))
+        CALL.get().said = ", ".join(body.nodes)
+        found = await self._controller.care.undrain(body.nodes, by_of(request))
         return web.json_response([asdict(one) | self._controller.care.json(one.node) for one in found])
 
     async def _events(self, request: web.Request) -> web.Response:

@@ -7,9 +7,11 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health.evidence import RankEnd, Xid
 from orchestrator.health.nccl_log import NcclLog
+from orchestrator.health.stacks import RankStack
 from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
 
@@ -51,7 +53,7 @@ class StartPart:
     code: str | None
     """sha256 of the snapshot."""
     env: dict[str, str]
-    secrets: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)
     device: Device
     ranks: tuple[RankStart, ...]
     world_size: int
@@ -61,6 +63,8 @@ class StartPart:
     """0: the agent picks a free one and holds it; allowed where the gang is on one node."""
     lease_s: float
     log_limit: int
+    max_restarts: int = 0
+    """How many attempts may follow the first."""
     cudnn: dict[str, bool | None] | None = None
     """benchmark and deterministic, to be set before the script's first line."""
     nccl_log: Literal["file", "output"] | None = None
@@ -170,11 +174,17 @@ class Agent(Protocol):
     async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
     async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        """Where the node's ranks of the attempt stand; within 20 s. `whole`: with native frames, and torch's flight recorder."""
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync.
 
         `look`: looks at the machine now, which takes a moment; else what the last look saw will do.
         """
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        """What the node finds in the folder, which is made; a few seconds where it waits for a token."""
 
     async def close(self, epoch: int) -> None: ...
 

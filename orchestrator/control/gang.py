@@ -19,7 +19,10 @@ _OF_STOP = {
     "preempted": (Event.REQUEUED, Outcome.PREEMPTED),
     "drained": (Event.REQUEUED, Outcome.DRAINED),
     "time_limit": (Event.FAILED, Outcome.USER_ERROR),
+    "hang": (Event.FAILED, Outcome.INFRA_ERROR),
 }
+HUNG_GRACE_S = 10.0
+"""A rank that hangs saves nothing, however long it is given."""
 
 
 class PartState(StrEnum):
@@ -71,7 +74,6 @@ class Gang:
     """By node: what NCCL told there of its links."""
     judged: bool = False
     """The transport's verdict has been given, or none is to be."""
-    degraded_by_job: bool = False
     unwatched: str | None = None
     """What is to be told of the time without a controller, once all its ranks are seen to have lived through it."""
 
@@ -99,6 +101,12 @@ class Gang:
         """Every node has told of its links, or never will."""
         gone = (PartState.ENDED, PartState.LOST)
         return not self.judged and all(node in self.nccl or part.state in gone for node, part in self.parts.items())
+
+    @property
+    def grace(self) -> float:
+        """Seconds between SIGTERM and SIGKILL."""
+        hung = self.stop is not None and self.stop.kind == "hang"
+        return min(self.spec.grace, HUNG_GRACE_S) if hung else self.spec.grace
 
     @property
     def cancelled(self) -> bool:
@@ -141,7 +149,7 @@ class Gang:
         else:
             part.heard = part.clock + status.at
         if self.stop is not None:
-            self.told = self.told or status.lease_expired
+            self.told = self.told or broken is not None
         elif self.failure is None and (broken or any(part.exits.values())):
             self._break()
         if status.ended:
@@ -214,8 +222,7 @@ class Gang:
             return _OF_STOP[self.stop.kind]
         if self.failure is None:
             return Event.SUCCEEDED, Outcome.SUCCEEDED
-        infra = self.failure.cause == "infra" and not (self.failure.kind == "degraded" and self.degraded_by_job)
-        return Event.FAILED, Outcome.INFRA_ERROR if infra else Outcome.USER_ERROR
+        return Event.FAILED, Outcome.INFRA_ERROR if self.failure.cause == "infra" else Outcome.USER_ERROR
 
 
 def _shifted(xid: Xid, by: float) -> Xid:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import datetime
@@ -21,8 +22,10 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.checkpoint_folders import CheckpointFolders
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.limits import Limits
+from orchestrator.control.log_capture import LogCapture
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.measuring import Measuring
 from orchestrator.control.roster import Roster
@@ -30,10 +33,10 @@ from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
 from orchestrator.control.trackers import run_key
 from orchestrator.control.transport import judge
+from orchestrator.control.watch import Watch
 from orchestrator.hardware.model import Cluster
 from orchestrator.health.reading import Reading, reading
 from orchestrator.history import ledger
-from orchestrator.history.errors import StaleEpoch, StoreError
 from orchestrator.placement.bandwidth import is_rdma
 from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
@@ -66,11 +69,17 @@ class Gangs:
         self.limits = Limits(runtime, self)
         self.on_ended: Callable[[Run], None] = lambda run: None
         """Told when the end of an attempt is on record."""
+        self._folders = CheckpointFolders(runtime, self.roster)
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
         self._uncounted: list[Run] = []
         self._gangs: dict[tuple[int, int], Gang] = {}
+        self._finishing: dict[tuple[int, int], Gang] = {}
+        """Those that are over, whose end is not on record yet."""
+        self._journals: dict[tuple[int, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.measuring = Measuring(runtime)
+        self.watch = Watch(runtime, self.roster, self.measuring, logs, lambda: self._gangs.values(), self)
+        self.capture = LogCapture(runtime, logs)
         self.aside: dict[tuple[int, int], Aside] = {}
         """By run and a negative number: what runs on its nodes and is no attempt of it."""
         self.unwatched_since: datetime | None = None
@@ -83,14 +92,15 @@ class Gangs:
         return None if run.attempt is None else self._gangs.get((run.id, run.attempt.number))
 
     def any_left(self) -> bool:
-        return bool(self._gangs)
+        return bool(self._gangs or self._finishing)
 
     def _on(self, node: str) -> list[Gang]:
         return [gang for gang in self._gangs.values() if node in gang.parts]
 
     def needs(self, node: str) -> bool:
         """Whether the cluster must not get the node back."""
-        return bool(self._on(node)) or self.keeps(node)
+        ending = any(node in gang.parts for gang in self._finishing.values())
+        return bool(self._on(node)) or ending or self.keeps(node)
 
     # -- beginnings ----------------------------------------------------------------------------------------------
 
@@ -98,6 +108,8 @@ class Gangs:
         """Starts the attempt that was just recorded."""
         gang = self._add(run)
         self._runtime.spawn(self._launch(gang, run))
+        if (folder := self._checkpoint_folder(run)) is not None:
+            self._runtime.spawn(self._folders.check(run, folder))
         self._runtime.spawn(self.surveys.record(run))
 
     def adopt(self, run: Run) -> None:
@@ -167,16 +179,20 @@ class Gangs:
         await self._take_stock(gang)
 
     async def _start_part(self, gang: Gang, part: NodePlacement, order: StartPart) -> None:
-        try:
-            status = await self.roster.agent(part.node).start(self._runtime.epoch, order)
-        except StartFailed as error:
-            gang.lose(part.node, Failure("start_failed", f"{part.node}: {error}", node=part.node), fenced=False)
-        except AgentGone as error:
-            # Not known whether it started: the agent's next report says so, as of a part that we took over.
-            log.warning("starting run %s on %s: %s", gang.run, part.node, error)
-            gang.parts[part.node].state = PartState.UP
-        else:
-            gang.observe(part.node, status, self._runtime.monotonic())
+        pause_s = 0.2
+        while gang.parts[part.node].state is PartState.STARTING:
+            try:
+                status = await self.roster.agent(part.node).start(self._runtime.epoch, order)
+            except StartFailed as error:
+                gang.lose(part.node, Failure("start_failed", f"{part.node}: {error}", node=part.node), fenced=False)
+            except AgentGone as error:
+                # Not known whether it started, or still may: asked again, which starts nothing twice, until the node is lost.
+                log.warning("starting run %s on %s: %s", gang.run, part.node, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(5.0, pause_s * 2)
+            else:
+                gang.observe(part.node, status, self._runtime.monotonic())
+                break
         if gang.stop_sent and gang.parts[part.node].state is PartState.UP:
             # It was still starting when the gang was told to stop, and its agent knew nothing of it yet.
             self._runtime.spawn(self._stop_part(gang, part.node))
@@ -201,9 +217,8 @@ class Gangs:
         # The same on every attempt, as the checkpoint's folder is: trackers continue where they were.
         env["ORCH_RUN_KEY"] = run_key(run)
         env["ORCH_TENSORBOARD_DIR"] = str(settings.storage / "tensorboard" / run_key(run))
-        if spec.checkpoint is not None:
-            # The same on every attempt, and no other run's. An absolute path is the user's own choice.
-            env["ORCH_CHECKPOINT_DIR"] = str(settings.storage / "checkpoints" / str(run.id) / spec.checkpoint)
+        if (folder := self._checkpoint_folder(run)) is not None:
+            env["ORCH_CHECKPOINT_DIR"] = folder
         return StartPart(
             run=gang.run,
             attempt=gang.attempt,
@@ -220,10 +235,17 @@ class Gangs:
             master_port=port,
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
+            max_restarts=max(gang.attempt - 1, spec.retry.infra + spec.retry.user),
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
             nccl_log=self._reading(gang).source,
             throughput=dict(spec.throughput),
         )
+
+    def _checkpoint_folder(self, run: Run) -> str | None:
+        """The same on every attempt, and no other run's. An absolute path is the user's own choice."""
+        if run.spec.checkpoint is None:
+            return None
+        return str(self._runtime.settings.storage / "checkpoints" / str(run.id) / run.spec.checkpoint)
 
     @staticmethod
     def _reading(gang: Gang) -> Reading:
@@ -249,16 +271,16 @@ class Gangs:
                 if (aside := self.aside.get((chunk.run, chunk.attempt))) is not None:
                     aside.take(chunk)
                 continue
-            try:
-                self._logs.write(chunk)
-            except OSError as error:
-                log.error("the log of run %s is incomplete: %s", chunk.run, error)
+            self.capture.take(chunk)
             self._runtime.tell(chunk.run)
         self.measuring.take_in(node, report)
+        self.watch.take_in(node, report)
         for status in report.parts:
             if (aside := self.aside.get((status.run, status.attempt))) is not None and node in aside.gang.parts:
                 aside.observe(node, status)
                 continue
+            if (status.run, status.attempt) in self._finishing:
+                continue  # its agent must know of it until its end is on record
             gang = self._gangs.get((status.run, status.attempt))
             if gang is None or node not in gang.parts:
                 self._runtime.spawn(self._clear_away(node, status))
@@ -309,40 +331,59 @@ class Gangs:
         if gang.started == gang.world_size and not gang.up:
             gang.up = True
             now = self._runtime.now()
-            # A cancel may be on its way to the database before it is here: then the run does not start any more.
-            with suppress(IllegalTransition):
-                await self._runtime.write(self._runtime.store.record, gang.run, Event.STARTED, now)
+            self._write_down(gang, self._started(gang, now))
             self.limits.watch(gang, now)
         if gang.unwatched is not None and gang.started == gang.world_size:
             text, gang.unwatched = gang.unwatched, None
-            with suppress(IllegalTransition):
-                await self._runtime.write(self._runtime.store.record, gang.run, Event.NOTED, self._runtime.now(), text)
+            self._write_down(gang, self._noted(gang, text))
         if gang.can_be_judged:
-            await self._judge(gang)
+            self._judge(gang)
         self._follow_up(gang)
         if gang.over and self._gangs.pop((gang.run, gang.attempt), None) is not None:
-            await self._finish(gang)
+            self._finishing[gang.run, gang.attempt] = gang
+            self._write_down(gang, self._finish(gang))
         self._runtime.tell(gang.run)
 
-    async def _judge(self, gang: Gang) -> None:
+    def _write_down(self, gang: Gang, work: Coroutine[Any, Any, None]) -> None:
+        """One after the other for each gang, and nobody waits: a heartbeat that waited for the database would cost leases."""
+        self._runtime.spawn(self._in_turn(self._journals[gang.run, gang.attempt], work))
+
+    @staticmethod
+    async def _in_turn(journal: asyncio.Lock, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with journal:
+                await work
+        finally:
+            work.close()
+
+    async def _noted(self, gang: Gang, text: str) -> None:
+        with suppress(IllegalTransition):
+            await self._runtime.write(self._runtime.store.record, gang.run, Event.NOTED, self._runtime.now(), text)
+
+    async def _started(self, gang: Gang, now: datetime) -> None:
+        # A cancel may be on its way to the database before it is here: then the run does not start any more.
+        with suppress(IllegalTransition):
+            store = self._runtime.store
+            await self._runtime.persist(f"the start of run {gang.run}", store.record, gang.run, Event.STARTED, now)
+        self._runtime.tell(gang.run)
+
+    def _judge(self, gang: Gang) -> None:
         """Holds the links that NCCL made against what the placement promised; recorded once, told where they are worse."""
         gang.judged = True
         if not gang.nccl and not gang.started:
             return  # no rank of it has ever lived
-        runtime, roster = self._runtime, self.roster
+        roster = self.roster
         info = {node: roster.nodes[node].info for node in gang.parts if node in roster.nodes}
         env = dict(gang.spec.env)
         found = judge(gang.spec, gang.placement, roster.inventory.topology.cluster, gang.nccl, info, env)
-        try:
-            await runtime.write(
-                runtime.store.set_transport, gang.run, gang.attempt, found.value, runtime.now(), found.note
-            )
-        except StaleEpoch:
-            raise
-        except StoreError as error:
-            log.error("the transport of run %s could not be recorded: %s", gang.run, error)
+        self._write_down(gang, self._keep_transport(gang, found.value, found.note))
         if found.failure is not None and gang.failure is None and gang.stop is None and not gang.over:
-            gang.failure, gang.degraded_by_job = found.failure, found.by_job
+            gang.failure = found.failure
+
+    async def _keep_transport(self, gang: Gang, value: Mapping[str, Any], note: str | None) -> None:
+        store, now = self._runtime.store, self._runtime.now()
+        what = f"the transport of run {gang.run}"
+        await self._runtime.persist(what, store.set_transport, gang.run, gang.attempt, value, now, note)
 
     def cancel(self, run: Run) -> None:
         """Somebody asked for the end of a live run; it is recorded already."""
@@ -363,7 +404,7 @@ class Gangs:
         if gang is not None:
             gang.stop, gang.stop_sent = stop, False
             self._follow_up(gang)
-        self.on_stopping(run, run.spec.grace)
+        self.on_stopping(run, run.spec.grace if gang is None else gang.grace)
 
     def _follow_up(self, gang: Gang) -> None:
         if gang.must_stop and any(part.state is PartState.UP for part in gang.parts.values()):
@@ -375,11 +416,18 @@ class Gangs:
 
     async def _stop_part(self, gang: Gang, node: str) -> None:
         try:
-            await self.roster.agent(node).stop(self._runtime.epoch, gang.run, gang.attempt, gang.spec.grace)
+            await self.roster.agent(node).stop(self._runtime.epoch, gang.run, gang.attempt, gang.grace)
         except AgentGone:
             gang.stop_sent = False  # said again with its next report
 
     async def _finish(self, gang: Gang) -> None:
+        try:
+            await self._end_of(gang)
+        finally:
+            del self._finishing[gang.run, gang.attempt]
+            self._journals.pop((gang.run, gang.attempt), None)
+
+    async def _end_of(self, gang: Gang) -> None:
         runtime = self._runtime
         self.limits.forget(gang)
         if gang.seen_broken:
@@ -389,12 +437,14 @@ class Gangs:
             await self.on_success(gang)
         failure = None if outcome is Outcome.CANCELLED else gang.failure
         reason = failure.message if failure else None
-        if gang.stop is not None and gang.stop.kind == "time_limit" and event is Event.FAILED and failure is None:
+        if gang.stop is not None and event is Event.FAILED and failure is None:
             reason = gang.stop.reason
-            failure = Failure("time_limit", str(reason))
+            suspects = () if gang.stop.node is None else (gang.stop.node,)
+            failure = Failure(gang.stop.kind, str(reason), gang.stop.rank, gang.stop.node, suspects=suspects)
         elif gang.stop is not None and event is Event.REQUEUED and failure is None:
             reason = gang.stop.reason
         await self.measuring.end(gang.run, gang.attempt)
+        self.capture.end(gang.run, gang.attempt)
         now = runtime.now()
         if failure is not None and event is not Event.STOPPED:
             event, reason = self._tried_again(gang.run, outcome, failure, now)
@@ -446,31 +496,31 @@ class Gangs:
         """Those that end while others are counted are counted together."""
         try:
             while runs := self._uncounted[:COUNTED_AT_ONCE]:
-                await self._runtime.write(self._runtime.store.count, runs, self._runtime.now())
+                await self._runtime.persist("GPU time", self._runtime.store.count, runs, self._runtime.now())
                 del self._uncounted[: len(runs)]
         finally:
             self._uncounted.clear()
 
     async def _record_end(self, *what: Any, **more: Any) -> Run:
         """Tried until it is written: an end that is not recorded would hold its GPUs for ever."""
-        while True:
-            try:
-                return await self._runtime.write(self._runtime.store.finish, *what, **more)
-            except StaleEpoch:
+        runtime = self._runtime
+        try:
+            return await runtime.persist(f"the end of run {what[0]}", runtime.store.finish, *what, **more)
+        except IllegalTransition as refused:
+            # A cancel was recorded while the last rank ended by itself: the cancel stands.
+            if refused.state is not State.STOPPING or what[1] is Event.STOPPED:
                 raise
-            except IllegalTransition as refused:
-                # A cancel was recorded while the last rank ended by itself: the cancel stands.
-                if refused.state is not State.STOPPING or what[1] is Event.STOPPED:
-                    raise
-                what = (what[0], Event.STOPPED, Outcome.CANCELLED, *what[3:])
-                more |= {"reason": None, "failure": None}
-            except StoreError as error:
-                log.error("the end of run %s could not be recorded yet: %s", what[0], error)
-                await asyncio.sleep(1)
+            what = (what[0], Event.STOPPED, Outcome.CANCELLED, *what[3:])
+            return await self._record_end(*what, **more | {"reason": None, "failure": None})
 
     def _last_lines(self, gang: Gang) -> dict[int, tuple[str, ...]]:
         """By rank that ended badly: the end of its log."""
-        return {rank: self._logs.last_lines(gang.run, gang.attempt, rank) for rank in gang.ended_badly}
+        lines: dict[int, tuple[str, ...]] = {}
+        for rank in gang.ended_badly:
+            # A log that cannot be read must not keep the end from being recorded.
+            with suppress(OSError):
+                lines[rank] = self._logs.last_lines(gang.run, gang.attempt, rank)
+        return lines
 
     async def _leave(self, node: str, run: int, attempt: int) -> None:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 from orchestrator.control.backend import LogChunk
 from orchestrator.control.nccl_watch import nccl_files
+from orchestrator.terminal import clean
 
 READ = 1 << 20
 LONGEST_LINE = 64 << 10
@@ -76,6 +77,23 @@ class LogFolder:
                     for raw in file:
                         at[of] = at.get(of, 0) + len(raw)
                         yield Line(attempt, of, at[of], _text(raw.rstrip(b"\n")))
+
+    def write_stack(self, run: int, attempt: int, rank: int, text: str) -> None:
+        """Keeps where a rank stood, in place of what was kept of that before. Raises OSError."""
+        path = self._root / str(run) / str(attempt) / f"stack-{rank}.txt"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def stacks(self, run: int, attempt: int, rank: int | None = None) -> Iterator[Line]:
+        """Where the ranks stood when that was asked last, rank by rank."""
+        folder = self._root / str(run) / str(attempt)
+        for of in self._numbers(folder, "stack-", ".txt"):
+            if rank is None or of == rank:
+                at = 0
+                for raw in (folder / f"stack-{of}.txt").read_bytes().splitlines(keepends=True):
+                    at += len(raw)
+                    yield Line(attempt, of, at, _text(raw.rstrip(b"\n")))
 
     @staticmethod
     def _numbers(folder: Path, before: str, after: str) -> list[int]:
@@ -143,7 +161,8 @@ class LogFolder:
                     file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
                     rest = file.read()
                 break
-        return tuple(_text(raw) for raw in rest.removesuffix(b"\n").split(b"\n")) if rest else ()
+        # They go into reasons, which are shown in many places.
+        return tuple(clean(_text(raw)) for raw in rest.removesuffix(b"\n").split(b"\n")) if rest else ()
 
 
 def _text(raw: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -12,7 +12,7 @@ from orchestrator.control.gang_progress import RANK_S, GangProgress
 from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.live import Live
 from orchestrator.control.rank_progress import RankProgress
-from orchestrator.control.runtime import Runtime
+from orchestrator.control.runtime import TROUBLE, Runtime
 from orchestrator.history.errors import StaleEpoch
 from orchestrator.history.measurements import Measured
 from orchestrator.progress.values import GpuSample
@@ -22,6 +22,8 @@ log = logging.getLogger("orch.measuring")
 
 WRITE_S = 10.0
 """How often what was measured goes into the database; a controller that dies loses no more than this."""
+MOST_KEPT = 20_000
+"""Rows of measurements, some hundred bytes each, that wait in memory for a database which takes nothing."""
 FEW, COUNT_EVERY = 10, 6
 """Where many runs are live, the GPU time of each is counted at every so manieth writing."""
 
@@ -86,6 +88,9 @@ class Measuring:
         self._gangs: dict[tuple[int, int], GangProgress] = {}
         self._gpus: dict[tuple[int, int], GpuWindows] = {}
         self._turn = 0
+        self._kept: deque[Measured] = deque()
+        """What the database has not taken yet, oldest first."""
+        self._dropped = 0
         self.live = Live()
         """How the runs do now."""
 
@@ -141,7 +146,7 @@ class Measuring:
             last = self._measured(key, gang, gpus, count=False)
             # Its GPU time is counted once its end is recorded.
             if last.told:
-                await self._runtime.write(self._runtime.store.measure, [last], self._runtime.now())
+                await self._write([last])
         except StaleEpoch:
             raise
         except Exception:
@@ -160,7 +165,29 @@ class Measuring:
             except Exception:
                 self._give_up(key)
         if taken:
-            await self._runtime.write(self._runtime.store.measure, taken, self._runtime.now())
+            await self._write(taken)
+
+    async def _write(self, taken: list[Measured]) -> None:
+        """With what the database did not take before; what it does not take now is kept, up to a bound, and the oldest dropped."""
+        self._kept += taken
+        now, alarms = self._runtime.now(), self._runtime.alarms
+        try:
+            writing = list(self._kept)
+            await self._runtime.write(self._runtime.store.measure, writing, now)
+        except TROUBLE:
+            rows = sum(map(_size, self._kept))
+            while rows > MOST_KEPT:
+                one = self._kept.popleft()
+                rows -= _size(one)
+                self._dropped += _size(one)
+            if self._dropped:
+                text = f"The database takes nothing: {self._dropped:,} rows of measurements are lost, {rows:,} are kept for later."
+                alarms.set("measurements", text, now)
+            return
+        for _ in writing:
+            self._kept.popleft()
+        self._dropped = 0
+        alarms.clear("measurements")
 
     def _give_up(self, key: tuple[int, int]) -> None:
         log.exception("run %s is measured no more", key[0])
@@ -170,3 +197,7 @@ class Measuring:
     def _measured(self, key: tuple[int, int], gang: GangProgress, gpus: GpuWindows, *, count: bool) -> Measured:
         rows, rank_rows = gang.take_rows()
         return Measured(*key, gang.summary(), tuple(rows), tuple(rank_rows), tuple(gpus.take_rows()), count)
+
+
+def _size(one: Measured) -> int:
+    return 1 + len(one.gang) + len(one.ranks) + len(one.gpus)

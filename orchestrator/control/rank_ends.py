@@ -17,6 +17,8 @@ from orchestrator.health.kernel_lines import Killed
 
 XIDS_TOLD = 16
 """Of a part: the first, which the later ones follow from."""
+FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO of include/linux/proc_ns.h."""
 WORD_BYTES = 64 << 10
 NEAR_S = 60.0
 """A worker may be killed this long before its rank has noticed, and has ended."""
@@ -38,6 +40,7 @@ class EndWatch:
         self._log = KernelLog(log)
         self._proc, self._cgroups = proc, cgroups
         self._gpus: dict[str, int] = {}
+        self._host_pids = _has_host_pids(proc)
         self._parts: dict[str, PartEnds] = {}
 
     def know_gpus(self, addresses: Iterable[tuple[int, str | None]]) -> None:
@@ -99,7 +102,7 @@ class EndWatch:
         memory = part.memory.get(rank)
         if memory is None:
             return None
-        near = [kill for at, kill in self._log.kills if at >= end.at - NEAR_S]
+        near = [kill for at, kill in self._log.kills if at >= end.at - NEAR_S and self._host_pids]
         text = "" if end.word is None else "\n".join(said for _, said in end.word.errors)
         named = {int(number) for number in re.findall(r"\b\d+\b", text)}
         for kill in near:
@@ -144,6 +147,14 @@ class EndWatch:
         except (OSError, ValueError, IndexError):
             pass
         return None
+
+
+def _has_host_pids(proc: Path) -> bool:
+    """Whether the kernel's log calls processes by the numbers that are seen here: not in a PID namespace of one's own."""
+    try:
+        return (proc / "self" / "ns" / "pid").readlink().name == FIRST_PID_NAMESPACE
+    except OSError:
+        return True
 
 
 def _word_at(path: Path) -> Word | None:

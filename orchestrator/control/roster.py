@@ -109,6 +109,7 @@ class Roster:
         self.benches: tuple[Bench, ...] = ()
         """What was measured of links."""
         self._changed = True
+        self._unrecorded: dict[str, NodeRecord] = {}
         self._view = FreeView()
         """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
         self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
@@ -255,16 +256,26 @@ class Roster:
         if node.task is not None:
             node.task.cancel()
         node.task, node.agent, node.up, node.note = None, None, False, how
-        await self._record(node, "down")
+        self._record(node, "down")
         await self._on_lost(node.facts.name, how)
 
-    async def _record(self, node: Node, state: str) -> None:
+    def _record(self, node: Node, state: str) -> None:
+        """Writes down what is known of the node; nobody waits for that, since a heartbeat must not wait for the database."""
         facts, info, now = node.facts, node.info, self._runtime.now()
         hardware = {"device": facts.device, "total": facts.total, "labels": facts.labels}
         if (probed := info.get("node")) is not None:
             hardware |= node_to_json(probed)
         record = NodeRecord(facts.name, facts.address, state, now, now, hardware, info.get("versions", {}))
-        await self._runtime.db(self._runtime.store.upsert_node, record)
+        if not self._unrecorded:
+            self._runtime.spawn(self._record_all())
+        self._unrecorded[facts.name] = record
+
+    async def _record_all(self) -> None:
+        while self._unrecorded:
+            name, record = next(iter(self._unrecorded.items()))
+            await self._runtime.persist(f"node {name}", self._runtime.store.upsert_node, record)
+            if self._unrecorded[name] is record:
+                del self._unrecorded[name]
 
     # -- the heartbeat -------------------------------------------------------------------------------------------
 
@@ -326,7 +337,7 @@ class Roster:
         if report.info is not None:
             node.info = report.info
             self._changed = True
-            await self._record(node, "up")
+            self._record(node, "up")
             self._runtime.wake.set()
         if not node.up:
             node.up, node.silent, node.note = True, False, None

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.config import Preflight
+from orchestrator.control.alarms import Alarms
 from orchestrator.control.counts import Counts
 from orchestrator.history.book import Book, Changes
-from orchestrator.history.errors import GroupUndone, StaleEpoch
+from orchestrator.history.errors import DatabaseBusy, DatabaseDamaged, DatabaseUnreachable, GroupUndone, StaleEpoch
 from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
 from orchestrator.policy import Policy
@@ -43,6 +44,10 @@ class Settings:
     """How long such a collective may take once every rank is there: NCCL's initialisation, and half a second of all-reduces."""
     sync_wait_s: float = 2.0
     watch_s: float = 1.0
+    progress_look_s: float = 1.0
+    """How often live attempts are asked whether they get on."""
+    confirm_s: float = 3.0
+    """Between the two looks at the stacks of a gang that stands still."""
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
     look_for_newer_s: float = 2.0
@@ -60,8 +65,14 @@ class Settings:
     longest_rest_s: float = 1.0
     longest_rest_of_new_s: float = 3.0
     policy: Policy = field(default_factory=Policy)
+    open_ray: str | None = None
+    """Set where Ray lets in everybody: what whoever names secrets is to know of it."""
 
 
+TROUBLE = (DatabaseBusy, DatabaseUnreachable, DatabaseDamaged)
+"""The database's own: nothing is wrong with what was to be written, and it may be written later."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+"""Between attempts to write."""
 MOST_AT_ONCE = 256
 """Writes that share one transaction: what the first of them waits for the others stays within some tens of milliseconds."""
 
@@ -92,6 +103,7 @@ class Runtime:
         """Called when a newer controller has been heard of: this one must end."""
         self.epoch = 0
         self.counts = Counts()
+        self.alarms = Alarms()
         self.wake = asyncio.Event()
         """Set when the scheduler has something new to decide."""
         self._changed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
@@ -130,8 +142,8 @@ class Runtime:
         """Ends this controller where another one has taken over."""
         try:
             await self.read(self.store.check_epoch)
-        except StaleEpoch:
-            self._fenced_out()
+        except StaleEpoch as error:
+            self._fenced_out(error)
             raise
 
     def _follow(self, changes: Changes) -> None:
@@ -142,8 +154,11 @@ class Runtime:
         """Runs a store call on the database's thread, in a transaction of its own. Raises StoreError."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._database, lambda: call(*args, **kwargs))
-        except StaleEpoch:
-            self._fenced_out()
+        except StaleEpoch as error:
+            self._fenced_out(error)
+            raise
+        except TROUBLE as error:
+            self.alarms.set("database", str(error), self.now())
             raise
 
     async def read(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -171,13 +186,32 @@ class Runtime:
             loop.run_in_executor(self._database, self._write_all, loop)
         try:
             # Once it may have been written, its news must come even to who is cancelled meanwhile.
-            return await asyncio.shield(write.done)
-        except StaleEpoch:
-            self._fenced_out()
+            answer = await asyncio.shield(write.done)
+        except StaleEpoch as error:
+            self._fenced_out(error)
             raise
+        except TROUBLE as error:
+            self.alarms.set("database", str(error), self.now())
+            raise
+        self.alarms.clear("database")
+        return answer
 
-    def _fenced_out(self) -> None:
-        log.error("a newer controller has taken over; this one ends")
+    async def persist(self, what: str, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """As `write`, tried until the database takes it: for what has happened already, and must not be forgotten.
+
+        `what` names it for the log. Raises what the call raises for other reasons, and StaleEpoch.
+        """
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return await self.write(call, *args, **kwargs)
+            except TROUBLE as error:
+                log.error("%s could not be recorded yet: %s", what, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+
+    def _fenced_out(self, error: StaleEpoch) -> None:
+        log.error("%s This one ends.", error)
         self.superseded()
 
     def _write_all(self, loop: asyncio.AbstractEventLoop) -> None:

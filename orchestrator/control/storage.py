@@ -7,7 +7,11 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ANSWER_S = 5.0
 """A file system that takes longer is called stalled."""
@@ -18,27 +22,26 @@ class Stalled(Exception):
     """The file system has not answered; whatever was asked of it may still be done."""
 
 
-async def in_time(work: Callable[[], object], what: str, timeout_s: float = PREPARE_S) -> None:
+async def in_time(work: Callable[[], T], what: str, timeout_s: float = PREPARE_S) -> T:
     """Does `work` in a thread that nobody waits for longer than so many seconds. Raises Stalled, and what the work raises."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+    done: asyncio.Future[T] = loop.create_future()
 
-    def finish(error: BaseException | None) -> None:
+    def finish(tell: Callable[[], None]) -> None:
         if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
+            tell()
 
     def run() -> None:
-        error: BaseException | None = None
         try:
-            work()
-        except BaseException as raised:
-            error = raised
+            tell = partial(done.set_result, work())
+        except BaseException as error:
+            tell = partial(done.set_exception, error)
         with suppress(RuntimeError):  # the loop has been closed meanwhile
-            loop.call_soon_threadsafe(finish, error)
+            loop.call_soon_threadsafe(finish, tell)
 
     threading.Thread(target=run, name="storage", daemon=True).start()
     try:
-        await asyncio.wait_for(done, timeout_s)
+        return await asyncio.wait_for(done, timeout_s)
     except TimeoutError:
         raise Stalled(f"{what} has not answered within {timeout_s:g} s: its file system is stalled") from None
 

@@ -46,6 +46,7 @@ def _run(controller: Controller, run: Run, uses: list[GpuUse]) -> dict[str, Any]
     pace = None if run.attempt is None else controller.gangs.measuring.live.pace(run.id, run.attempt.number)
     return render.list_json(run) | {
         "time_limit": run.spec.time_limit,
+        "note": "; ".join(controller.gangs.watch.notes(run)) or None,
         "live": {
             "samples_per_s": None if pace is None else pace.samples_per_s,
             "step_time": None if pace is None else pace.step_time,

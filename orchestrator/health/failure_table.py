@@ -218,8 +218,8 @@ def _crashed(death: Death) -> Match | None:
 
 
 def _aborted(death: Death) -> Match | None:
-    if death.end.code != -signal.SIGABRT:
-        return None
+    if death.end.code != -signal.SIGABRT or death.code > 0:
+        return None  # it aborted after the script had asked for an exit code of its own
     if death.end.word is not None and death.end.word.exit == 0:
         return Match("had come to its end, and was ended by SIGABRT while its interpreter closed")
     return _by_signal(death)
@@ -347,7 +347,7 @@ RULES: tuple[Rule, ...] = (
             r"NCCL communicator (was|has been) aborted",
             r"(NCCL|Gloo|collective)[^\n]*[Tt]imed? ?out",
             r"Watchdog caught collective operation timeout",
-            r"ProcessGroupNCCL[^\n]*([Ww]atchdog|[Tt]imeout|[Hh]eartbeat)",
+            r"ProcessGroupNCCL[^\n]*([Ww]atchdog|timed out|[Hh]eartbeat monitor)",
             r"taking the entire process down",
             r"Some NCCL operations have failed or timed out",
             r"[Hh]eartbeat monitor timed out",

@@ -60,6 +60,11 @@ def why_json(run: Run) -> dict[str, Any]:
         "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
         "broke": broke,
         "ended": ended if run.ended else None,
+        "noted": [
+            {"at": time_json(one.at), "text": one.reason}
+            for one in run.events
+            if one.event is Event.NOTED and last is not None and one.attempt == last.number
+        ],
     }
 
 

@@ -41,11 +41,14 @@ class NewRun:
 class Stop:
     """Why a live attempt is told to end: recorded before it is told, so that the next controller goes on with it."""
 
-    kind: Literal["cancelled", "preempted", "drained", "time_limit"]
+    kind: Literal["cancelled", "preempted", "drained", "time_limit", "hang"]
     reason: str | None = None
     """In the user's terms."""
     for_run: int | None = None
     """Which run takes the place, where one does."""
+    rank: int | None = None
+    """Whose fault it is, where a rank stands out; and its node."""
+    node: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.control.backend import (
     Agent,
@@ -21,9 +21,11 @@ from orchestrator.control.backend import (
     StartPart,
 )
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
 from orchestrator.health.evidence import RankEnd
+from orchestrator.health.stacks import RankStack
 from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
 
@@ -58,8 +60,15 @@ class FakeAgent:
         self.interpreters: dict[str | None, health.Interpreter] = {}
         self.surveyed: list[str | None] = []
         """The interpreters that it was asked for, in order."""
+        self.disk: set[str | None] = set()
+        """The tokens in the checkpoint folder: the same set on all nodes unless the test says otherwise."""
+        self.folder = FolderLook()
+        """What it finds there, besides a token."""
         self.looks: list[RankProgress] = []
         """What the ranks show in the next report."""
+        self.standing: Callable[[int], Iterable[RankStack]] = lambda turn: ()
+        """Where ranks stand when that is asked for the first, the second ... time."""
+        self.stacks_taken = 0
         self.clock: Callable[[], float] = time.time
         self._vitals: Vitals | None = None
         self._sequence = 0
@@ -123,10 +132,23 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
 
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        self._take_orders_from(epoch)
+        self.stacks_taken += 1
+        of_part = self.parts[run, attempt].ranks if (run, attempt) in self.parts else {}
+        return tuple(stack for stack in self.standing(self.stacks_taken) if stack.rank in of_part)
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         self._take_orders_from(epoch)
         self.surveyed.append(python)
         return Surveyed(time.time(), self.host, self.interpreters.get(python))
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        self._take_orders_from(epoch)
+        if self.folder.error is None:
+            self.disk |= {tokens.leave} if tokens.leave else set()
+            self.disk -= {tokens.remove}
+        return replace(self.folder, seen=tokens.expect in self.disk)
 
     async def close(self, epoch: int) -> None:
         self._take_orders_from(epoch)
@@ -192,6 +214,8 @@ class FakeCluster:
         """Whether its head is away."""
         self.dead: set[str] = set()
         """The ids of nodes of which it is said that they are dead."""
+        self.disk: set[str | None] = set()
+        """What all nodes see of a checkpoint folder."""
         for name, gpus in nodes.items():
             self.add(name, gpus)
 
@@ -223,6 +247,7 @@ class FakeCluster:
         number = len(self.agents) + sum(1 for _ in self.facts)
         self.facts[name] = NodeFacts(name, f"{name}-{number}", "10.0.0.1", device, gpus)
         self.agents[name] = FakeAgent()
+        self.agents[name].disk = self.disk
 
     def lose(self, name: str) -> None:
         """The node leaves the cluster's list, and its agent answers no more."""

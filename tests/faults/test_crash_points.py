@@ -20,7 +20,7 @@ from orchestrator.testing.crashes import Crash, Fuse
 from orchestrator.testing.simulated import simulate
 
 SEEDS = 100
-FEW = 3
+FEW = 2
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Point:
 
 
 POINTS = {
-    **{f"{when} a commit": Point(60, (f"{when} commit",)) for when in ("before", "after")},
+    **{f"{when} a commit": Point(30, (f"{when} commit",)) for when in ("before", "after")},
     **{
-        f"{when} {call}": Point(12, (f"{when} {call}",))
+        f"{when} {call}": Point(5, (f"{when} {call}",))
         for when in ("before", "after")
         for call in ("start", "stop", "forget")
     },
-    **{f"{when} {call}": Point(8, (f"{when} {call}",)) for when in ("before", "after") for call in ("hold", "release")},
-    **{f"{when} sync": Point(100, (f"{when} sync",)) for when in ("before", "after")},
-    "half the gang spawned": Point(3, ("half the gang",)),
+    **{f"{when} {call}": Point(4, (f"{when} {call}",)) for when in ("before", "after") for call in ("hold", "release")},
+    **{f"{when} sync": Point(60, (f"{when} sync",)) for when in ("before", "after")},
+    "half the gang spawned": Point(2, ("half the gang",)),
     **{
-        f"during {what}": Point(25, (), what)
+        f"during {what}": Point(12, (), what)
         for what in ("cancel", "finish", "preemption", "an array's submission", "a retry")
     },
     "recovery": Point(40),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from guarded import GuardedCluster, two_writers
+from guarded import GuardedCluster, two_writers, wait_back
 from hosts import Lab, remove_leftovers, wait_until, why_not
 from invariants import Looked, check
 from measuring import Measured
@@ -43,7 +43,7 @@ def orch() -> Iterator[Orch]:
             host.variables |= {"ORCH_LEASE": "15s", "ORCH_STORAGE": str(lab.shared / "storage")}
         orch = Orch(lab, cluster)
         orch("up")
-        orch.wait_up(*lab.hosts)
+        wait_back(orch)
         yield orch
 
 
@@ -53,7 +53,7 @@ def test_every_rule_holds_after_many_runs_and_many_faults(orch: Orch, measured: 
     measured.seed(SEED)
     soak.run()
     print(soak.told())  # shown where the test fails
-    orch.wait_up(*orch.lab.hosts)
+    wait_back(orch)
     runs = [orch.recorded(run) for run in orch.acknowledged]
     assert len(runs) == len(set(orch.acknowledged)) == RUNS
     given_up = [run for run in runs if str(run.state) != "succeeded"]

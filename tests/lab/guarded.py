@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from itertools import pairwise
@@ -90,6 +91,17 @@ def two_writers(steps: dict[int, dict[int, list[tuple[int, float]]]]) -> list[st
                     wrong.append(f"rank {rank} took step {step} after {at} in attempt {number}")
                 at = step
     return wrong
+
+
+def wait_back(orch: Orch, timeout: float = 90) -> None:
+    """Until the controller answers and has heard of every host."""
+    names = {host.name for host in orch.lab.hosts}
+
+    def heard() -> bool:
+        done = orch.ask("nodes", "--json")
+        return done.returncode == 0 and names <= {n["node"] for n in json.loads(done.stdout) if n["state"] == "up"}
+
+    wait_until(heard, timeout, f"the controller is back and has heard of {names}", every=0.5)
 
 
 def counting(orch: Orch, workers: str, ranks: int, steps: int = 5) -> int:

@@ -8,13 +8,13 @@ import time
 from itertools import pairwise
 
 import pytest
-from guarded import GuardedCluster, counting, two_writers
+from guarded import GuardedCluster, counting, two_writers, wait_back
 from hosts import wait_until
 from invariants import Looked, check
 from orchlab import Orch
 from rows import fault
 
-pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(600)]
 
 AWAY_S = 90.0
 
@@ -27,18 +27,12 @@ def started(lab, storage: str, lease: str) -> Orch:
         host.variables |= {"ORCH_LEASE": lease, "ORCH_STORAGE": str(lab.shared / "storage")}
     orch = Orch(lab, cluster)
     orch("up")
-    orch.wait_up(*lab.hosts)
+    wait_back(orch)
     return orch
 
 
 def rules_hold(orch: Orch) -> None:
     check(Looked(orch.database, orch.ask, orch.marked, orch.acknowledged, idle=True))
-
-
-def wait_back(orch: Orch, timeout: float = 60) -> None:
-    """Until the controller answers and has heard of every host."""
-    wait_until(lambda: orch.ask("status").returncode == 0, timeout, "the controller is back", every=0.5)
-    orch.wait_up(*orch.lab.hosts)
 
 
 def longest_pause(orch: Orch, run: int) -> float:

@@ -11,7 +11,7 @@ from invariants import Looked, check
 from orchlab import Orch
 from rows import fault
 
-pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(600)]
 
 LOST = {"*": {"num_failures": -1, "req_failure_prob": 5, "resp_failure_prob": 5}}
 """Of each call: for ever, 5 % of the requests and 5 % of the replies."""

@@ -49,14 +49,14 @@ time.sleep(600)
 @representative
 @fault(1)
 def test_a_killed_rank_is_named_its_peers_end_and_the_run_goes_on_from_its_checkpoint(orch: Orch, measured) -> None:
-    run = orch.trains("3x2", 6, job="retry: {user: 1}")
+    run = orch.trains("3x2", 6)
     os.kill(orch.rank_pid(run, 3), signal.SIGKILL)
     measured.injected()
     wait_until(lambda: not orch.of_attempt(run, 1), 5, "its peers end")
     attempt = orch.wait_ended(run)
     measured.detected()
     assert attempt.failure is not None
-    assert (attempt.failure.kind, attempt.failure.rank) == ("signal", 3)
+    assert (attempt.failure.kind, attempt.failure.rank, attempt.failure.cause) == ("signal", 3, "infra")
     assert "SIGKILL" in attempt.failure.message
     orch.goes_on(run, 6, measured)
 
@@ -71,8 +71,10 @@ def test_an_exception_is_told_by_the_rank_that_raised_it_and_not_tried_again(orc
     assert [one.outcome for one in found.attempts] == ["user_error"]
     failure = found.attempts[0].failure
     assert failure is not None
-    assert failure.rank == 1
+    assert (failure.kind, failure.rank) == ("python", 1)
     assert "no such layer" in failure.message
+    assert failure.detail is not None
+    assert 'raise ValueError("no such layer")' in failure.detail
 
 
 @fault(5)
@@ -133,7 +135,7 @@ def test_a_rank_that_runs_out_of_memory_is_said_to_have_and_is_not_tried_again(o
     except OSError as error:
         pytest.skip(f"no memory cgroup can be made here: {error}")
     try:
-        run = orch.begins(GROWS, "2x2", "small", 4, job=f"env: {{SHARED: {orch.lab.shared}}}\nretry: {{infra: 1}}")
+        run = orch.begins(GROWS, "2x2", "small", 4, job=f"env: {{SHARED: {orch.lab.shared}}}")
         (limit / "memory.limit_in_bytes").write_text(str(LIMIT_MIB << 20))
         (limit / "cgroup.procs").write_text(str(orch.rank_pid(run, 2)))
         (orch.lab.shared / "grow").touch()

@@ -113,6 +113,8 @@ def test_every_key_has_a_variable_and_a_row(cwd: Path, key: str) -> None:
         "policy.communication": "0.25",
         "policy.split": "1.5",
         "policy.service": "16",
+        "policy.hang": "off",
+        "policy.first_step": "20m",
         "policy.quarantine": "0.25",
         "policy.assumed_duration": "2h",
         "dashboard.proxy": "8300",

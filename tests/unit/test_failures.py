@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.health.evidence import Evidence, Loss, OutOfMemory, RankEnd, Seen, Word, Xid
 from orchestrator.health.failure import KINDS, Failure
-from orchestrator.health.failure_table import RULES, Weight
+from orchestrator.health.failure_table import LAST_LINES, RULES, Death, Weight, read
 from orchestrator.health.failures import judge
 
 GIB = 1 << 30
@@ -227,6 +229,46 @@ def test_the_watchdog_s_abort_is_a_symptom_by_the_log_alone() -> None:
     found = judge(of(RankEnd(-6, 9), RankEnd(-11, 10), lines={0: WATCHDOG}))
     assert found is not None
     assert (found.kind, found.rank) == ("signal", 1)
+
+
+@pytest.fixture
+def recorded() -> Path:
+    folder = Path(__file__).resolve().parents[3] / "shared" / "real" / "nccl_logs"
+    if not folder.is_dir():
+        pytest.skip("the recorded logs of NCCL are not here")
+    return folder
+
+
+def test_what_nccl_says_in_a_healthy_run_is_no_symptom(recorded) -> None:
+    broken = set()
+    for path in sorted(recorded.glob("*.txt")):
+        lines = path.read_text(errors="replace").splitlines()
+        for start in range(0, len(lines), LAST_LINES):
+            seen = Seen(0, "a", lines=tuple(lines[start : start + LAST_LINES]))
+            found = read(Death(seen, RankEnd(3, 10)))
+            assert found is not None
+            if found.rule.kind != "exit":
+                broken.add((path.stem.split("_nccl")[0], found.rule.kind))
+    # Those that have a fault in them: InfiniBand gave up sending to a peer; a broadcast ran into its time-out.
+    assert broken == {("coriv100_2x8_ib_nogdr", "peer"), ("polaris_a100_2x4_ofi_gdr", "peer")}
+
+
+def test_of_a_recorded_broadcast_that_ran_into_its_time_out_the_ranks_that_said_nothing_are_named(recorded) -> None:
+    said: dict[int, list[str]] = {}
+    for line in (recorded / "polaris_a100_2x4_ofi_gdr_nccl2.20.5.txt").read_text(errors="replace").splitlines():
+        if found := re.search(r"\[rank(\d)\]:\[E .*", line):
+            said.setdefault(int(found[1]), []).append(found[0])
+    ends = [RankEnd(-6, 300.0 + rank / 100) if rank in said else stopped(301.0) for rank in range(8)]
+    found = judge(of(*ends, lines=said, per_node=4))
+    assert found is not None
+    assert (found.kind, found.cause, found.ranks) == ("hang", "infra", (0, 2, 3))
+    assert "ranks 1,4-7 waited for another" in found.message
+
+
+def test_an_exit_code_that_an_abort_hid_is_told_as_the_script_asked_for_it() -> None:
+    found = judge(of(peer(), RankEnd(-6, 10, word=a_word(exit=3))))
+    assert found is not None
+    assert (found.kind, found.message) == ("exit", "rank 1 on a ended with exit code 3; rank 0 ended because of it")
 
 
 def test_an_exception_counts_from_when_it_was_raised_however_long_the_interpreter_took_to_end() -> None:

@@ -107,6 +107,16 @@ def test_a_kill_by_hand_is_none_for_want_of_memory_and_one_after_a_stop_is_not_a
     assert node.end(1, -9, tmp_path / "none", told_at=99.0) is None
 
 
+def test_in_a_pid_namespace_the_kernel_s_numbers_are_others_and_the_counter_decides(node, tmp_path) -> None:
+    (node.proc / "self" / "ns").mkdir(parents=True)
+    (node.proc / "self" / "ns" / "pid").symlink_to("pid:[4026532999]")
+    node.ends = EndWatch(node.log, node.proc, node.sys)
+    node.lives(523)
+    node.ends.watch("1.1", {0: 523})
+    node.log.write_text(OOM_LINES)
+    assert node.end(0, -9, tmp_path / "none") is None
+
+
 def test_a_worker_that_was_killed_is_its_rank_s_matter(node, tmp_path) -> None:
     node.lives(9, children="523 524")
     node.ends.watch("1.1", {0: 9})

@@ -38,6 +38,7 @@ from types import CodeType, ModuleType  # noqa: E402
 from typing import Any, Dict, Tuple  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
+PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, 2 ** (8 * ctypes.sizeof(ctypes.c_ulong)) - 1
 SIGKILL = 9
 RLIMIT_LOCKS = 10
 SPARES = 2
@@ -47,7 +48,7 @@ QUIET_S = 0.25
 """How long after a request spares are forked anew: not while the ranks that it started need the cores."""
 HEAD_START_S = 0.1
 """How long the other ranks of rank 0's node let it go ahead, at most."""
-MOST_ERRORS, LONGEST_TEXT = 8, 2000
+MOST_ERRORS, LONGEST_TEXT = 8, 1000
 """Of a last word: exceptions, and characters of each."""
 TORCH_FIXED_SEED = 67280421310721
 """What some versions of torch start every process with; others draw a seed."""
@@ -191,6 +192,7 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any], progres
     """The life of a rank until its script begins."""
     # A rank without its launcher has no lease, so the kernel ends it with the launcher.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    let_stacks_be_read(libc)
     renew()
     word, ancillary, _, _ = post.recvmsg(16, socket.CMSG_SPACE(8))
     post.close()
@@ -220,6 +222,15 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any], progres
     script = script_of(rank["argv"][0])
     follow_rank_zero(rank["env"])
     return script
+
+
+def let_stacks_be_read(libc: Any) -> None:
+    """Any process of this user may read this one's stack, as it may where there is no Yama (Linux, admin-guide/LSM/Yama.rst).
+
+    The agent, which asks py-spy where ranks stand when they hang, is not their parent. It holds through exec, and not for
+    what the script starts.
+    """
+    libc.prctl(PR_SET_PTRACER, ctypes.c_ulong(PR_SET_PTRACER_ANY), 0, 0, 0)
 
 
 def module_of(name: str) -> ModuleType:
@@ -483,6 +494,7 @@ def become() -> Script:
     flags = json.loads(sys.argv[2])
     show_in_proc(sys.argv[3:], None)
     observe(observers())
+    let_stacks_be_read(ctypes.CDLL(None))
     mine = sys.modules.keys() - LOADED_BY_PYTHON
     script = script_of(sys.argv[0])
     folder = os.path.dirname(os.path.realpath(sys.argv[0]))
