@@ -6,13 +6,12 @@ import json
 import re
 import signal
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.control.kernel_log import KernelLog
-from orchestrator.control.masking import masked, unfinished
+from orchestrator.control.masking import masked_json
 from orchestrator.control.memory_watch import RankMemory
 from orchestrator.health.evidence import OutOfMemory, RankEnd, Word, Xid
 from orchestrator.health.kernel_lines import Killed
@@ -71,7 +70,7 @@ class EndWatch:
     def ended(self, key: str, rank: int, state: Mapping[str, Any], word: Path, secrets: tuple[bytes, ...] = ()) -> None:
         """The rank has ended, as the launcher tells it: `code`, and by `boot_time` `at` and `told_at`.
 
-        `secrets`: values that its last word may not pass on.
+        `word` is where its interpreter has left its last word, in which `secrets` are masked.
         """
         part = self._parts.setdefault(key, PartEnds())
         if rank in part.ends:
@@ -166,22 +165,13 @@ def _word_at(path: Path, secrets: tuple[bytes, ...]) -> Word | None:
     """What the rank's interpreter left (launcher/rank.py); None where it left nothing."""
     try:
         with path.open("rb") as file:
-            word = Word.from_json(json.loads(file.read(WORD_BYTES)))
+            left = json.loads(file.read(WORD_BYTES))
+        if secrets and (hidden := masked_json(left, secrets)) != left:
+            path.write_text(json.dumps(hidden))
+            left = hidden
+        return Word.from_json(left)
     except (OSError, ValueError):
         return None
-    if word is None or not secrets:
-        return word
-    word = replace(word, errors=tuple((_masked(kind, secrets), _masked(text, secrets)) for kind, text in word.errors))
-    with suppress(OSError):
-        # Nor is a secret left on the disk. The agent after this one reads it again.
-        path.write_text(json.dumps(word.to_json()))
-    return word
-
-
-def _masked(text: str, secrets: tuple[bytes, ...]) -> str:
-    found = masked(text.encode("utf-8", "surrogateescape"), secrets)
-    # A text that was cut off may end in the midst of one.
-    return found[: len(found) - unfinished(found, secrets)].decode("utf-8", "replace")
 
 
 def _address(bus: str) -> str:
