@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,9 @@ def _word_at(path: Path, secrets: tuple[bytes, ...]) -> Word | None:
         with path.open("rb") as file:
             left = json.loads(file.read(WORD_BYTES))
         if secrets and (hidden := masked_json(left, secrets)) != left:
-            path.write_text(json.dumps(hidden))
             left = hidden
+            with suppress(OSError):  # a full disk: it is still told
+                path.write_text(json.dumps(hidden))
         return Word.from_json(left)
     except (OSError, ValueError):
         return None
