@@ -1,4 +1,4 @@
-"""`orch up`, `down`, `status` and `nodes`: the cluster and its controller."""
+"""`orch up`, `down` and `status`: the cluster and its controller."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def up() -> None:
     except Unreachable as error:
         raise Fail(f"the cluster was started, but {error.message}", UNREACHABLE) from None
     out.say(f"up: {_sum(answer)}")
+    _warn(answer)
 
 
 def once_nodes_answer(api: Controller) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def down(force: bool) -> None:
 def status(output: str) -> None:
     """Whether the controller is up, and how busy it is.
 
-    Exit code 6 where it is down.
+    Exit code 6 where it is down, or where Ray's head does not answer it.
 
     \b
     orch status
@@ -89,6 +90,26 @@ def status(output: str) -> None:
         _print_status(answer | {"nodes": 0, "gpus": gpus}, output)
         raise Unreachable(error.message) from None
     _print_status(answer, output)
+    _warn(answer)
+    if (lost := lost_head(answer, settings)) is not None:
+        raise Unreachable(lost)
+
+
+def _warn(answer: dict[str, Any]) -> None:
+    """Says where anybody gets into the cluster."""
+    if answer.get("ray_auth") == "none":
+        from orchestrator.control.ray_auth import MEND, warning
+
+        out.say(f"warning: {warning(answer['address'])}; {MEND}")
+
+
+def lost_head(answer: dict[str, Any], settings: Config) -> str | None:
+    """Where the controller cannot reach Ray's head any more: since when, and what to do."""
+    cluster = answer.get("cluster") or {}
+    if cluster.get("state") != "lost":
+        return None
+    do = "`orch up` starts it again" if settings.address is None else "start it again there (`ray start --head ...`)"
+    return f"{cluster['why']}, for {cluster['for_s']:.0f} s now: {do}"
 
 
 def _print_status(answer: dict[str, Any], output: str) -> None:
@@ -114,6 +135,11 @@ def _print_status(answer: dict[str, Any], output: str) -> None:
                 ("busy      ", _busy(answer)),
                 *(("alarm     ", f"{alarm['text']} (since {alarm['since']})") for alarm in answer.get("alarms", ())),
             ]
+        )
+    storage = answer.get("storage") or {}
+    if storage.get("state") == "stalled":
+        out.say(
+            f"storage stalled {storage['for_s']:.0f} s: {storage['folder']} does not answer; runs that touch it wait"
         )
 
 
@@ -141,40 +167,6 @@ def _busy(answer: dict[str, Any]) -> str:
 def _sum(answer: dict[str, Any]) -> str:
     nodes = answer["nodes"]
     return f"{nodes} node{'' if nodes == 1 else 's'}, {_busy(answer)} busy"
-
-
-NODES = (
-    Column("node", lambda node: node["node"]),
-    Column(
-        "state",
-        lambda node: node["state"],
-        lambda node: out.word(node["state"]),
-        lambda node: out.state_color(node["state"]),
-    ),
-    Column("address", lambda node: node["address"]),
-    Column("device", lambda node: node["device"]),
-    Column("busy", lambda node: _count(node["busy"]), right=True),
-    Column("total", lambda node: node["total"], right=True),
-    Column("runs", lambda node: node.get("runs") or None),
-    Column("note", lambda node: node.get("note")),
-)
-
-
-def _count(busy: Any) -> int:
-    return len(busy) if isinstance(busy, list | dict) else int(busy or 0)
-
-
-@click.command()
-@out.output_option
-def nodes(output: str) -> None:
-    """The nodes: their state and what is on them.
-
-    \b
-    orch nodes
-    orch nodes -o csv
-    """
-    rows = context.controller().call("GET", "nodes")
-    out.print_rows(rows, NODES, output, "node", "no node has joined yet")
 
 
 def start_local(settings: Config) -> None:

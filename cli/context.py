@@ -116,20 +116,34 @@ def user_name() -> str:
 
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The ids and names of the latest runs; nothing where the controller does not answer within half a second."""
+    """The ids and names of the latest runs."""
     from click.shell_completion import CompletionItem
 
+    runs = _while_completing(ctx, "runs", limit=50)
+    items = {str(run["id"]): f"{run['name']}, {run['state']}" for run in runs}
+    items |= {run["name"]: f"{run['state']}, the latest of its name" for run in reversed(runs)}
+    return [CompletionItem(value, help=text) for value, text in items.items() if value.startswith(incomplete)]
+
+
+def complete_node(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of the nodes."""
+    from click.shell_completion import CompletionItem
+
+    items = {node["node"]: node.get("note") or node["state"] for node in _while_completing(ctx, "nodes")}
+    return [CompletionItem(value, help=text) for value, text in items.items() if value.startswith(incomplete)]
+
+
+def _while_completing(ctx: click.Context, what: str, **query: Any) -> list[dict[str, Any]]:
+    """What the controller answers within half a second; nothing where it does not."""
     from cli.api import Controller
 
     try:
         with ctx.scope(cleanup=False):
             home = config().home
-        runs = Controller(home, timeout=0.5).call("GET", "runs", query={"limit": 50})
+        found: list[dict[str, Any]] = Controller(home, timeout=0.5).call("GET", what, query=query)
     except Exception:
         return []  # a shell that completes must show no error
-    items = {str(run["id"]): f"{run['name']}, {run['state']}" for run in runs}
-    items |= {run["name"]: f"{run['state']}, the latest of its name" for run in reversed(runs)}
-    return [CompletionItem(value, help=text) for value, text in items.items() if value.startswith(incomplete)]
+    return found
 
 
 def run_argument(name: str = "run", **options: Any) -> Callable[[Any], Any]:

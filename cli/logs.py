@@ -24,59 +24,84 @@ if TYPE_CHECKING:
 @click.option("--rank", type=click.IntRange(0), help="Only this rank, without a prefix.")
 @click.option("--attempt", type=click.IntRange(1), help="This attempt (default: the latest).")
 @click.option("--nccl", is_flag=True, help="What NCCL said of its links instead, as `orch doctor --nccl-log` reads it.")
+@click.option(
+    "--stacks", is_flag=True, help="Where the ranks stand instead: now, or when the attempt was ended for hanging."
+)
 @click.option("--since", type=Ago(), help="Only what was printed within 5m, 2h ... or since a time.")
+@click.option(
+    "--raw", is_flag=True, help="Lines as they were printed, with their colours and whatever else a terminal obeys."
+)
 @out.output_option
 def logs(
-    run: str, follow: bool, rank: int | None, attempt: int | None, nccl: bool, since: float | None, output: str
+    run: str,
+    follow: bool,
+    rank: int | None,
+    attempt: int | None,
+    nccl: bool,
+    stacks: bool,
+    since: float | None,
+    raw: bool,
+    output: str,
 ) -> None:
     """What the ranks of a run printed.
 
     Of a failed run the first failing rank comes first. Every line begins with its rank where there are several.
-    In -o json and jsonl each line is an object.
+    In -o json and jsonl each line is an object. Escapes that a terminal would obey are taken out, but for --raw.
 
     \b
     orch logs 42 -f
     orch logs resnet50 --rank 3 --since 5m
     orch logs 42 --attempt 1 -o jsonl
     orch logs 42 --nccl | orch doctor --nccl-log -
+    orch logs 42 --stacks --rank 3
     """
     if output in ("csv", "name"):
         raise click.UsageError(f"logs are text: -o {output} says nothing of them (json and jsonl do)")
     if follow and output == "json":
         raise click.UsageError("an array has no end while the run goes on: follow with -o jsonl")
-    if nccl and (follow or since is not None):
-        raise click.UsageError("what NCCL said has no times and is whole soon: leave out --follow and --since")
+    if (nccl or stacks) and (follow or since is not None):
+        what = "what NCCL said" if nccl else "a stack"
+        raise click.UsageError(f"{what} has no times, and does not grow: leave out --follow and --since")
+    if nccl and stacks:
+        raise click.UsageError("--nccl and --stacks are two questions: ask one of them")
     settings = context.config()
     try:
         found = context.one_run(context.get_run(context.controller(settings), run))
-        query = {"rank": rank, "attempt": attempt, "since": since, "follow": int(follow), "nccl": int(nccl) or None}
+        query = {"rank": rank, "attempt": attempt, "since": since, "follow": int(follow)}
+        query |= {"nccl": int(nccl) or None, "stacks": int(stacks) or None}
         lines = _from_controller(settings, found["id"], query)
     except Unreachable as down:
         found = history.read(settings, down, lambda store: history.found(store, run))
-        lines = _from_files(settings, found, rank, attempt, since, nccl)
+        lines = _from_files(settings, found, rank, attempt, since, "nccl" if nccl else "stacks" if stacks else None)
         if follow:
             out.say("they cannot be followed without the controller")
     _check(found, rank, attempt)
     try:
-        _print(lines, found, rank, output)
+        shown = _print(lines, found, rank, raw, output)
+        if stacks and not shown and found.get("attempts"):
+            out.say("no stacks are kept of that attempt: they are while it runs, and where it was ended for hanging")
     except KeyboardInterrupt:
         if found["state"] not in ("succeeded", "failed", "cancelled"):
             out.say(f"the run goes on; `orch cancel {found['id']}` ends it")
         click.get_current_context().exit(130)
 
 
-def _print(lines: Iterator[dict[str, Any]], run: dict[str, Any], rank: int | None, output: str) -> None:
+def _print(lines: Iterator[dict[str, Any]], run: dict[str, Any], rank: int | None, raw: bool, output: str) -> int:
+    """How many lines were shown."""
     from cli.watch import Screen, world_size
 
     if output == "json":
-        out.print_json(list(lines))
-        return
-    screen = Screen(prefixed=rank is None and world_size(run) > 1)
+        out.print_json(whole := list(lines))
+        return len(whole)
+    screen = Screen(prefixed=rank is None and world_size(run) > 1, raw=raw)
+    count = 0
     for line in lines:
+        count += 1
         if output == "jsonl":
             sys.stdout.write(json.dumps(line) + "\n")
         else:
             screen.log(line)
+    return count
 
 
 def _from_controller(settings: Config, run: int, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -97,7 +122,7 @@ def _from_controller(settings: Config, run: int, query: dict[str, Any]) -> Itera
 
 
 def _from_files(
-    settings: Config, run: dict[str, Any], rank: int | None, attempt: int | None, since: float | None, nccl: bool
+    settings: Config, run: dict[str, Any], rank: int | None, attempt: int | None, since: float | None, kept: str | None
 ) -> Iterator[dict[str, Any]]:
     """The controller's own files, read without it: the same lines in the same order."""
     import time
@@ -109,8 +134,8 @@ def _from_files(
         number = past["number"]
         if number != (attempt or len(run["attempts"])):
             continue
-        if nccl:
-            for line in folder.nccl(run["id"], number, rank):
+        if kept is not None:
+            for line in {"nccl": folder.nccl, "stacks": folder.stacks}[kept](run["id"], number, rank):
                 yield {"rank": line.rank, "attempt": number, "offset": line.offset, "line": line.text}
             continue
         first = (past.get("failure") or {}).get("rank")

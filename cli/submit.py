@@ -127,15 +127,22 @@ def _snapshot(spec: Job, job: Path, limit: int) -> Snapshot:
 
 def connect(settings: Config, dry_run: bool) -> Controller | None:
     """The controller, after starting the local cluster where none is configured; None in a dry run without one."""
+    from cli.cluster import lost_head
+
+    api = None
     try:
         api = context.controller(settings)
-        api.call("GET", "status")
-        return api
+        lost = lost_head(api.call("GET", "status"), settings)
     except Unreachable:
         if settings.address is not None:
             raise
+    else:
+        if lost is not None and settings.address is not None:
+            out.say(f"{lost}; what is submitted meanwhile waits until it answers")
+        if lost is None or settings.address is not None:
+            return api
     if dry_run:
-        return None
+        return api
     from cli.cluster import start_local
 
     start_local(settings)

@@ -250,6 +250,7 @@ _RUNS: tuple[tuple[str, Cell, bool], ...] = (
     ("GPU", lambda run, now: _percent(_busy(run)), True),
     ("FOR", _for, True),
     ("WHERE", lambda run, now: _where(run), False),
+    ("NOTE", lambda run, now: run.get("note") or "", False),
 )
 _QUEUE: tuple[tuple[str, Cell, bool], ...] = (
     ("#", lambda run, now: str(run.get("position") or ""), True),

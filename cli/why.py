@@ -45,17 +45,27 @@ def lines(answer: dict[str, Any]) -> list[str]:
         reason = f": {ended['reason']}" if ended.get("reason") else ""
         by = f" by {ended['by']}" if ended.get("by") else ""
         said.append(f"{who} {'was ' if answer['state'] == 'cancelled' else 'has '}{answer['state']}{by}{reason}")
+        said += failure_lines(ended.get("failure") or {})
     elif (waits := answer.get("waits")) is not None:
         said.append(f"{who} has waited for {span(waits['seconds'])}, at position {waits['position']}")
         said += waiting_lines(waits)
     else:
         said.append(f"{who} is {answer['state']}" + (f": {answer['reason']}" if answer.get("reason") else ""))
+    said += [f"  {local(note['at'])}  {note['text']}" for note in answer.get("noted") or ()]
     for one in answer.get("broke") or ():
         said.append(f"attempt {one['attempt']} ended {local(one['at'])}: {one['reason']}")
     for wait in answer.get("waited") or ():
         said.append(f"before attempt {wait['attempt']} it waited {span(wait['seconds'])}:")
         said += [f"  {span(one['seconds'])}  {one['text']}" for one in wait["reasons"]]
     return said
+
+
+def failure_lines(failure: dict[str, Any]) -> list[str]:
+    """Whose fault the end was, and what the rank or the kernel said of it."""
+    from cli.watch import cause_text, detail_lines
+
+    cause = cause_text(failure)
+    return ([f"  {failure['kind']}: {cause}"] if cause else []) + [f"    {line}" for line in detail_lines(failure)]
 
 
 def waiting_lines(waits: dict[str, Any]) -> list[str]:

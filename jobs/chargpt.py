@@ -7,7 +7,6 @@ goes on from there when it is started again. On a GPU, a larger one: --layers 8 
 
 import argparse
 import os
-import signal
 import sys
 import sysconfig
 import time
@@ -19,6 +18,8 @@ import torch.distributed.nn  # before init_process_group: see main()
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from orchestrator import checkpoint
 
 LETTERS = 128  # ASCII
 
@@ -75,16 +76,7 @@ def standard_library() -> torch.Tensor:
     return letters[letters < LETTERS]
 
 
-def save(path: Path, state: dict[str, object]) -> None:
-    """Writes the checkpoint beside its place and renames it: whoever reads finds the old one or the new one, whole."""
-    draft = path.with_name(f"{path.name}.{os.environ.get('ORCH_ATTEMPT', os.getpid())}")
-    torch.save(state, draft)
-    with open(draft, "rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def train(args: argparse.Namespace, device: torch.device, told_to_stop: list[bool]) -> int:
+def train(args: argparse.Namespace, device: torch.device) -> int:
     """Trains, from the checkpoint if there is one, and writes a sample; the exit code of the job."""
     rank, world = dist.get_rank(), dist.get_world_size()
 
@@ -102,42 +94,27 @@ def train(args: argparse.Namespace, device: torch.device, told_to_stop: list[boo
     size = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"{len(text) / 1e6:.1f} M letters of Python, {size:.2f} M parameters, {world} ranks on {device.type}")
 
-    first = 0
-    path = args.checkpoint / "chargpt.pt" if args.checkpoint else None
-    if path and path.exists():
-        saved = torch.load(path, map_location=device, weights_only=True)
-        model.module.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["steps_done"]
-        say(f"resumed from {path}: {first} of {args.steps} steps are done")
-    elif path:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    # Saves now and then, and at the end; when told to stop, after the step that is under way, the same on all ranks.
+    with checkpoint.Saver(model=model, optimizer=optimizer, every=args.every, dir=args.checkpoint) as saver:
+        counted_from = saver.resume()
+        if counted_from:
+            say(f"resumed from {args.checkpoint}: {counted_from} of {args.steps} steps are done")
+        began = time.perf_counter()
+        for step in saver.steps(args.steps):
+            # The step and the rank choose the text, so that a resumed run reads what an unbroken one would have read.
+            dice = torch.Generator().manual_seed(step * world + rank)
+            starts = torch.randint(len(text) - args.context, (args.batch,), generator=dice)
+            window = torch.stack([text[start : start + args.context + 1] for start in starts]).long().to(device)
+            loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
-    began, counted_from = time.perf_counter(), first
-    for step in range(first, args.steps):
-        # The step and the rank choose the text, so that a resumed run reads what an unbroken one would have read.
-        dice = torch.Generator().manual_seed(step * world + rank)
-        starts = torch.randint(len(text) - args.context, (args.batch,), generator=dice)
-        window = torch.stack([text[start : start + args.context + 1] for start in starts]).long().to(device)
-        loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-        done = step + 1
-        if done % args.every and done != args.steps:
-            continue
-        # SIGTERM reaches the ranks at different moments; they agree here, so that all leave after the same step.
-        stop = torch.tensor([float(bool(told_to_stop))], device=device)
-        dist.all_reduce(stop, op=dist.ReduceOp.MAX)
-        speed = (done - counted_from) * world * args.batch * args.context / (time.perf_counter() - began)
-        say(f"step {done}/{args.steps}  loss {loss.item():.3f}  {speed:,.0f} tokens/s")
-        if path and rank == 0:
-            save(path, {"model": model.module.state_dict(), "optimizer": optimizer.state_dict(), "steps_done": done})
-        if stop.item() and done < args.steps:
-            say(f"told to stop: {done} of {args.steps} steps are done{f' and saved in {path}' if path else ''}")
-            return 128 + signal.SIGTERM
-        began, counted_from = time.perf_counter(), done
+            done = step + 1
+            if done % args.every == 0 or done == args.steps:
+                speed = (done - counted_from) * world * args.batch * args.context / (time.perf_counter() - began)
+                say(f"step {done}/{args.steps}  loss {loss.item():.3f}  {speed:,.0f} tokens/s")
+                began, counted_from = time.perf_counter(), done
 
     if rank == 0 and args.letters:
         model.eval()
@@ -158,15 +135,18 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=os.environ.get("ORCH_CHECKPOINT_DIR"), metavar="FOLDER")
     args = parser.parse_args()
 
-    told_to_stop: list[bool] = []
-    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.append(True))
-
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group(os.environ.get("ORCH_BACKEND") or ("nccl" if cuda else "gloo"))
-    code = train(args, device, told_to_stop)
+    try:
+        code = train(args, device)
+    except checkpoint.Stopped as stopped:
+        if dist.get_rank() == 0:
+            where = f" and saved in {args.checkpoint}" if args.checkpoint else ""
+            print(f"told to stop: {stopped.step} of {args.steps} steps are done{where}", flush=True)
+        code = stopped.code
     # Why train() holds the DDP model, and torch.distributed.nn is imported above: digits.py says it at this place.
     dist.destroy_process_group()
     return code

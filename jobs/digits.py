@@ -11,7 +11,6 @@ random but always the same, is held out.
 import argparse
 import gzip
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
+
+from orchestrator import checkpoint
 
 HELD_OUT = 360
 GLOBAL_BATCH = 64
@@ -54,15 +55,6 @@ def make_model() -> nn.Module:
     )
 
 
-def save(path: Path, state: dict[str, object]) -> None:
-    """Writes the checkpoint beside its place and renames it: whoever reads finds the old one or the new one, whole."""
-    draft = path.with_name(f"{path.name}.{os.environ.get('ORCH_ATTEMPT', os.getpid())}")
-    torch.save(state, draft)
-    with open(draft, "rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
 @torch.no_grad()
 def accuracy(model: nn.Module, held_out: TensorDataset, device: torch.device) -> float:
     """Per cent of the held-out digits that are read right; every rank reads its share of them."""
@@ -74,7 +66,7 @@ def accuracy(model: nn.Module, held_out: TensorDataset, device: torch.device) ->
     return 100 * right.item() / len(held_out)
 
 
-def train(args: argparse.Namespace, device: torch.device, told_to_stop: list[bool]) -> int:
+def train(args: argparse.Namespace, device: torch.device) -> int:
     """Trains, from the checkpoint if there is one, and says how well it reads; the exit code of the job."""
     rank, world = dist.get_rank(), dist.get_world_size()
 
@@ -90,39 +82,23 @@ def train(args: argparse.Namespace, device: torch.device, told_to_stop: list[boo
     sampler = DistributedSampler(training, seed=0)
     loader = DataLoader(training, batch_size=max(1, GLOBAL_BATCH // world), sampler=sampler)
 
-    first = 0
-    path = args.checkpoint / "digits.pt" if args.checkpoint else None
-    if path and path.exists():
-        saved = torch.load(path, map_location=device, weights_only=True)
-        model.module.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        first = saved["epochs_done"]
-        say(f"resumed from {path}: {first} of {args.epochs} epochs are done")
-    elif path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    for epoch in range(first, args.epochs):
-        began = time.perf_counter()
-        sampler.set_epoch(epoch)
-        torch.manual_seed(epoch * world + rank)  # so that a resumed run drops out what an unbroken one would have
-        for images, labels in loader:
-            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
-        # SIGTERM reaches the ranks at different moments; they agree here, so that all leave after the same epoch.
-        stop = torch.tensor([float(bool(told_to_stop))], device=device)
-        dist.all_reduce(stop, op=dist.ReduceOp.MAX)
-        speed = len(training) / (time.perf_counter() - began)
-        say(f"epoch {epoch + 1}/{args.epochs}  loss {loss.item():.4f}  {speed:,.0f} samples/s")
-        if path and rank == 0:
-            parts = {"model": model.module, "optimizer": optimizer, "schedule": schedule}
-            save(path, {name: part.state_dict() for name, part in parts.items()} | {"epochs_done": epoch + 1})
-        if stop.item() and epoch + 1 < args.epochs:
-            say(f"told to stop: {epoch + 1} of {args.epochs} epochs are done{f' and saved in {path}' if path else ''}")
-            return 128 + signal.SIGTERM
+    # Saves after every epoch; when told to stop, after the one that is under way, the same on all ranks.
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    with checkpoint.Saver(**parts, every=1, dir=args.checkpoint) as saver:
+        if done := saver.resume():
+            say(f"resumed from {args.checkpoint}: {done} of {args.epochs} epochs are done")
+        for epoch in saver.steps(args.epochs):
+            began = time.perf_counter()
+            sampler.set_epoch(epoch)
+            torch.manual_seed(epoch * world + rank)  # so that a resumed run drops out what an unbroken one would have
+            for images, labels in loader:
+                loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step()
+            speed = len(training) / (time.perf_counter() - began)
+            say(f"epoch {epoch + 1}/{args.epochs}  loss {loss.item():.4f}  {speed:,.0f} samples/s")
 
     percent = accuracy(model.module, held_out, device)
     say(f"accuracy {percent:.2f} % of {len(held_out)} held-out digits, by {world} ranks")
@@ -138,15 +114,18 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=os.environ.get("ORCH_CHECKPOINT_DIR"), metavar="FOLDER")
     args = parser.parse_args()
 
-    told_to_stop: list[bool] = []
-    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.append(True))
-
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group(os.environ.get("ORCH_BACKEND") or ("nccl" if cuda else "gloo"))
-    code = train(args, device, told_to_stop)
+    try:
+        code = train(args, device)
+    except checkpoint.Stopped as stopped:
+        if dist.get_rank() == 0:
+            where = f" and saved in {args.checkpoint}" if args.checkpoint else ""
+            print(f"told to stop: {stopped.step} of {args.epochs} epochs are done{where}", flush=True)
+        code = stopped.code
     # Gloo's threads must end before the interpreter does: one that lets go of a tensor while it shuts down aborts the
     # process ("terminate called without an active exception"). They end here, where the process group's last user is
     # gone. So the DDP model lives in train(), and torch.distributed.nn, whose functions keep the process group of the

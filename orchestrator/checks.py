@@ -26,6 +26,7 @@ MAX_PATTERN = 512
 MAX_WORKERS = 100_000
 MAX_GRACE = 3600.0
 MAX_TIME_LIMIT = 366 * 86400.0
+MAX_STANDSTILL = 7 * 86400.0
 MAX_TAGS = 64
 MAX_RETRIES = 10_000
 
@@ -200,6 +201,13 @@ def time_limit(seconds: float | None) -> float | None:
     return seconds
 
 
+def standstill(value: Any) -> Any:
+    length = seconds(value)
+    if isinstance(length, int | float) and not 1 <= length <= MAX_STANDSTILL:
+        raise ValueError(f"must be at least 1s and at most {MAX_STANDSTILL / 86400:g}d, or off")
+    return length
+
+
 def whole(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -217,6 +225,8 @@ def count(value: int) -> int:
 def at_least_one(value: int | None) -> int | None:
     if value is not None and value < 1:
         raise ValueError(f"must be 1 or more, not {value}")
+    if value is not None and value >= 10**9:
+        raise ValueError("must be less than a billion")
     return value
 
 

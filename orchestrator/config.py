@@ -22,6 +22,7 @@ from orchestrator.policy_text import SETTINGS, read_teams, teams_as_text, teams_
 from orchestrator.units import format_duration, format_size, parse_duration, parse_size
 
 Preflight = Literal["on", "quick", "off"]
+HeadStorage = Literal["memory", "rocksdb"]
 
 MAX_BYTES = 1024 * 1024
 """A cluster.yaml may list many nodes."""
@@ -52,6 +53,8 @@ class Config:
     """Whether a gang's nodes are looked at before it is started; `quick`: without a collective between them."""
     local_slots: int
     """CPU slots of the private cluster's head."""
+    head_storage: HeadStorage
+    """Where the private cluster's head keeps what Ray knows: gone with it, or on disk (alpha in Ray 2.60)."""
     dashboard_proxy: int | None
     """The port that a Ray head, started by others, was told by `--proxy-server-url` to ask for orch's runs."""
     fabric: tuple[Path, ...]
@@ -75,6 +78,9 @@ class Config:
     policy_communication: float
     policy_split: float
     policy_service: float
+    policy_hang: float | None
+    policy_first_step: float
+    policy_quarantine: float
     policy_assumed_duration: float
     prices: Mapping[str, float]
     """Of a GPU-hour, by model; of a slot-hour under cpu."""
@@ -186,10 +192,15 @@ def _size(least: int, most: int) -> Callable[[str, Place], int]:
     return parse
 
 
-def _preflight(text: str, place: Place) -> str:
-    if text not in get_args(Preflight):
-        raise ValueError(f"must be on, quick or off, not {shown(text)}")
-    return text
+def _one_of(kind: Any) -> Callable[[str, Place], str]:
+    *words, last = get_args(kind)
+
+    def parse(text: str, place: Place) -> str:
+        if text not in (*words, last):
+            raise ValueError(f"must be {', '.join(words)} or {last}, not {shown(text)}")
+        return text
+
+    return parse
 
 
 def _slots(text: str, place: Place) -> int:
@@ -248,9 +259,13 @@ KEYS: dict[str, Key] = {
     "log_limit": Key("How much log is kept of a rank", _size(64 * 2**10, 100 * 2**30), format_size),
     "preflight": Key(
         "Whether a gang's nodes, and links never measured, are tried before it is started: on, quick (nodes alone) or off",
-        _preflight,
+        _one_of(Preflight),
     ),
     "local.slots": Key("CPU slots of a private cluster; ranks may share cores", _slots),
+    "head_storage": Key(
+        "What the private cluster's head keeps Ray's own state in: memory, or rocksdb (on disk; alpha)",
+        _one_of(HeadStorage),
+    ),
     "dashboard.proxy": Key(
         "Port at which a Ray head that orch did not start asks for orch's runs (`--proxy-server-url`)",
         _port,
@@ -350,6 +365,7 @@ def _defaults(home: Path) -> dict[str, Any]:
         "preflight": "on",
         # Ranks of a small job on a laptop may share cores.
         "local.slots": max(8, os.cpu_count() or 1),
+        "head_storage": "memory",
         "dashboard.proxy": None,
         "history.keep_runs": None,
         "history.keep_series": None,

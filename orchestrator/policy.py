@@ -63,6 +63,12 @@ class Policy:
     as long, however long it waits; below that, predicted completion decides."""
     service: float = 0.0
     """GPU-hours after which a run gives way to runs of its priority that have had fewer; 0: never."""
+    hang: float | None = 60.0
+    """How long no rank of a run may get on between steps before its attempt is ended, where its job says nothing; None: never."""
+    first_step: float = 900.0
+    """The same before the first step."""
+    quarantine: float = 0.1
+    """So large a part of the nodes may be left out at once for failing often, one at least; 0: orch only proposes it."""
     assumed_duration: float = 3600.0
     """How long a run takes of which nothing is known: to choose between a tighter place later and a looser one now, for nothing
     else."""

@@ -57,6 +57,11 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def _duration_or_off(least: float, most: float) -> Callable[[str], float | None]:
+    parse = _duration(least, most)
+    return lambda text: None if text == "off" else parse(text)
+
+
 def _preemption(text: str) -> str:
     if text not in ("priority", "quota", "off"):
         raise ValueError(f"must be priority, quota or off, not {shown(text)}")
@@ -91,6 +96,19 @@ SETTINGS: dict[str, Setting] = {
     "service": Setting(
         "GPU-hours after which a run gives way to those of its priority that have had fewer (0: never)",
         _number(0, 10**9),
+        "{:g}".format,
+    ),
+    "hang": Setting(
+        "How long no rank of a run may get on between steps before it is ended as hung (or off)",
+        _duration_or_off(1, checks.MAX_STANDSTILL),
+        lambda seconds: "off" if seconds is None else format_duration(seconds),
+    ),
+    "first_step": Setting(
+        "The same before its first step, and while it saves", _duration(1, checks.MAX_STANDSTILL), format_duration
+    ),
+    "quarantine": Setting(
+        "Part of the nodes that may be left out at once for failing often, one at least (0: only proposed)",
+        _number(0, 1),
         "{:g}".format,
     ),
     "assumed_duration": Setting(

@@ -61,6 +61,7 @@ workers: 1   # how many ranks, one GPU each: a total such as 16, or NODESxPER_NO
 # priority: 0             # higher goes first
 # team: vision
 # grace: 30s              # between SIGTERM and SIGKILL
+# hang: 10m               # how long no rank may get on before the attempt is ended; off: never
 # retry: {{infra: 10, user: 0}}   # attempts that may follow one that broke, by cause
 # on_degraded: fail       # warn or fail, where NCCL takes worse links than the placement promised
 # throughput: {{samples: "samples/s: ([0-9.]+)"}}   # read from rank 0's log, where orch sees nothing by itself

@@ -111,6 +111,35 @@ class Near(Value):
         return self.level + ("!" if self.required else waits)
 
 
+class Hang(Value):
+    """How long a gang may stand still: `10m` between steps, `{after: 10m, first: 1h}` before the first one too, or `off`."""
+
+    off: bool = False
+    after: float | None = None
+    """Seconds; None: the cluster's default. `first` too."""
+    first: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if value is False or value == "off":
+            return {"off": True}
+        if isinstance(value, str):
+            return {"after": checks.standstill(value)}
+        if isinstance(value, dict) and value and value.keys() <= {"after", "first", "off"}:
+            return {key: given if key == "off" else checks.standstill(given) for key, given in value.items()}
+        raise ValueError(f"must be a duration such as 10m, {{after: 10m, first: 1h}}, or off, not {shown(value)}")
+
+    @model_serializer
+    def _as_written(self) -> str | dict[str, str]:
+        if self.off:
+            return "off"
+        given = {
+            name: format_duration(value) for name in ("after", "first") if (value := getattr(self, name)) is not None
+        }
+        return given["after"] if given.keys() == {"after"} else given
+
+
 class Cudnn(Value):
     """Switches of torch.backends.cudnn; one that is not given stays as torch has it."""
 
@@ -187,6 +216,24 @@ Grace = Annotated[
     BeforeValidator(checks.seconds),
     AfterValidator(checks.grace),
     WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN, "default": "30s"}),
+]
+_DURATION = {"type": "string", "pattern": DURATION_PATTERN}
+HangLimits = Annotated[
+    Hang | None,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["off", False]},
+                _DURATION,
+                {
+                    "type": "object",
+                    "properties": {"after": _DURATION, "first": _DURATION},
+                    "additionalProperties": False,
+                    "minProperties": 1,
+                },
+            ]
+        }
+    ),
 ]
 Priority = Annotated[
     int,
@@ -402,6 +449,13 @@ class JobSpec(Value):
         examples=["30s"],
     )
     """Seconds between SIGTERM and SIGKILL."""
+    hang: HangLimits = Field(
+        default=None,
+        description="How long no rank may get on before the attempt is ended as hung, its ranks' stacks kept: between steps at "
+        "least so long, and at least 5 times their 99th percentile; first: before the first step, in a save, and while "
+        "ranks only print. off: never. Default: the cluster's policy, 60s and 15m.",
+        examples=["10m", {"after": "5m", "first": "1h"}, "off"],
+    )
     retry: Retries = Field(
         default=Retry(),
         description="How many attempts may follow one that broke, by cause: infra for faults of the cluster within 24 hours, "
@@ -501,6 +555,7 @@ SYNONYMS = {
     **dict.fromkeys(("sweep", "matrix", "grid"), "array"),
     **dict.fromkeys(("max_parallel", "parallelism", "concurrency"), "array_limit"),
     **dict.fromkeys(("timeout", "walltime", "max_runtime"), "time_limit"),
+    **dict.fromkeys(("hang_timeout", "heartbeat", "stall_timeout"), "hang"),
     **dict.fromkeys(("interpreter", "venv"), "python"),
     **dict.fromkeys(("max_restarts", "restarts", "retries", "restart_policy", "backoff_limit"), "retry"),
     **dict.fromkeys(("nodelist", "nodes_only", "hosts"), "only"),

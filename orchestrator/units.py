@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -50,3 +51,16 @@ def format_size(size: int) -> str:
 def format_bandwidth(gbps: float) -> str:
     """GB/s as people say it: `231 GB/s`, and `0.49 GB/s` where a whole number would say nothing."""
     return f"{gbps:.0f} GB/s" if gbps >= 10 else f"{gbps:.2g} GB/s"
+
+
+def format_spans(numbers: Sequence[int]) -> str:
+    """`0-3,6` for numbers that ascend; in their own order where they do not."""
+    if list(numbers) != sorted(numbers):
+        return ",".join(map(str, numbers))
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

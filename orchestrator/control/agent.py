@@ -12,9 +12,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,14 +31,20 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.disks import Disks
 from orchestrator.control.gpu_usage import GpuWatch
 from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
+from orchestrator.control.kernel_log import VARIABLE as KERNEL_LOG_VARIABLE
+from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
+from orchestrator.control.masking import values_in_process, values_of
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
+from orchestrator.control.node_look import look_around
 from orchestrator.control.part import Part
+from orchestrator.control.rank_ends import EndWatch
 from orchestrator.control.rank_env import (
     base_env,
     cpus_by_numa,
@@ -47,9 +54,15 @@ from orchestrator.control.rank_env import (
     rank_env,
 )
 from orchestrator.control.rank_progress import RankProgress, look
+from orchestrator.control.shared_folder import FolderLook, Tokens
+from orchestrator.control.shared_folder import look as look_at_folder
+from orchestrator.control.stack_taker import take
+from orchestrator.control.storage import Stalled, in_time
 from orchestrator.control.survey import Survey, Surveyed
 from orchestrator.hardware.environment import on_network
 from orchestrator.hardware.model import Node
+from orchestrator.health.stacks import RankStack
+from orchestrator.health.vitals import Vitals
 from orchestrator.placement.ranks import cpu_affinity
 from orchestrator.progress.file import VARIABLE as PROGRESS_VARIABLE
 
@@ -78,8 +91,10 @@ class NodeAgent:
         fetch: Callable[[str], AsyncIterator[bytes]],
         info: Callable[[], dict[str, Any]],
         environ: dict[str, str] | None = None,
+        disks: Mapping[str, Path] | None = None,
     ) -> None:
         environ = dict(os.environ) if environ is None else environ
+        self._ends = EndWatch(Path(environ.get(KERNEL_LOG_VARIABLE, "/dev/kmsg")))
         self._cluster, self._name = cluster, node
         self._address = address
         self._files = NodeFiles(folder)
@@ -89,6 +104,9 @@ class NodeAgent:
         self._machine: dict[str, Any] | None = None
         self._found: dict[str, Any] | None = None
         self._looked = 0.0
+        self._disks = Disks(disks or {})
+        self._vitals: Vitals | None = None
+        self._vitals_sent = False
         self._visible = visible_gpus(environ)
         self._gpus = GpuWatcher(GpuWatch(environ), self._visible, lambda: self._parts.values())
         self._base = base_env(environ)
@@ -121,6 +139,7 @@ class NodeAgent:
 
         The first call of a controller, or its first after one that failed (`ack` 0), answers at once and renews no lease.
         """
+        heard = time.time()
         await self._take_orders_from(epoch)
         self._syncs += 1
         mine = self._syncs
@@ -129,18 +148,18 @@ class NodeAgent:
             await self._renew(lease_s)
         self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
-            return self._answer(self._unacked)
+            return self._answer(self._unacked, heard)
         if self._unacked is not None:
             self._acknowledged()
         if ack == 0:
-            self._info_sent = False
+            self._info_sent = self._vitals_sent = False
         else:
             await self._wait_for_news(wait_s)
         await self._look()
         if ack == 0:
             await self._starts_are_over()
         self._check_heard(mine)
-        return self._answer(self._compose())
+        return self._answer(self._compose(), heard)
 
     async def _starts_are_over(self) -> None:
         """Who hears of this node for the first time takes what it is not told of for not being here."""
@@ -174,7 +193,7 @@ class NodeAgent:
             if known is None:
                 try:
                     known = await self._start(epoch, part)
-                except (LauncherRefusedError, snapshot.SnapshotError, OSError, ValueError) as error:
+                except (LauncherRefusedError, snapshot.SnapshotError, Stalled, OSError, ValueError) as error:
                     self._free_port(part.key)
                     raise StartFailed(str(error)) from None
                 except LauncherGoneError as error:
@@ -182,7 +201,7 @@ class NodeAgent:
                     self._free_port(part.key)
                     await self._connect()
                     raise StartFailed(str(error)) from None
-        return known.status()
+        return known.status(self._ends)
 
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None:
         await self._take_orders_from(epoch)
@@ -198,10 +217,22 @@ class NodeAgent:
         if (part := self._parts.pop(key, None)) is not None and part.watching is not None:
             part.watching.cancel()
         self._starting.pop(key, None)
+        self._ends.forget(key)
         self._free_port(key)
         with suppress(LauncherRefusedError, LauncherGoneError):
             await self._launcher.call("forget", attempt=key)
         self._files.tidy(set(self._parts))
+
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        """Where the part's ranks stand (stack_taker.py); nothing of a part that is not known here."""
+        await self._take_orders_from(epoch)
+        await self._connect()
+        key = f"{run}.{attempt}"
+        if (part := self._parts.get(key)) is None:
+            return ()
+        ranks = (await self._launcher.call("hello"))["attempts"].get(key, {}).get("ranks", {})
+        pids = {int(rank): state["pid"] if state["exit"] is None else None for rank, state in ranks.items()}
+        return await take(pids, part.folder.recorder, whole=whole)
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync."""
@@ -213,6 +244,14 @@ class NodeAgent:
         assert self._found is not None
         self._changed.set()
         return Surveyed(time.time(), self._found.get("host"), self._survey.known.get(python))
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        """What this node finds in a checkpoint folder; see shared_folder.py."""
+        await self._take_orders_from(epoch)
+        try:
+            return await in_time(partial(look_at_folder, Path(folder), tokens), "it")
+        except Stalled as error:
+            return FolderLook(error=str(error))
 
     async def close(self, epoch: int) -> None:
         """The cluster goes down: the launcher ends, once its attempts have."""
@@ -251,8 +290,9 @@ class NodeAgent:
             for key in self._parts.keys() - known["attempts"].keys():
                 # A launcher that died took its ranks with it, by the sweep of the one that follows.
                 part = self._parts[key]
-                part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
+                self._lost_with_launcher(part)
                 part.swept = part.gpu_free = True
+                part.close_logs()
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
                 self._survey.want(None)
@@ -273,16 +313,30 @@ class NodeAgent:
             note = folder.read_note() or {}
             run, number = map(int, key.split("."))
             part = Part(run, number, folder, note.get("log_limit", 64 << 20), tuple(note.get("gpus", ())))
+            part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.secrets = tuple(note.get("secrets", ()))
+            # Before any of its logs is looked at.
+            folder.secrets = next(
+                filter(None, (values_in_process(r["pid"], part.secrets) for r in attempt["ranks"].values())), ()
+            )
+            part.ranks = dict.fromkeys(note.get("ranks", ()))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
                 file.shipped = file.taken = shipped
             self._parts[key] = part
             self._watch_nccl(part, note.get("nccl_log"), map(int, attempt["ranks"]))
             self._gpus.watch()
+        self._ends.watch(key, {int(rank): state["pid"] for rank, state in attempt["ranks"].items()})
         for rank, state in attempt["ranks"].items():
-            self._rank_ended(part, int(rank), state["exit"])
+            part.ranks[int(rank)] = state["exit"]
+            if state["exit"] is not None:
+                self._rank_ended(part, int(rank), {**state, "code": state["exit"]})
+        part.lease_expired = part.lease_expired or attempt.get("lease_expired", False)
+        if part.ranks.keys() - set(map(int, attempt["ranks"])):
+            # It was swept by a launcher that knows no rank of it: that which started them has ended.
+            self._lost_with_launcher(part)
         if attempt["ended"]:
             self._swept(part)
 
@@ -297,19 +351,23 @@ class NodeAgent:
             return
         match event["event"]:
             case "exit":
-                self._rank_ended(part, event["rank"], event["code"])
+                self._rank_ended(part, event["rank"], event)
             case "ended":
                 self._swept(part)
             case "lease_expired":
                 part.lease_expired = True
         self._changed.set()
 
-    def _rank_ended(self, part: Part, rank: int, code: int | None) -> None:
-        part.ranks[rank] = code
-        if code not in (None, 0) and part.first_failed is None:
-            part.first_failed = rank
-        if code is not None and part.nccl is not None:
+    def _rank_ended(self, part: Part, rank: int, state: dict[str, Any]) -> None:
+        part.ranks[rank] = state["code"]
+        self._ends.ended(part.key, rank, state, part.folder.last_word(rank))
+        if part.nccl is not None:
             part.nccl.tell_warnings()
+
+    def _lost_with_launcher(self, part: Part) -> None:
+        """The kernel ends ranks with their launcher."""
+        part.launcher_lost |= any(code is None for code in part.ranks.values())
+        part.ranks = {rank: -9 if code is None else code for rank, code in part.ranks.items()}
 
     def _watch_nccl(self, part: Part, source: Literal["file", "output"] | None, ranks: Iterable[int]) -> None:
         """Has NCCL's log read until the part's links are known; their news goes into the next report."""
@@ -321,6 +379,7 @@ class NodeAgent:
     def _swept(self, part: Part) -> None:
         if not part.swept:
             part.swept = True
+            part.close_logs()
             if part.nccl is not None:
                 part.nccl.ship()
             task = asyncio.get_running_loop().create_task(self._await_gpu_memory(part))
@@ -337,11 +396,15 @@ class NodeAgent:
     async def _start(self, epoch: int, part: StartPart) -> Part:
         folder = await self._files.lay_out(part.key, part.code, self._fetch)
         if checkpoint := part.env.get("ORCH_CHECKPOINT_DIR"):
-            Path(checkpoint).mkdir(parents=True, exist_ok=True)
+            made = partial(Path(checkpoint).mkdir, parents=True, exist_ok=True)
+            await in_time(made, f"the checkpoint's folder {checkpoint}")
         gpus = tuple(rank.gpu for rank in part.ranks) if part.device == "cuda" else ()
         known = Part(part.run, part.attempt, folder, part.log_limit, gpus)
+        known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
+        known.secrets, folder.secrets = tuple(part.secrets), values_of(part.secrets.values())
+        known.ranks = {rank.rank: None for rank in part.ranks}
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is
         # no such part here; was the node cut off, it gets no more time than the controller allows for.
@@ -349,15 +412,12 @@ class NodeAgent:
         lease_s = self._left_of(part.lease_s)
         ranks = self._ranks(part, folder, known.master_port)
         answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
-        known.ranks = {rank.rank: None for rank in part.ranks}
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
         self._parts[part.key] = known
         self._watch_nccl(known, part.nccl_log, known.ranks)
         self._gpus.watch()
-        for rank, state in answer["ranks"].items():
-            if state.get("exit") is not None:
-                self._rank_ended(known, int(rank), state["exit"])
+        self._ends.watch(part.key, {int(rank): state["pid"] for rank, state in answer["ranks"].items()})
         self._changed.set()
         return known
 
@@ -391,6 +451,7 @@ class NodeAgent:
                     cores=self._cores,
                     mark=mark,
                     nccl_log=folder.nccl if part.nccl_log == "file" else None,
+                    recorder=folder.recorder if part.attempt > 0 else None,
                 )
                 # What is no attempt has no progress, and is not slowed by being watched.
                 | ({PROGRESS_VARIABLE: str(folder.progress(rank.rank))} if part.attempt > 0 else {}),
@@ -464,21 +525,31 @@ class NodeAgent:
                     room -= len(data)
                     chunks.append(LogChunk(part.run, part.attempt, rank_of(name), offset, data, time.time(), file=name))
         info = None if self._info_sent else self._found
-        self._info_sent = True
+        vitals = None if self._vitals_sent else self._vitals
+        self._info_sent = self._vitals_sent = True
         self._sequence += 1
         parts = self._parts.values()
         looks = tuple(found for part in parts for found in self._progress_of(part))
-        statuses = tuple(p.status() for p in parts)
-        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks)
+        statuses = tuple(p.status(self._ends) for p in parts)
+        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks, vitals)
         return self._unacked
 
     def _progress_of(self, part: Part) -> tuple[RankProgress, ...]:
         """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""
         if part.swept or time.monotonic() - part.looked >= PROGRESS_S:
             part.looked = time.monotonic()
-            told = part.patterns.values, part.patterns.at
+            self._ends.look(part.key)
+            now, patterns = time.monotonic_ns(), part.patterns
             found = (
-                look(part.folder.progress(rank), part.run, part.attempt, rank, *(told if rank == 0 else ()))
+                look(
+                    part.folder.progress(rank),
+                    part.run,
+                    part.attempt,
+                    rank,
+                    logged=patterns.values if rank == 0 else None,
+                    logged_at=patterns.at if rank == 0 else 0,
+                    printed_at=part.folder.log(rank).printed_at(now),
+                )
                 for rank in part.ranks
             )
             part.progress = tuple(one for one in found if one is not None)
@@ -491,7 +562,21 @@ class NodeAgent:
             await asyncio.to_thread(nvml)  # so that the first check before a start need not wait for it
             if (host := machine.get("host")) is not None:
                 machine["host"] = replace(on_network(host, self._interface), node=self._name)
-            self._machine, self._looked, self._node = machine, time.monotonic(), machine.get("node")
+            seen, node = machine.pop("vitals", Vitals()), machine.get("node")
+            taken = {gpu for part in self._parts.values() if not part.gpu_free for gpu in part.gpus}
+            self._machine, self._looked, self._node = machine, time.monotonic(), node
+            self._ends.know_gpus([] if self._node is None else [(gpu.index, gpu.bus_id) for gpu in self._node.gpus])
+            await asyncio.to_thread(self._ends.read_log)
+            self._vitals = await asyncio.to_thread(
+                look_around,
+                replace(seen, xids=self._ends.xid_lines()),
+                node,
+                self._interface,
+                self._disks,
+                self._visible,
+                taken,
+            )
+            self._vitals_sent = False
             self._survey.look_again()
             for part in self._parts.values():
                 if part.nccl is not None and part.nccl.value is not None and not part.swept:
@@ -508,9 +593,9 @@ class NodeAgent:
             len(self._cpus_of_numa) > 1 and self._node is not None and any(g.numa is not None for g in self._node.gpus)
         )
 
-    def _answer(self, report: Report) -> Report:
+    def _answer(self, report: Report, heard: float) -> Report:
         self._answered = time.monotonic()
-        return report
+        return replace(report, clock=(heard, time.time()))
 
     def _acknowledged(self) -> None:
         assert self._unacked is not None

@@ -7,8 +7,12 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
+from orchestrator.health.evidence import RankEnd, Xid
 from orchestrator.health.nccl_log import NcclLog
+from orchestrator.health.stacks import RankStack
+from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
 
 
@@ -49,7 +53,7 @@ class StartPart:
     code: str | None
     """sha256 of the snapshot."""
     env: dict[str, str]
-    secrets: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)
     device: Device
     ranks: tuple[RankStart, ...]
     world_size: int
@@ -59,6 +63,8 @@ class StartPart:
     """0: the agent picks a free one and holds it; allowed where the gang is on one node."""
     lease_s: float
     log_limit: int
+    max_restarts: int = 0
+    """How many attempts may follow the first."""
     cudnn: dict[str, bool | None] | None = None
     """benchmark and deterministic, to be set before the script's first line."""
     nccl_log: Literal["file", "output"] | None = None
@@ -99,8 +105,14 @@ class PartStatus:
     """Every rank is reaped, nothing of the attempt is left on the node, and its log is shipped."""
     master_port: int = 0
     lease_expired: bool = False
-    first_failed: int | None = None
-    """The first rank of this node that ended badly."""
+    launcher_lost: bool = False
+    """The launcher ended and its ranks with it; how they ended is not known."""
+    at: float = 0.0
+    """When this was so: seconds since the node's boot, as all times of `ends` and `xids`."""
+    ends: dict[int, RankEnd] = field(default_factory=dict)
+    """By rank: what was seen of its end."""
+    xids: tuple[Xid, ...] = ()
+    """What the part's GPUs told the kernel's log since it began."""
     nccl: NcclLog | None = None
     """What NCCL told of the links of this node's ranks, once the first collective has connected or no more will come. Said
     until a report with it was acknowledged."""
@@ -129,6 +141,10 @@ class Report:
     """Looks at GPUs since the report before."""
     progress: tuple[RankProgress, ...] = ()
     """The newest look at each rank: counters from its beginning on, so that nothing is lost with a report."""
+    vitals: Vitals | None = None
+    """How the node is, after each look at it."""
+    clock: tuple[float, float] | None = None
+    """Unix seconds by the node's clock when it heard the question and when it gave this answer."""
 
 
 class StaleController(Exception):
@@ -143,6 +159,10 @@ class AgentGone(Exception):
     """The agent, or its whole node, could not be reached: not known yet which, nor whether its ranks live."""
 
 
+class ClusterLost(AgentGone):
+    """The cluster's head does not answer: which nodes there are is not known, and no new one can be reached."""
+
+
 class Agent(Protocol):
     """The calls that the controller makes to a node's agent. Any may raise AgentGone or StaleController."""
 
@@ -154,17 +174,23 @@ class Agent(Protocol):
     async def start(self, epoch: int, part: StartPart) -> PartStatus: ...
     async def stop(self, epoch: int, run: int, attempt: int, grace_s: float) -> None: ...
     async def forget(self, epoch: int, run: int, attempt: int) -> None: ...
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        """Where the node's ranks of the attempt stand; within 20 s. `whole`: with native frames, and torch's flight recorder."""
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync.
 
         `look`: looks at the machine now, which takes a moment; else what the last look saw will do.
         """
 
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        """What the node finds in the folder, which is made; a few seconds where it waits for a token."""
+
     async def close(self, epoch: int) -> None: ...
 
 
 class Backend(Protocol):
-    """The cluster."""
+    """The cluster. Any call may raise ClusterLost, and none waits long for a head that is away."""
 
     async def nodes(self) -> list[NodeFacts]: ...
     def is_dead(self, node: NodeFacts) -> bool:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pwd
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,12 +23,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 
-from orchestrator.config import Config, load_config
-from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder
+from orchestrator.config import Config, HeadStorage, load_config
+from orchestrator.control.home import ClusterNote, Home, node_folder, own_node_folder
 from orchestrator.control.monitoring import dashboards_folder
+from orchestrator.control.private_file import InsecureHome
+from orchestrator.control.ray_auth import ray_auth
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
 from orchestrator.policy_text import policy_as_texts
@@ -39,6 +45,8 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
+UP_S = 180.0
+"""Ray waits without an end for a head that hangs; `orch up` does not."""
 _KEPT = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH"}
     | {"LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"}
@@ -56,7 +64,9 @@ class ClusterError(Exception):
         self.code = code
 
 
-def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str, str]:
+def ray_env(
+    home: Home, environ: Mapping[str, str], *, local: bool, head_storage: HeadStorage = "memory"
+) -> dict[str, str]:
     """The environment for Ray's processes: what a machine's programs need, and none of the submitter's secrets."""
     env = {k: v for k, v in environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
     env["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -73,6 +83,8 @@ def ray_env(home: Home, environ: Mapping[str, str], *, local: bool) -> dict[str,
         env["AUTOSCALER_METRIC_PORT"] = str(_free_port())
         # Loopback, whatever networks the machine is in: a laptop changes them (the name is Ray's, the switch works on Linux).
         env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if head_storage == "rocksdb":
+            env |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(home.head_state)}
     else:
         env |= {k: v for k, v in environ.items() if k.startswith("RAY_")}
         env.setdefault(
@@ -94,14 +106,20 @@ def one_at_a_time(home: Home) -> Iterator[None]:
         yield
 
 
-def controller_url(home: Home, timeout_s: float = 2.0) -> str | None:
-    """Where the controller answers; None if it does not."""
+def _health(home: Home, timeout_s: float = 2.0) -> dict[str, Any] | None:
+    """What the controller says of itself, with its URL; None if it does not answer."""
     note = home.read_controller()
     if note is None:
         return None
     with suppress(OSError, ValueError), urllib.request.urlopen(f"{note['url']}/healthz", timeout=timeout_s) as answer:  # noqa: S310
-        return str(note["url"]) if answer.status == 200 else None
+        return {**json.loads(answer.read()), "url": str(note["url"])} if answer.status == 200 else None
     return None
+
+
+def controller_url(home: Home) -> str | None:
+    """Where the controller answers; None if it does not."""
+    health = _health(home)
+    return None if health is None else health["url"]
 
 
 def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
@@ -109,15 +127,19 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
     home.make()
     home.token()
     with one_at_a_time(home):
-        if url := controller_url(home):
-            return url
+        health, before = _health(home), home.read_cluster()
+        # The controller outlives Ray's head by a minute, and may not have noticed yet that it is gone.
+        lost = (health is not None and health["cluster"] == "lost") or (
+            before is not None and not _listens(before.address)
+        )
+        if health is not None and not lost:
+            return str(health["url"])
         try:
             read_hardware([*config.fabric, *([config.hardware] if config.hardware else [])])
         except FormatError as error:
             raise ClusterError(str(error), 2) from None
         local = config.address is None
-        given = _Head(str(config.address), None, config.dashboard_proxy)
-        head = _local_head(home, config, environ, say) if local else given
+        head = _local_head(home, config, environ, say, lost=lost) if local else _given_head(config)
         home.write_cluster(
             ClusterNote(
                 namespace=home.namespace,
@@ -137,11 +159,12 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 preflight=config.preflight,
                 policy=policy_as_texts(config.policy),
                 prices=dict(config.prices),
+                ray_auth=ray_auth(head.address),
                 local=local,
             )
         )
         say("starting the controller")
-        return _controller(home, head.address, ray_env(home, environ, local=local))
+        return _controller(home, head.address, ray_env(home, environ, local=local, head_storage=config.head_storage))
 
 
 @contextmanager
@@ -200,21 +223,44 @@ class _Head:
     dashboard_proxy: int | None
 
 
-def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> _Head:
+def _given_head(config: Config) -> _Head:
+    """The head of the cluster that others started. Raises ClusterError."""
+    address = str(config.address)
+    if config.head_storage != "memory":
+        raise ClusterError(
+            f"head_storage is for a head that orch starts; that of {address} was started by others, "
+            "who give it RAY_gcs_storage and RAY_gcs_storage_path (docs/head.md)",
+            2,
+        )
+    if not _listens(address):
+        raise ClusterError(
+            f"no Ray head answers at {address}: start it there (`ray start --head --port={address.rpartition(':')[2]} ...`), "
+            "then `orch up` again; runs go on until their leases end, or are tried again from their checkpoints"
+        )
+    return _Head(address, None, config.dashboard_proxy)
+
+
+def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say, *, lost: bool) -> _Head:
     """A Ray head that no other program joins by accident: own session folder, free ports, loopback, a token of its own."""
     previous = home.read_cluster()
-    if previous is not None and previous.local and _naming(temp_dir(home)):
-        if _listens(previous.address):
+    if previous is not None and previous.local and _ray_processes(home):
+        if not lost:
             return _Head(previous.address, previous.dashboard_url, previous.dashboard_proxy)
+        # The launcher and its ranks stay: the next agent takes them up if it is there before their lease is over.
         say("ending what is left of a Ray whose head has died")
-        _end_local(home)
+        _end_ray(home)
     say("starting a private Ray on this machine")
     folder = temp_dir(home)
-    _private_parents(folder)
+    own_node_folder(home.namespace)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    port = 0
+    if config.head_storage == "rocksdb":
+        home.head_state.mkdir(mode=0o700, exist_ok=True)
+        port = _port_again(previous)
     (folder / "ray_current_cluster").unlink(missing_ok=True)
     dashboard, proxy = _free_port(), _free_port()
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--proxy-server-url=http://127.0.0.1:{proxy}",
         f"--temp-dir={folder}", f"--num-cpus={config.local_slots}", "--disable-usage-stats", "--include-dashboard=true",
@@ -223,7 +269,7 @@ def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say
     ]  # fmt: skip
     started = subprocess.run(
         command,
-        env=ray_env(home, environ, local=True),
+        env=ray_env(home, environ, local=True, head_storage=config.head_storage),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -234,17 +280,9 @@ def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say
     current = folder / "ray_current_cluster"
     if started.returncode or not current.exists():
         tail = " ".join(started.stdout.strip().splitlines()[-3:])
-        raise ClusterError(f"Ray did not start: {tail}")
+        hint = f"; if it is for what it kept in {home.head_state}, remove that: orch's own records are not in it"
+        raise ClusterError(f"Ray did not start: {tail}{hint if config.head_storage == 'rocksdb' else ''}")
     return _Head(current.read_text().strip(), f"http://127.0.0.1:{dashboard}", proxy)
-
-
-def _private_parents(folder: Path) -> None:
-    base = folder.parents[1]
-    base.mkdir(mode=0o700, exist_ok=True)
-    if base.stat().st_uid != os.getuid():
-        raise ClusterError(f"{base} belongs to another user")
-    base.chmod(0o700)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _listens(address: str) -> bool:
@@ -259,6 +297,31 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _port_again(previous: ClusterNote | None) -> int:
+    """The port of the head before, whose state names it; 0 (any) where there was none or somebody else has it."""
+    if previous is None or not previous.local:
+        return 0
+    port = int(previous.address.rpartition(":")[2])
+    with suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return port
+    return 0
+
+
+def _ray_processes(home: Home) -> list[psutil.Process]:
+    """Those of the private Ray: that name its folder, what they started, and workers whose raylet has died under them."""
+    named = _naming(temp_dir(home))
+    token = f"RAY_AUTH_TOKEN_PATH={home.ray_token_file()}"
+    found = {process.pid: process for one in named for process in (one, *_children(one))}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and token.encode() in Path(f"/proc/{process.pid}/environ").read_bytes():
+                found[process.pid] = process
+    return list(found.values())
 
 
 def _naming(folder: Path) -> list[psutil.Process]:
@@ -284,7 +347,7 @@ def down(home: Home, environ: Mapping[str, str], *, force: bool, say: Say) -> No
         if note is not None and note.local:
             say("ending Ray")
             _end_local(home)
-        elif note is not None:
+        elif note is not None and _listens(note.address):
             say("ending the controller and the agents")
             _end_actors(home, note, ray_env(home, environ, local=False))
         home.controller_file.unlink(missing_ok=True)
@@ -294,7 +357,7 @@ def _ask_down(home: Home, *, force: bool) -> None:
     note = home.read_controller()
     assert note is not None
     request = urllib.request.Request(  # noqa: S310
-        f"{note['url']}/api/v1/down",
+        f"{note['url']}/api/v1/down?by={quote(_user(), safe='')}",
         data=json.dumps({"force": force}).encode(),
         headers={"Authorization": f"Bearer {home.token()}"},
         method="POST",
@@ -309,10 +372,21 @@ def _ask_down(home: Home, *, force: bool) -> None:
         pass  # it ended while it answered, or hangs: what follows ends it all the same
 
 
-def _end_local(home: Home) -> None:
-    ray = _naming(temp_dir(home))
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _end_ray(home: Home) -> None:
     # It holds nothing that the database does not, and takes more than ten seconds to end by itself.
-    _kill([*ray, *(child for process in ray for child in _children(process))])
+    _kill(_ray_processes(home))
+
+
+def _end_local(home: Home) -> None:
+    _end_ray(home)
+    shutil.rmtree(home.head_state, ignore_errors=True)  # a cluster that was ended on purpose is not taken up again
     # The node's launcher; it ends its ranks, should a controller that is gone have left some.
     launchers = _naming(node_folder(home.namespace))
     ranks = [child for process in launchers for child in _children(process)]
@@ -359,7 +433,15 @@ def main() -> None:
     def say(step: str) -> None:
         print(json.dumps({"step": step}), flush=True)
 
+    def give_up() -> None:
+        error = f"`orch {verb}` was not done within {UP_S:.0f} s: Ray's head hangs. `orch down` ends a private one"
+        print(json.dumps({"error": error, "code": 6}), flush=True)
+        os._exit(1)
+
     began = time.monotonic()
+    limit = threading.Timer(UP_S, give_up)
+    limit.daemon = True
+    limit.start()
     try:
         config = load_config(os.environ, Path.cwd(), {})
         if verb == "up":

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.array import parse_ref
+from orchestrator.array import parse_ref, run_id
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
 from orchestrator.control.changes import Change, parse_changes
@@ -26,12 +26,14 @@ from orchestrator.control.expiry import Expiry
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
+from orchestrator.control.node_care import NodeCare
 from orchestrator.control.preflight import Preflight
 from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.control.steady import SteadyClock
+from orchestrator.control.storage import StorageWatch
 from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.asking import Asked
@@ -50,12 +52,15 @@ from orchestrator.scheduling.decision import Reservation, Sure
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
+from orchestrator.secrecy import exposed
 from orchestrator.spec import JobSpec, problems
 from orchestrator.units import format_duration
 
 MOST_ANSWERS = 1000
 TWIN_S = 60.0
 """Two submissions of one job within this time may be one that was sent twice."""
+STORAGE_S = 2.0
+"""How often the storage is asked whether it answers."""
 AT_ONCE = 1000
 """Runs of an array that are changed by one write."""
 
@@ -73,23 +78,27 @@ class Controller:
         now: Callable[[], datetime] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         superseded: Callable[[], None] = lambda: None,
+        last_alive: datetime | None = None,
     ) -> None:
+        """`last_alive`: when the controller before this one was last known to live."""
         now = now or SteadyClock(monotonic=monotonic, on_step=self._clock_stepped)
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
+        self.care = NodeCare(self.runtime, self.gangs)
         self.benches = Benches(self.runtime, self.logs, self.roster)
         self.gangs.on_success = self.benches.take
         fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
         self.trials = Trials(self.runtime, self.gangs, fitness)
         self.queue = Queue(self.runtime, self.gangs, fitness, self.trials)
+        self.storage = StorageWatch(settings.storage, monotonic)
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
         """What the empty cluster of that tree has for a request: many jobs ask for the same."""
         self._recent: dict[object, int] = {}
         """By job and user, the newest run, the oldest first."""
-        self._store = store
+        self._store, self._last_alive = store, last_alive
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -99,12 +108,18 @@ class Controller:
         await runtime.take_over(f"process {os.getpid()} on {platform.node()}")
         await self.benches.start()
         await self.trials.load()
+        await self.care.load()
+        self.gangs.unwatched_since = self._last_alive
         for run in runtime.book.live():
             self.gangs.adopt(run)
         await self.roster.start()
-        await self.gangs.give_up_missing()
+        runtime.spawn(self.gangs.give_up_missing())
+        runtime.forever("looking for a newer controller", runtime.look_for_newer, runtime.settings.look_for_newer_s)
         self.gangs.measuring.start()
+        self.gangs.watch.start()
         Expiry(runtime).start()
+        runtime.forever("watching the storage", self.storage.look, STORAGE_S)
+        await self.care.start()
         await self.queue.start()
 
     async def close(self) -> None:
@@ -216,6 +231,10 @@ class Controller:
         """What the submitter should know, though nothing is wrong with the job."""
         topology = self.roster.inventory.topology
         found = [str(notice) for notice in nccl_env.notices(spec.env)]
+        for what in exposed(spec.env, spec.argv):
+            found.append(f"{what}, and is kept with the run, where all can read it: name it under `secrets:` instead")
+        if spec.secrets and self.runtime.settings.open_ray is not None:
+            found.append(f"secrets: {self.runtime.settings.open_ray}")
         if spec.device == "auto" and device_of(spec, topology) == "cpu":
             found.append("device: auto takes the CPU here: no node of the cluster has a GPU")
         if spec.near is not None and not is_known(spec.near.level, topology):
@@ -345,6 +364,12 @@ class Controller:
             self.runtime.tell(run.id)
         return changed
 
+    async def take_stacks(self, run: Run, attempt: int | None) -> None:
+        """Keeps where the ranks of a live run stand at this moment; of an attempt that is over, what was kept stays."""
+        gang = self.gangs.of(run)
+        if gang is not None and attempt in (None, gang.attempt):
+            await self.gangs.watch.keep_stacks(gang)
+
     async def why(self, ref: str) -> dict[str, Any]:
         """Why a run waits, or waited and ended. Raises Refused(3)."""
         return await why(self.queue, await self.find(ref), self.runtime.now())
@@ -353,9 +378,9 @@ class Controller:
 
     async def find(self, ref: str) -> Run:
         """One run whole. Raises Refused(3)."""
-        run = await self.runtime.read(self._store.get, int(ref) if ref.isdigit() else ref)
+        run = await self.runtime.read(self._store.get, word := run_id(ref))
         if run is None:
-            gone = await self.runtime.read(self._store.expired, int(ref)) if ref.isdigit() and len(ref) < 19 else None
+            gone = await self.runtime.read(self._store.expired, word) if isinstance(word, int) else None
             raise Refused(3, gone or f"no such run: {ref!r}")
         return self.with_reason(run)
 
@@ -376,8 +401,7 @@ class Controller:
 
     async def run_pictured(self, ref: str) -> dict[str, Any]:
         """What the run's page is drawn from. Raises Refused(3)."""
-        word = int(ref) if ref.isdigit() else ref
-        found = await self.runtime.read(self._store.run_pictured, word, self.runtime.now())
+        found = await self.runtime.read(self._store.run_pictured, run_id(ref), self.runtime.now())
         if found is None:
             raise Refused(3, f"no such run: {ref!r}")
         return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +89,7 @@ async def log_lines(
             for number in controller.logs.ranks(run.id, past.number):
                 start = controller.logs.since(run.id, past.number, number, when)
                 positions.at.setdefault((past.number, number), start)
-    notes = _Notes()
+    notes, pulse = _Notes(), _Pulse()
     while True:
         changed = controller.runtime.watch(run.id)
         run = await controller.find(str(run.id))
@@ -99,18 +100,21 @@ async def log_lines(
             yield _object(line)
         if run.ended or not keep_on:
             return
-        if not await _wait(changed):
+        if await pulse.due(changed):
             yield None
 
 
-async def nccl_lines(
-    controller: Controller, run: Run, *, rank: int | None, attempt: int | None, positions: Positions
+Lines = Callable[[int, int, int | None], Iterator[Line]]
+
+
+async def kept_lines(
+    lines: Lines, run: Run, *, rank: int | None, attempt: int | None, positions: Positions
 ) -> AsyncIterator[dict[str, Any] | None]:
-    """What NCCL said in one attempt, by default the latest, as far as it has come from the nodes."""
+    """What is kept beside the ranks' logs of one attempt, by default the latest: what NCCL said, say."""
     if attempt is None and run.attempts:
         attempt = run.attempts[-1].number
     if attempt is not None:
-        for line in controller.logs.nccl(run.id, attempt, rank):
+        for line in lines(run.id, attempt, rank):
             if line.offset > positions.at.get((attempt, line.rank), 0):
                 yield _object(line)
 
@@ -118,7 +122,7 @@ async def nccl_lines(
 async def follow(controller: Controller, run_id: int, positions: Positions) -> AsyncIterator[dict[str, Any] | None]:
     """Everything about one run from now to its end."""
     said: dict[str, Any] = {}
-    notes = _Notes()
+    notes, pulse = _Notes(), _Pulse()
     while True:
         changed = controller.runtime.watch(run_id)
         run = await controller.find(str(run_id))
@@ -134,7 +138,7 @@ async def follow(controller: Controller, run_id: int, positions: Positions) -> A
         if run.ended:
             yield {"end": render.show_json(run)}
             return
-        if not await _wait(changed):
+        if await pulse.due(changed):
             yield None
 
 
@@ -152,9 +156,18 @@ async def _news(controller: Controller, run: Run) -> list[dict[str, Any]]:
     return parts
 
 
-async def _wait(changed: asyncio.Event) -> bool:
-    try:
-        await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
-    except TimeoutError:
-        return False
-    return True
+class _Pulse:
+    """When a follower is to hear that it is still connected, however much happens that it need not hear of."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._next = self._clock() + HEARTBEAT_S
+
+    async def due(self, changed: asyncio.Event) -> bool:
+        """Waits for news, or until it is time; whether it is."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), max(0.0, self._next - self._clock()))
+        if self._clock() < self._next:
+            return False
+        self._next = self._clock() + HEARTBEAT_S
+        return True

@@ -2,13 +2,14 @@
 
 A gang gets on when one of its ranks does: ranks that train together stop together. What counts as getting on is what
 the script shows: optimizer steps; or else its own reports; or else batches, once there are so many that a first step
-would have come; or else lines that its `throughput:` patterns found.
+would have come; or else lines that its `throughput:` patterns found. Where there is none of these, its saves still say at the
+attempt's end what of its time was kept.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
@@ -26,6 +27,7 @@ from orchestrator.control.progress_kind import (
     was_read,
 )
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.health.standstill import Signs
 from orchestrator.progress.histogram import difference, merged, quantile
 from orchestrator.progress.values import GangSample, Progress, RankSample, Source, patience_ms
 
@@ -44,6 +46,8 @@ class _Rank:
     """Wall-clock nanoseconds minus the node's monotonic ones: the least that was seen, as a report only comes late."""
     own: deque[int] = field(default_factory=lambda: deque(maxlen=64))
     """The latest times that DDP told of a step's own work, in nanoseconds."""
+    pause: int = 0
+    """The longest time between two signs of progress, in nanoseconds."""
 
     def wall(self, at: int) -> int:
         return at + self.offset
@@ -78,6 +82,8 @@ class GangProgress:
         self._logged: dict[str, tuple[float, int]] = {}
         self._log_first: tuple[int, dict[str, float]] | None = None
         self._log_read = 0
+        self._log_counts: deque[tuple[int, int]] = deque(maxlen=256)
+        """When the log told of which step, newest last: a rank's file does not say how many lines a save came after."""
         self._gang_base: tuple[int, dict[int, RankProgress]] | None = None
         self._rank_base: tuple[int, dict[int, RankProgress]] | None = None
         self._over = False
@@ -94,6 +100,40 @@ class GangProgress:
         """The newest look at each rank that has shown anything."""
         return {number: rank.look for number, rank in self._ranks.items()}
 
+    def signs(self, least: float = 0.0) -> list[Signs]:
+        """How old each rank's newest sign of progress was at its newest look; nothing where one of them is younger than `least`.
+
+        That is the usual case, and needs no rank's step times to be gone through.
+        """
+        looks = (rank.look for rank in self._ranks.values())
+        if any(look.at - (look.sign_at or max(look.began_at, look.printed_at)) < least * 1e9 for look in looks):
+            return []
+        return [
+            Signs(
+                number,
+                lived=(look.at - look.began_at) / 1e9 if look.began_at else 0.0,
+                still=(look.at - look.sign_at) / 1e9 if look.sign_at else None,
+                quiet=(look.at - look.printed_at) / 1e9 if look.printed_at else None,
+                saving=look.saving,
+                p99=quantile(look.step_times, 0.99),
+                pause=rank.pause / 1e9 if rank.pause else None,
+            )
+            for number, rank in sorted(self._ranks.items())
+            for look in (rank.look,)
+        ]
+
+    def own_times(self, base: Mapping[int, RankProgress]) -> dict[int, float] | None:
+        """What a step has taken each rank since those looks, in seconds, as far as its own work can be told apart from waiting.
+
+        None where that is not known of every rank, or is known of some only in another way.
+        """
+        looks = self.looks
+        if len({bool(look.own_time) for look in looks.values()}) != 1:
+            return None
+        times = {number: own_time(base[number], look, self._kind) for number, look in looks.items() if number in base}
+        found = {number: time for number, time in times.items() if time is not None}
+        return found if found.keys() == looks.keys() else None
+
     def observe(self, looks: Iterable[RankProgress], now: datetime) -> None:
         """Takes looks in; an older one than was seen of its rank changes nothing."""
         wall = _ns(now)
@@ -103,7 +143,9 @@ class GangProgress:
                 self._ranks[look.rank] = known = _Rank(look, wall - look.at)
                 self._read_own(known, 0)
             elif look.at > known.look.at:
-                before, known.look = known.look.own_time_at, look
+                before, sign = known.look.own_time_at, known.look.sign_at
+                known.look = look
+                known.pause = max(known.pause, look.sign_at - sign if sign else 0)
                 known.offset = min(known.offset, wall - look.at)
                 self._read_own(known, before)
             self._read_log(look)
@@ -120,6 +162,7 @@ class GangProgress:
         self._log_read = look.logged_at
         if self._log_first is None:
             self._log_first = look.logged_at, look.logged
+        self._log_counts.append((self._ranks[look.rank].wall(look.logged_at), count_of(look, "log")))
         for name, value in look.logged.items():
             total, looks = self._logged.get(name, (0.0, 0))
             self._logged[name] = total + value, looks + 1
@@ -207,16 +250,22 @@ class GangProgress:
         looks = [rank.look for rank in self._ranks.values()]
         if any(look.saving for look in looks):
             return
-        newest = max(
-            (look for look in looks if look.saved), key=lambda look: saved_count(look, self._kind), default=None
-        )
-        if newest is None or (newest.saved <= self._saves and saved_count(newest, self._kind) <= self._saved_count):
+        newest = max((look for look in looks if look.saved), key=self._count_saved, default=None)
+        if newest is None or (newest.saved <= self._saves and self._count_saved(newest) <= self._saved_count):
             return
         self._saves = max(look.saved for look in looks)
-        self._saved_count = saved_count(newest, self._kind)
+        self._saved_count = self._count_saved(newest)
         self._saved_ms = self._ranks[newest.rank].wall(newest.saved_at) // 10**6
         self._saved_busy = self._busy_at(self._saved_count)
         self._path = [(self._saved_count, self._saved_busy)] + [p for p in self._path if p[0] > self._saved_count]
+
+    def _count_saved(self, look: RankProgress) -> int:
+        """What the rank's newest complete save holds; of a log, what it had told when the save began."""
+        if self._kind != "log":
+            return saved_count(look, self._kind)
+        began = self._ranks[look.rank].wall(look.save_began_at)
+        told = [count for at, count in self._log_counts if at <= began]
+        return max(told[-1] if told else 0, self._saved_count)
 
     def _busy_at(self, count: int) -> int:
         """The work that had been done at that count, between the breakpoints around it."""
@@ -286,7 +335,24 @@ class GangProgress:
     def end(self, now: datetime) -> None:
         """The attempt is over: what is open is closed."""
         self._over = True
+        self._count_by_saves(_ns(now) // 10**6)
         self._close_windows(_ns(now) // 10**6, end=True)
+
+    def _count_by_saves(self, end_ms: int) -> None:
+        """All that was seen of it are saves: what came before the newest of them is kept, whatever it was."""
+        ranks = [rank for rank in self._ranks.values() if rank.look.saved]
+        if self._first_ms is not None or not ranks:
+            return
+        newest = max(ranks, key=lambda rank: rank.wall(rank.look.saved_at))
+        self._first_ms = min(rank.wall(rank.look.began_at) for rank in self._ranks.values()) // 10**6
+        self._counted_to = max(self._first_ms, end_ms)
+        self._save = min(self._counted_to - self._first_ms, max(rank.look.save_time for rank in ranks) // 10**6)
+        self._save_seen = {number: rank.look.save_time for number, rank in self._ranks.items()}
+        self._busy = self._counted_to - self._first_ms - self._save
+        self._saved_ms = newest.wall(newest.look.saved_at) // 10**6
+        self._saved_busy = max(0, self._busy - max(0, self._counted_to - self._saved_ms))
+        self._saves = max(rank.look.saved for rank in ranks)
+        self._resumed = any(rank.look.loads for rank in self._ranks.values())
 
     # -- the summary -----------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from orchestrator.control.backend import (
     StartFailed,
     StartPart,
 )
+from orchestrator.control.checkpoint_folders import CheckpointFolders
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.limits import Limits
 from orchestrator.control.log_capture import LogCapture
@@ -32,6 +33,7 @@ from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
 from orchestrator.control.trackers import run_key
 from orchestrator.control.transport import judge
+from orchestrator.control.watch import Watch
 from orchestrator.hardware.model import Cluster
 from orchestrator.health.reading import Reading, reading
 from orchestrator.history import ledger
@@ -46,6 +48,8 @@ from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
 
+WORTH_TELLING_S = 10.0
+"""A controller that is killed is back sooner than that, and its runs have nothing to tell of it."""
 COUNTED_AT_ONCE = 50
 """Runs: others' writes wait for them."""
 
@@ -65,6 +69,9 @@ class Gangs:
         """Live runs that are to end; it may be asked between an attempt's record and its beginning here."""
         self.limits = Limits(runtime, self)
         runtime.on_missed = self._catch_up
+        self.on_ended: Callable[[Run], None] = lambda run: None
+        """Told when the end of an attempt is on record."""
+        self._folders = CheckpointFolders(runtime, self.roster)
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
         self._uncounted: list[Run] = []
@@ -73,9 +80,12 @@ class Gangs:
         """Those that are over, whose end is not on record yet."""
         self._journals: dict[tuple[int, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.measuring = Measuring(runtime)
+        self.watch = Watch(runtime, self.roster, self.measuring, logs, lambda: self._gangs.values(), self)
         self.capture = LogCapture(runtime, logs)
         self.aside: dict[tuple[int, int], Aside] = {}
         """By run and a negative number: what runs on its nodes and is no attempt of it."""
+        self.unwatched_since: datetime | None = None
+        """When the controller before this one was last known to live."""
         self.keeps: Callable[[str], bool] = lambda node: False
         """Whether a node is kept for a run that has no attempt there yet."""
 
@@ -100,6 +110,8 @@ class Gangs:
         """Starts the attempt that was just recorded."""
         gang = self._add(run)
         self._runtime.spawn(self._launch(gang, run))
+        if (folder := self._checkpoint_folder(run)) is not None:
+            self._runtime.spawn(self._folders.check(run, folder))
         self._runtime.spawn(self.surveys.record(run))
 
     def adopt(self, run: Run) -> None:
@@ -109,15 +121,29 @@ class Gangs:
         self._runtime.spawn(self.surveys.record(run))
         gang.up = run.attempt.ranks_started_at is not None
         gang.judged |= run.attempt.transport is not None
+        gang.unwatched = self._gap()
         for part in gang.parts.values():
             part.state = PartState.UP
         self.limits.watch(gang, run.attempt.ranks_started_at)
 
+    def _gap(self) -> str | None:
+        """How long no controller lived before this one, where that is worth telling."""
+        since, now = self.unwatched_since, self._runtime.now()
+        if since is None or (away := (now - since).total_seconds()) < WORTH_TELLING_S:
+            return None
+        return f"no controller from {since:%H:%M:%S} to {now:%H:%M:%S} UTC ({away:.0f} s); the ranks went on"
+
     async def give_up_missing(self) -> None:
-        """After a start: the parts of adopted attempts on nodes that the cluster does not list."""
-        missing = {node for gang in self._gangs.values() for node in gang.parts} - self.roster.nodes.keys()
-        for node in missing:
-            await self._lost(node, "left the cluster")
+        """After a start: the parts of adopted attempts on nodes that the cluster does not list, once their leases are over.
+
+        After a head's restart its nodes join one by one, and their ranks may live; until then nobody else could have their GPUs.
+        """
+        runtime = self._runtime
+        while missing := {node for gang in self._gangs.values() for node in gang.unknown} - self.roster.nodes.keys():
+            for node in missing:
+                if self.roster.lease_end(node) <= runtime.now():
+                    await self._lost(node, "did not come back to the cluster")
+            await asyncio.sleep(runtime.settings.watch_s)
 
     def _catch_up(self, changes: Changes) -> None:
         """Acts on what is on record though its writer was told otherwise: attempts that began, and ends that were asked for."""
@@ -157,7 +183,7 @@ class Gangs:
         except HoldRefused as refusal:
             gang.failure = Failure("hold_refused", str(refusal))
         except (AgentGone, StartFailed) as error:
-            gang.failure = Failure("start_failed", f"{first}: {error}", node=first)
+            gang.failure = Failure("start_failed", f"{first}: {error}", node=first, suspects=(first,))
         if gang.failure is not None or gang.stop is not None:
             gang.told = gang.stop is not None
             for part in gang.parts.values():
@@ -181,7 +207,7 @@ class Gangs:
                 await asyncio.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
             else:
-                gang.observe(part.node, status)
+                gang.observe(part.node, status, self._runtime.monotonic())
                 break
         if gang.stop_sent and gang.parts[part.node].state is PartState.UP:
             # It was still starting when the gang was told to stop, and its agent knew nothing of it yet.
@@ -207,9 +233,8 @@ class Gangs:
         # The same on every attempt, as the checkpoint's folder is: trackers continue where they were.
         env["ORCH_RUN_KEY"] = run_key(run)
         env["ORCH_TENSORBOARD_DIR"] = str(settings.storage / "tensorboard" / run_key(run))
-        if spec.checkpoint is not None:
-            # The same on every attempt, and no other run's. An absolute path is the user's own choice.
-            env["ORCH_CHECKPOINT_DIR"] = str(settings.storage / "checkpoints" / str(run.id) / spec.checkpoint)
+        if (folder := self._checkpoint_folder(run)) is not None:
+            env["ORCH_CHECKPOINT_DIR"] = folder
         return StartPart(
             run=gang.run,
             attempt=gang.attempt,
@@ -226,10 +251,17 @@ class Gangs:
             master_port=port,
             lease_s=settings.lease_s,
             log_limit=settings.log_limit,
+            max_restarts=max(gang.attempt - 1, spec.retry.infra + spec.retry.user),
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
             nccl_log=self._reading(gang).source,
             throughput=dict(spec.throughput),
         )
+
+    def _checkpoint_folder(self, run: Run) -> str | None:
+        """The same on every attempt, and no other run's. An absolute path is the user's own choice."""
+        if run.spec.checkpoint is None:
+            return None
+        return str(self._runtime.settings.storage / "checkpoints" / str(run.id) / run.spec.checkpoint)
 
     @staticmethod
     def _reading(gang: Gang) -> Reading:
@@ -249,6 +281,7 @@ class Gangs:
     # -- what is reported ----------------------------------------------------------------------------------------
 
     async def _take_in(self, node: str, report: Report, fresh: bool) -> None:
+        heard = self._runtime.monotonic()
         for chunk in report.logs:
             if chunk.attempt < 1:
                 if (aside := self.aside.get((chunk.run, chunk.attempt))) is not None:
@@ -257,6 +290,7 @@ class Gangs:
             self.capture.take(chunk)
             self._runtime.tell(chunk.run)
         self.measuring.take_in(node, report)
+        self.watch.take_in(node, report)
         for status in report.parts:
             if (aside := self.aside.get((status.run, status.attempt))) is not None and node in aside.gang.parts:
                 aside.observe(node, status)
@@ -267,7 +301,7 @@ class Gangs:
             if gang is None or node not in gang.parts:
                 self._runtime.spawn(self._clear_away(node, status))
                 continue
-            gang.observe(node, status)
+            gang.observe(node, status, heard)
             await self._take_stock(gang)
         if fresh:
             await self._miss(node, {(status.run, status.attempt) for status in report.parts})
@@ -315,6 +349,9 @@ class Gangs:
             now = self._runtime.now()
             self._write_down(gang, self._started(gang, now))
             self.limits.watch(gang, now)
+        if gang.unwatched is not None and gang.started == gang.world_size:
+            text, gang.unwatched = gang.unwatched, None
+            self._write_down(gang, self._noted(gang, text))
         if gang.can_be_judged:
             self._judge(gang)
         self._follow_up(gang)
@@ -335,6 +372,10 @@ class Gangs:
         finally:
             work.close()
 
+    async def _noted(self, gang: Gang, text: str) -> None:
+        with suppress(IllegalTransition):
+            await self._runtime.write(self._runtime.store.record, gang.run, Event.NOTED, self._runtime.now(), text)
+
     async def _started(self, gang: Gang, now: datetime) -> None:
         # A cancel may be on its way to the database before it is here: then the run does not start any more.
         with suppress(IllegalTransition):
@@ -353,7 +394,7 @@ class Gangs:
         found = judge(gang.spec, gang.placement, roster.inventory.topology.cluster, gang.nccl, info, env)
         self._write_down(gang, self._keep_transport(gang, found.value, found.note))
         if found.failure is not None and gang.failure is None and gang.stop is None and not gang.over:
-            gang.failure, gang.degraded_by_job = found.failure, found.by_job
+            gang.failure = found.failure
 
     async def _keep_transport(self, gang: Gang, value: Mapping[str, Any], note: str | None) -> None:
         store, now = self._runtime.store, self._runtime.now()
@@ -379,7 +420,7 @@ class Gangs:
         if gang is not None:
             gang.stop, gang.stop_sent = stop, False
             self._follow_up(gang)
-        self.on_stopping(run, run.spec.grace)
+        self.on_stopping(run, run.spec.grace if gang is None else gang.grace)
 
     def _follow_up(self, gang: Gang) -> None:
         if gang.must_stop and any(part.state is PartState.UP for part in gang.parts.values()):
@@ -391,7 +432,7 @@ class Gangs:
 
     async def _stop_part(self, gang: Gang, node: str) -> None:
         try:
-            await self.roster.agent(node).stop(self._runtime.epoch, gang.run, gang.attempt, gang.spec.grace)
+            await self.roster.agent(node).stop(self._runtime.epoch, gang.run, gang.attempt, gang.grace)
         except AgentGone:
             gang.stop_sent = False  # said again with its next report
 
@@ -405,14 +446,17 @@ class Gangs:
     async def _end_of(self, gang: Gang) -> None:
         runtime = self._runtime
         self.limits.forget(gang)
+        if gang.seen_broken:
+            gang.settle(await asyncio.to_thread(self._last_lines, gang))
         event, outcome = gang.verdict()
         if event is Event.SUCCEEDED and self.on_success is not None:
             await self.on_success(gang)
-        failure = None if outcome is Outcome.CANCELLED else self._with_excerpt(gang)
+        failure = None if outcome is Outcome.CANCELLED else gang.failure
         reason = failure.message if failure else None
-        if gang.stop is not None and gang.stop.kind == "time_limit" and event is Event.FAILED and failure is None:
+        if gang.stop is not None and event is Event.FAILED and failure is None:
             reason = gang.stop.reason
-            failure = Failure("time_limit", str(reason))
+            suspects = () if gang.stop.node is None else (gang.stop.node,)
+            failure = Failure(gang.stop.kind, str(reason), gang.stop.rank, gang.stop.node, suspects=suspects)
         elif gang.stop is not None and event is Event.REQUEUED and failure is None:
             reason = gang.stop.reason
         await self.measuring.end(gang.run, gang.attempt)
@@ -434,6 +478,7 @@ class Gangs:
         )
         runtime.counts.attempts[outcome.value] += 1
         self._count(run)
+        self.on_ended(run)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
@@ -489,13 +534,14 @@ class Gangs:
             what = (what[0], Event.STOPPED, Outcome.CANCELLED, *what[3:])
             return await self._record_end(*what, **more | {"reason": None, "failure": None})
 
-    def _with_excerpt(self, gang: Gang) -> Failure | None:
-        """The failure with the last line of the first failing rank's log: what the script itself said."""
-        failure = gang.failure
-        if failure is None or failure.rank is None:
-            return failure
-        last = self._logs.last_line(gang.run, gang.attempt, failure.rank)
-        return replace(failure, message=f"{failure.message}: {last[:300]}") if last else failure
+    def _last_lines(self, gang: Gang) -> dict[int, tuple[str, ...]]:
+        """By rank that ended badly: the end of its log."""
+        lines: dict[int, tuple[str, ...]] = {}
+        for rank in gang.ended_badly:
+            # A log that cannot be read must not keep the end from being recorded.
+            with suppress(OSError):
+                lines[rank] = self._logs.last_lines(gang.run, gang.attempt, rank)
+        return lines
 
     async def _leave(self, node: str, run: int, attempt: int) -> None:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""

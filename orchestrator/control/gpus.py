@@ -61,16 +61,29 @@ def obstacles(
 
 
 def _held(library: Any, index: int, name: str) -> str | None:
+    used, pids = held(name, library) or (0, ())
+    if used <= HELD_MIB:
+        return None
+    who = f" by process {', '.join(map(str, pids[:4]))}" if pids else ""
+    return f"{used} MiB of GPU {index} are held{who} from outside the run"
+
+
+def held(name: str, library: Any | None = None) -> tuple[int, tuple[int, ...]] | None:
+    """MiB of a GPU that are in use, and who holds them where that can be seen; None where the driver cannot be asked.
+
+    `library` is pynvml, or something that answers like it; by default this machine's.
+    """
+    library = library or nvml()
+    if library is None:
+        return None
     try:
         handle = handle_of(library, name)
         used = _in_use(library, handle) >> 20
         if used <= HELD_MIB:
-            return None
-        pids = sorted({process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(handle)})
+            return used, ()
+        return used, tuple(sorted({one.pid for one in library.nvmlDeviceGetComputeRunningProcesses(handle)}))
     except library.NVMLError:
         return None
-    who = f" by process {', '.join(map(str, pids[:4]))}" if pids else ""
-    return f"{used} MiB of GPU {index} are held{who} from outside the run"
 
 
 def memory_is_free(names: Sequence[str], library: Any | None = None) -> bool:

@@ -13,7 +13,8 @@ from orchestrator.control.rank_env import base_env
 from orchestrator.hardware.environment import node_facts
 from orchestrator.hardware.merge import Disagreement, merge
 from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape
-from orchestrator.hardware.probe import GpuState, probe
+from orchestrator.hardware.probe import GpuState, Probe, probe
+from orchestrator.health.vitals import GpuVitals, Vitals
 from orchestrator.placement.tree import Free, Topology
 
 
@@ -136,8 +137,12 @@ def free_view(
     busy: Mapping[str, Mapping[int, int]],
     notes: Mapping[str, str],
     unfit: Mapping[str, Mapping[int, str]] | None = None,
+    health: Mapping[str, float] | None = None,
 ) -> Free:
-    """What nobody holds now; `notes` says of which nodes nothing may be given, and why; `unfit` of which GPUs."""
+    """What nobody holds now; `notes` says of which nodes nothing may be given, and why; `unfit` of which GPUs.
+
+    `health` has those nodes that are not quite well (1.0): among equal places others are taken.
+    """
     free = Free(topology)
     for name, held in busy.items():
         if name in topology.index:
@@ -153,6 +158,9 @@ def free_view(
     for name, note in notes.items():
         if name in topology.index:
             free.set_usable(name, (), note)
+    for name, score in (health or {}).items():
+        if name in topology.index:
+            free.health[topology.index[name]] = score
     return free
 
 
@@ -160,7 +168,7 @@ class FreeView:
     """The same kept up: only what was taken and given back since is looked at, unless the nodes themselves changed."""
 
     def __init__(self) -> None:
-        self._of: tuple[Topology, Mapping[str, str], Mapping[str, Mapping[int, str]]] | None = None
+        self._of: tuple[object, ...] | None = None
         self._busy: Mapping[str, Mapping[int, int]] = {}
         self._free: Free | None = None
 
@@ -170,11 +178,12 @@ class FreeView:
         busy: Mapping[str, Mapping[int, int]],
         notes: Mapping[str, str],
         unfit: Mapping[str, Mapping[int, str]],
+        health: Mapping[str, float] | None = None,
     ) -> Free:
         """As `free_view`; the caller may change what it gets, but not `busy`."""
-        if self._free is None or self._of != (topology, notes, unfit):
-            self._free = free_view(topology, busy, notes, unfit)
-            self._of = (topology, notes, unfit)
+        if self._free is None or self._of != (topology, notes, unfit, health):
+            self._free = free_view(topology, busy, notes, unfit, health)
+            self._of = (topology, notes, unfit, health)
         else:
             for name in self._busy.keys() | busy.keys():
                 before, after = self._busy.get(name, {}).keys(), busy.get(name, {}).keys()
@@ -225,4 +234,22 @@ def probe_node(environ: Mapping[str, str]) -> dict[str, Any]:
         "boot_id": found.boot_id,
         "shm_mib": found.shm_mib,
         "notes": list(found.notes),
+        "vitals": vitals_of(given),
     }
+
+
+def vitals_of(given: Probe) -> Vitals:
+    """What the look says of the health of the GPUs that Ray was given, by orch's index."""
+    gpus = tuple(
+        GpuVitals(
+            index,
+            state.uncorrected_errors,
+            state.remap_pending,
+            state.remap_failed,
+            state.recovery_action,
+            state.nvlinks,
+            state.nvlink_errors,
+        )
+        for index, state in enumerate(given.gpus)
+    )
+    return Vitals(gpus, boot_id=given.boot_id)

@@ -58,16 +58,20 @@ class Limits:
         self._runtime.spawn(self._end(gang, limit_s))
 
     async def _end(self, gang: Gang, limit_s: float) -> None:
-        """Tried until it is on record: a limit that is not enforced breaks promises to others."""
         stop = Stop("time_limit", f"reached its time limit of {format_duration(limit_s)}")
-        while (run := self._runtime.book.runs.get(gang.run)) is not None and gang.stop is None and gang.failure is None:
-            if run.attempt is None or run.attempt.number != gang.attempt:
-                return  # it is over
-            try:
-                await self._ends.stop(run, stop)
-                return
-            except StaleEpoch:
-                raise
-            except StoreError as error:
-                log.error("the end of run %s could not be recorded yet: %s", gang.run, error)
-                await asyncio.sleep(1)
+        await end_for_sure(self._runtime, self._ends, gang, stop)
+
+
+async def end_for_sure(runtime: Runtime, ends: Ends, gang: Gang, stop: Stop) -> None:
+    """Tried until it is on record, or it ends otherwise: a limit that is not enforced breaks promises to others."""
+    while (run := runtime.book.runs.get(gang.run)) is not None and gang.stop is None and gang.failure is None:
+        if run.attempt is None or run.attempt.number != gang.attempt:
+            return
+        try:
+            await ends.stop(run, stop)
+            return
+        except StaleEpoch:
+            raise
+        except StoreError as error:
+            log.error("the end of run %s could not be recorded yet: %s", gang.run, error)
+            await asyncio.sleep(1)

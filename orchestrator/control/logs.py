@@ -15,10 +15,13 @@ from pathlib import Path, PurePath
 
 from orchestrator.control.backend import LogChunk
 from orchestrator.control.nccl_watch import nccl_files
+from orchestrator.terminal import clean
 
 READ = 1 << 20
 LONGEST_LINE = 64 << 10
 """A line that grows longer is shown in pieces: progress bars without line ends must not be held back for ever."""
+
+LAST_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,23 @@ class LogFolder:
                         at[of] = at.get(of, 0) + len(raw)
                         yield Line(attempt, of, at[of], _text(raw.rstrip(b"\n")))
 
+    def write_stack(self, run: int, attempt: int, rank: int, text: str) -> None:
+        """Keeps where a rank stood, in place of what was kept of that before. Raises OSError."""
+        path = self._root / str(run) / str(attempt) / f"stack-{rank}.txt"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def stacks(self, run: int, attempt: int, rank: int | None = None) -> Iterator[Line]:
+        """Where the ranks stood when that was asked last, rank by rank."""
+        folder = self._root / str(run) / str(attempt)
+        for of in self._numbers(folder, "stack-", ".txt"):
+            if rank is None or of == rank:
+                at = 0
+                for raw in (folder / f"stack-{of}.txt").read_bytes().splitlines(keepends=True):
+                    at += len(raw)
+                    yield Line(attempt, of, at, _text(raw.rstrip(b"\n")))
+
     @staticmethod
     def _numbers(folder: Path, before: str, after: str) -> list[int]:
         if not folder.is_dir():
@@ -132,21 +152,18 @@ class LogFolder:
             for i, raw in enumerate(tail.read_bytes().removesuffix(b"\n").split(b"\n")[1:], 2):
                 yield Line(attempt, rank, size + i, _text(raw))
 
-    def last_line(self, run: int, attempt: int, rank: int) -> str:
-        """The last line that says something, of the script's own where there is one."""
-        ours = ""
+    def last_lines(self, run: int, attempt: int, rank: int) -> tuple[str, ...]:
+        """The end of what the rank wrote, LAST_BYTES of it at most."""
+        rest = b""
         for ending in ("tail", "log"):
             path = self.file(run, attempt, rank, ending)
-            if not path.exists():
-                continue
-            with path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_LINE))
-                for raw in reversed(file.read().split(b"\n")):
-                    if text := _text(raw).strip():
-                        if not text.startswith("[orch] "):
-                            return text
-                        ours = ours or text
-        return ours
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+                    rest = file.read()
+                break
+        # They go into reasons, which are shown in many places.
+        return tuple(clean(_text(raw)) for raw in rest.removesuffix(b"\n").split(b"\n")) if rest else ()
 
 
 _HOLE = re.compile(rb"\0{16,}")

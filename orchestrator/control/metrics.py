@@ -18,6 +18,7 @@ import orchestrator
 from orchestrator.control import run_metrics
 from orchestrator.control.counts import Counts
 from orchestrator.control.live import Live
+from orchestrator.control.node_care import NodeCare
 from orchestrator.control.roster import Node
 from orchestrator.scheduling.run import Run
 
@@ -34,11 +35,14 @@ def exposition(
     counts: Counts,
     now: datetime,
     pace: Live | None = None,
+    care: NodeCare | None = None,
 ) -> bytes:
     """Everything in Prometheus's text format."""
     registry = CollectorRegistry(auto_describe=False)
+    nodes = list(nodes)
     found = [
         *_cluster(nodes, busy),
+        *(_care(nodes, care) if care is not None else ()),
         *_runs(live, waiting, now),
         *_happened(counts),
         *run_metrics.gpu_time(counts),
@@ -77,6 +81,22 @@ def _cluster(nodes: Iterable[Node], busy: dict[str, dict[int, int]]) -> Iterator
         for use, count in (("busy", held), ("unfit", unfit), ("free", max(0, total - held - unfit) if node.up else 0)):
             slots.add_metric([name, device, use], count)
     yield from (info, up, slots)
+
+
+def _care(nodes: Iterable[Node], care: NodeCare) -> Iterator[Metric]:
+    health = GaugeMetricFamily(
+        "orch_node_health", "The node's worst finding: 0 none, 1 warning, 2 degraded, 3 fatal.", labels=["node"]
+    )
+    out = GaugeMetricFamily(
+        "orch_node_out", "1 where nothing new is placed on the node for this reason.", labels=["node", "why"]
+    )
+    for name in (node.facts.name for node in nodes):
+        mark, unfit = care.marks.of(name), care.watch.unfit(name)
+        health.add_metric([name], int(care.severity(name)))
+        in_quarantine = mark.quarantine is not None and mark.quarantine.stage == "quarantined"
+        for why, holds in (("drained", mark.drain), ("quarantined", in_quarantine), ("unfit", unfit)):
+            out.add_metric([name, why], int(bool(holds)))
+    yield from (health, out)
 
 
 def _runs(live: list[Run], waiting: list[Run], now: datetime) -> Iterator[Metric]:

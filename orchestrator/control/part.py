@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.control.backend import PartStatus
+from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.nccl_watch import NcclWatch
 from orchestrator.control.node_files import AttemptFolder
+from orchestrator.control.rank_ends import EndWatch
 from orchestrator.control.rank_progress import RankProgress
 
 
@@ -27,7 +29,9 @@ class Part:
     swept: bool = False
     gpu_free: bool = False
     lease_expired: bool = False
-    first_failed: int | None = None
+    launcher_lost: bool = False
+    began: float = 0.0
+    """By boot_time()."""
     warm: int = 0
     master_port: int = 0
     world_size: int = 0
@@ -40,6 +44,9 @@ class Part:
     patterns: LogPatterns = field(default_factory=lambda: LogPatterns({}))
     """Of the job's `throughput:`; rank 0's log is read with them."""
 
+    secrets: tuple[str, ...] = ()
+    """The names of the job's secrets, by which the next agent finds their values in the ranks."""
+
     @property
     def key(self) -> str:
         return f"{self.run}.{self.attempt}"
@@ -47,11 +54,14 @@ class Part:
     def note(self) -> dict[str, Any]:
         """What an agent that takes the part over must know of it."""
         return {
+            "began": self.began,
             "log_limit": self.log_limit,
+            "ranks": sorted(self.ranks),
             "gpus": self.gpus,
             "master_port": self.master_port,
             "world_size": self.world_size,
             "throughput": self.patterns.texts,
+            "secrets": self.secrets,
             "nccl_log": None if self.nccl is None else self.nccl.source,
             "shipped": {rank: file.shipped for rank, file in self.folder.logs.items()},
         }
@@ -61,6 +71,11 @@ class Part:
         outputs = {rank: self.folder.log(rank).path for rank in ranks}
         self.nccl = NcclWatch(self.folder.nccl, outputs, self.world_size, source)
 
+    def close_logs(self) -> None:
+        """Nobody writes to its ranks' logs any more: their last bytes are what they are."""
+        for file in map(self.folder.log, self.ranks):
+            file.closed = True
+
     def logs_shipped(self) -> bool:
         if self.nccl is not None and (self.nccl.value is None or self.nccl.pending()):
             return False
@@ -69,7 +84,7 @@ class Part:
             for log in map(self.folder.log, self.ranks)
         )
 
-    def status(self) -> PartStatus:
+    def status(self, ends: EndWatch) -> PartStatus:
         return PartStatus(
             self.run,
             self.attempt,
@@ -77,6 +92,9 @@ class Part:
             self.swept and self.gpu_free and self.logs_shipped(),
             self.master_port,
             self.lease_expired,
-            self.first_failed,
+            self.launcher_lost,
+            boot_time(),
+            ends.ends(self.key),
+            ends.xids(self.gpus, self.began),
             None if self.nccl is None or self.nccl.sent else self.nccl.value,
         )

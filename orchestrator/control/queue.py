@@ -164,6 +164,10 @@ class Queue:
     async def _start(self, start: Start) -> None:
         runtime, run = self._runtime, start.run
         now = runtime.now()
+        if any(self._gangs.roster.out(part.node) for part in start.placement.nodes):
+            # Drained, say, while this was decided or its links were tried.
+            runtime.wake.set()
+            return
         try:
             fabric = fabric_of(self._gangs.roster.inventory.topology, start.placement)
             waited = self.waits.over(run, now)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.control.backend import RankStart, StartPart
+from orchestrator.control.stack_taker import recorder_env
 from orchestrator.control.trackers import tracker_env
 
 _NOT_FOR_RANKS = ("RAY_", "ORCH_", "__RAY", "GRPC_")
@@ -50,17 +51,25 @@ def rank_env(
     cores: int,
     mark: str,
     nccl_log: Path | None = None,
+    recorder: Path | None = None,
 ) -> dict[str, str]:
     """Everything one rank finds in its environment.
 
     `visible` are CUDA's own names of the node's GPUs, by orch's index; `nccl_log` is the folder of NCCL's logs, where they are
-    read. What the controller chose and the job set (part.env) wins over the node's environment, and the ranks' coordinates
-    win over all.
+    read, `recorder` that of torch's flight recorder. What the controller chose and the job set (part.env) wins over the node's
+    environment, and the ranks' coordinates win over all.
     """
     local_world = len(part.ranks)
     env = dict(base)
+    if recorder is not None and part.device == "cuda":
+        # A job that says where its own dumps go keeps them there.
+        env.update(recorder_env(recorder))
     # As torchrun does, but with the cores there are: ranks that share a node must not each start a thread per core.
     env["OMP_NUM_THREADS"] = str(max(1, cores // max(1, local_world)))
+    # By these libraries see that a launcher of torchrun's kind started them, and scripts which attempt they are.
+    env["TORCHELASTIC_RUN_ID"] = str(part.run)
+    env["TORCHELASTIC_RESTART_COUNT"] = str(max(0, part.attempt - 1))
+    env["TORCHELASTIC_MAX_RESTARTS"] = str(part.max_restarts)
     env.update(part.env)
     env.update(part.secrets)
     env.update(tracker_env(rank.rank, env))
@@ -76,10 +85,6 @@ def rank_env(
         GROUP_RANK=str(part.node_rank),
         MASTER_ADDR=part.master_addr,
         MASTER_PORT=str(part.master_port),
-        # By these libraries see that a launcher of torchrun's kind started them.
-        TORCHELASTIC_RUN_ID=str(part.run),
-        TORCHELASTIC_RESTART_COUNT=str(part.attempt - 1),
-        TORCHELASTIC_MAX_RESTARTS="0",
         CUDA_VISIBLE_DEVICES=gpus,
         ORCH_RUN=str(part.run),
         ORCH_ATTEMPT=str(part.attempt),

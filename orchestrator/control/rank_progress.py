@@ -69,6 +69,8 @@ class RankProgress:
     logged: dict[str, float] = field(default_factory=dict)
     """By name of the job's `throughput:` patterns, the newest value that the log told."""
     logged_at: int = 0
+    printed_at: int = 0
+    """When the rank's log last grew, as far as looks can tell."""
 
     @property
     def saving(self) -> bool:
@@ -79,6 +81,11 @@ class RankProgress:
         """The newest sign that the script gets on; 0 where there was none."""
         return max(self.step_at, self.batch_at, self.report_at, self.logged_at)
 
+    @property
+    def sign_at(self) -> int:
+        """The same with checkpoints: a save that begins or is complete, one that was read."""
+        return max(self.progressed_at, self.save_began_at, self.saved_at, self.load_at)
+
 
 MOST = 2**53
 """More is no honest count or time: what a script has scribbled into its file must not come any further."""
@@ -87,14 +94,22 @@ _COUNTS = struct.Struct(f"{file.BUCKETS}q")
 
 
 def look(
-    path: Path, run: int, attempt: int, rank: int, logged: dict[str, float] | None = None, logged_at: int = 0
+    path: Path,
+    run: int,
+    attempt: int,
+    rank: int,
+    logged: dict[str, float] | None = None,
+    logged_at: int = 0,
+    printed_at: int = 0,
 ) -> RankProgress | None:
     """What the rank at this file has written, and what its log told; None where there is nothing of either."""
     at = time.monotonic_ns()
     told = dict(logged or {})
     data = _read(path)
     if data is None:
-        return RankProgress(run, attempt, rank, at, logged=told, logged_at=logged_at) if told else None
+        if not told:
+            return None
+        return RankProgress(run, attempt, rank, at, logged=told, logged_at=logged_at, printed_at=printed_at)
     slots = _SLOTS.unpack_from(data)
     counts = _COUNTS.unpack_from(data, file.HISTOGRAM)
     metrics = {name: struct.unpack_from("d", data, place)[0] for place, name in named(data)}
@@ -104,6 +119,7 @@ def look(
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         logged=told,
         logged_at=logged_at,
+        printed_at=printed_at,
     )
 
 

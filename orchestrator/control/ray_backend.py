@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import ray
@@ -24,18 +25,34 @@ import orchestrator
 from orchestrator.control import bench_script
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
-from orchestrator.control.backend import Agent, AgentGone, HoldRefused, NodeFacts, PartStatus, Report, StartPart
+from orchestrator.control.audit import AuditLog
+from orchestrator.control.backend import (
+    Agent,
+    AgentGone,
+    ClusterLost,
+    HoldRefused,
+    NodeFacts,
+    PartStatus,
+    Report,
+    StartPart,
+)
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
-from orchestrator.control.home import ClusterNote, Home, node_folder
+from orchestrator.control.home import ClusterNote, Home, own_node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
+from orchestrator.control.open_doors import open_doors
+from orchestrator.control.private_file import TokenFile
+from orchestrator.control.ray_auth import warning
+from orchestrator.control.ray_calls import RayCalls
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
 from orchestrator.control.runtime import Settings, spare_the_collector
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.hardware.formats import read_hardware
 from orchestrator.hardware.model import Cluster
+from orchestrator.health.stacks import RankStack
 from orchestrator.history.retention import Keep
 from orchestrator.history.store import Store
 from orchestrator.policy_text import policy_of
@@ -46,7 +63,11 @@ CONTROLLER = "orch-controller"
 CALL_S = 60.0
 """No call to an agent takes longer, a first start with its download aside."""
 START_S = 600.0
+START_ACTOR_S = 30.0
+SIGN_OF_LIFE_S = 2.0
 NODE_ID = "ray.io/node-id"
+HEAD = "node:__internal_head__"
+"""A resource that the head's node alone has."""
 
 
 def hold_name(namespace: str, node: str) -> str:
@@ -70,12 +91,13 @@ def node_info() -> dict[str, Any]:
 class AgentActor:
     """The node's agent as the Ray dashboard shows it."""
 
-    def __init__(self, namespace: str, node: str, address: str) -> None:
+    def __init__(self, namespace: str, node: str, address: str, home: str, storage: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
-        self._agent = NodeAgent(
-            namespace, node, address, node_folder(namespace) / f"node-{node}", self._fetch, node_info
-        )
+        folder = own_node_folder(namespace) / f"node-{node}"
+        # On other nodes than the head ORCH_HOME need not be there.
+        disks = {"ORCH_HOME": Path(home), "attempts": folder, "storage": Path(storage), "tmp": Path(gettempdir())}
+        self._agent = NodeAgent(namespace, node, address, folder, self._fetch, node_info, disks=disks)
 
     def __repr__(self) -> str:
         return f"orch agent on {self._node}"
@@ -105,8 +127,14 @@ class AgentActor:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._agent.forget(epoch, run, attempt)
 
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        return await self._agent.stacks(epoch, run, attempt, whole)
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         return await self._agent.survey(epoch, python, look)
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        return await self._agent.checkpoint_folder(epoch, folder, tokens)
 
     async def close(self, epoch: int) -> None:
         await self._agent.close(epoch)
@@ -151,8 +179,16 @@ class RemoteAgent:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
 
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        found: tuple[RankStack, ...] = await self._call("stacks", epoch, run, attempt, whole, timeout_s=30)
+        return found
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         found: Surveyed = await self._call("survey", epoch, python, look, timeout_s=20)
+        return found
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        found: FolderLook = await self._call("checkpoint_folder", epoch, folder, tokens)
         return found
 
     async def close(self, epoch: int) -> None:
@@ -163,15 +199,23 @@ class RemoteAgent:
 
 
 class RayBackend:
-    """The Backend protocol over one Ray cluster. Ray's own calls block, so they run in a thread."""
+    """The Backend protocol over one Ray cluster."""
 
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
+    def __init__(self, namespace: str, address: str, home: Path, storage: Path) -> None:
+        self._namespace, self._home, self._storage = namespace, home, storage
+        self._call = RayCalls(address)
         self._holds: dict[str, PlacementGroup] = {}
+        self._owed: set[str] = set()
+        """The nodes that could not be given back while the head was away."""
         self._dead: frozenset[str] = frozenset()
+        self._agents: dict[str, Any] = {}
+        """By node id."""
 
     async def nodes(self) -> list[NodeFacts]:
-        return await asyncio.to_thread(self._nodes)
+        found = await self._call(self._nodes)
+        for name in tuple(self._owed):
+            await self.release(name)
+        return found
 
     def _nodes(self) -> list[NodeFacts]:
         from ray._private.state import available_resources_per_node
@@ -179,6 +223,9 @@ class RayBackend:
         rows = ray.nodes()
         alive = [row for row in rows if row["Alive"]]
         self._dead = frozenset(row["NodeID"] for row in rows if not row["Alive"])
+        for gone in self._dead & self._agents.keys():
+            # Its node never comes back under that id: Ray would look for a place for it for ever.
+            ray.kill(self._agents.pop(gone))
         available = available_resources_per_node()
         names = _names(alive)
         return [self._facts(row, names[row["NodeID"]], available.get(row["NodeID"], {})) for row in alive]
@@ -194,7 +241,7 @@ class RayBackend:
             address=row["NodeManagerAddress"],
             device="cuda" if kind == "GPU" else "cpu",
             total=total,
-            head="node:__internal_head__" in resources,
+            head=HEAD in resources,
             labels=dict(row.get("Labels") or {}),
             foreign=max(0, foreign),
         )
@@ -203,7 +250,7 @@ class RayBackend:
         return node.id in self._dead
 
     async def agent(self, node: NodeFacts) -> Agent:
-        return await asyncio.to_thread(self._agent, node)
+        return await self._call(self._agent, node, timeout_s=START_ACTOR_S)
 
     def _agent(self, node: NodeFacts) -> RemoteAgent:
         actor = ray.remote(AgentActor).options(
@@ -217,15 +264,18 @@ class RayBackend:
             label_selector={NODE_ID: node.id},
         )
         try:
-            return RemoteAgent(actor.remote(self._namespace, node.name, node.address))
+            folders = str(self._home), str(self._storage)
+            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address, *folders)
+            return RemoteAgent(self._agents[node.id])
         except RayError as error:
             raise AgentGone(str(error).splitlines()[0]) from None
 
     async def hold(self, node: NodeFacts) -> None:
+        self._owed.discard(node.name)
         if node.name not in self._holds:
-            self._holds[node.name] = await asyncio.to_thread(self._hold, node)
+            await self._call(self._hold, node)
 
-    def _hold(self, node: NodeFacts) -> PlacementGroup:
+    def _hold(self, node: NodeFacts) -> None:
         bundle = {"GPU" if node.device == "cuda" else "CPU": float(node.total)}
         group = placement_group(
             [bundle],
@@ -235,14 +285,23 @@ class RayBackend:
             bundle_label_selector=[{NODE_ID: node.id}],
         )
         if group.wait(2):
-            return group
+            # Here, not by who asked: it may have given up on a head that was slow.
+            self._holds[node.name] = group
+            return
         remove_placement_group(group)
         kind = next(iter(bundle))
         raise HoldRefused(f"Ray did not give the {node.total} {kind}s of {node.name}: other work holds some of them")
 
     async def release(self, node_name: str) -> None:
-        if group := self._holds.pop(node_name, None):
-            await asyncio.to_thread(remove_placement_group, group)
+        if (group := self._holds.get(node_name)) is None:
+            return
+        try:
+            await self._call(remove_placement_group, group)
+        except ClusterLost:
+            self._owed.add(node_name)
+        else:
+            self._owed.discard(node_name)
+            self._holds.pop(node_name, None)
 
     def take_up_holds(self) -> None:
         """The holds that a controller before this one made: kept by name; the controller gives back what it does not need."""
@@ -298,7 +357,7 @@ class ControllerActor:
         self._note = note
         store = Store.open(note.database)
         store.prices = note.prices
-        backend = RayBackend(self._namespace)
+        backend = RayBackend(self._namespace, note.address, self._home.root, Path(note.storage))
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
             home=self._home.root,
@@ -308,15 +367,33 @@ class ControllerActor:
             preflight=note.preflight,
             keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
             policy=policy_of(note.policy),
+            open_ray=warning(note.address) if note.ray_auth == "none" else None,
         )
         declared = read_declared(note)
-        self._controller = Controller(store, backend, settings, declared, superseded=lambda: os._exit(1))
+        self._controller = Controller(
+            store,
+            backend,
+            settings,
+            declared,
+            superseded=lambda: os._exit(1),
+            last_alive=self._home.controller_last_alive(),
+        )
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
         await self._code.put(*await asyncio.to_thread(bench_script.to_store))
-        metrics_token = self._home.metrics_token_file().read_text().strip()
-        api = Api(self._controller, self._code, self._home.token(), self._status, self._down, metrics_token)
-        runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=1)
+        token, metrics_token = TokenFile(self._home.token_file()), TokenFile(self._home.metrics_token_file())
+        audit = AuditLog(self._home.audit_file)
+        api = Api(
+            self._controller,
+            self._code,
+            token.current,
+            self._status,
+            self._down,
+            metrics_token.current,
+            audit,
+            open_doors(note),
+        )
+        runner = api.runner()
         await runner.setup()
         port = await self._listen(runner)
         self._url = f"http://127.0.0.1:{port}"
@@ -325,6 +402,10 @@ class ControllerActor:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         tell_ray(self._controller)
         self._home.write_controller(self._url, orchestrator.__version__)
+        audit.write(
+            {"uid": os.getuid(), "call": "controller started", "said": f"pid {os.getpid()}, {orchestrator.__version__}"}
+        )
+        self._controller.runtime.forever("sign of life", self._sign_of_life, SIGN_OF_LIFE_S)
         spare_the_collector()
         return self._url
 
@@ -343,12 +424,16 @@ class ControllerActor:
             return bound
         raise OSError("no port of the loopback interface could be bound")
 
+    async def _sign_of_life(self) -> None:
+        self._home.controller_lives()
+
     def _status(self) -> dict[str, Any]:
         return {
             "controller": "up",
             "address": self._note.address,
             "api_url": self._url,
             "dashboard_url": self._note.dashboard_url,
+            "ray_auth": self._note.ray_auth,
             "version": orchestrator.__version__,
         }
 
@@ -372,8 +457,10 @@ def read_declared(note: ClusterNote) -> Cluster:
 
 
 def ensure_controller(home: Home, namespace: str) -> Any:
-    """The controller's actor of this ORCH_HOME on the connected cluster, made if there is none, pinned to the head."""
-    head = next(row["NodeID"] for row in ray.nodes() if row["Alive"] and "node:__internal_head__" in row["Resources"])
+    """The controller's actor of this ORCH_HOME on the connected cluster, made if there is none.
+
+    Pinned to whichever node is the head: one that is started again is another node to Ray, and has the actor back by itself.
+    """
     return (
         ray.remote(ControllerActor)
         .options(
@@ -384,7 +471,7 @@ def ensure_controller(home: Home, namespace: str) -> Any:
             num_cpus=0,
             max_restarts=-1,
             max_concurrency=1000,
-            label_selector={NODE_ID: head},
+            resources={HEAD: 0.001},
         )
         .remote(str(home.root), namespace)
     )

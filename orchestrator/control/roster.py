@@ -11,11 +11,21 @@ from typing import Any
 
 from orchestrator.bench.calibrate import calibrate
 from orchestrator.bench.results import Bench
-from orchestrator.control.backend import Agent, AgentGone, Backend, NodeFacts, Report, StaleController
+from orchestrator.control.backend import (
+    Agent,
+    AgentGone,
+    Backend,
+    ClusterLost,
+    NodeFacts,
+    Report,
+    StaleController,
+)
+from orchestrator.control.clock_watch import ClockWatch
 from orchestrator.control.inventory import FreeView, Inventory, Seen, take_inventory
 from orchestrator.control.runtime import Runtime
 from orchestrator.hardware.as_json import node_to_json
 from orchestrator.hardware.model import Cluster
+from orchestrator.health.vitals import Vitals
 from orchestrator.history.errors import StaleEpoch
 from orchestrator.placement.tree import Free
 from orchestrator.scheduling.run import NodeRecord
@@ -39,21 +49,36 @@ class Node:
     """It has not answered for so long that every lease on it has run out."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    vitals: Vitals | None = None
+    clock: ClockWatch = field(default_factory=ClockWatch)
     asked: set[str | None] = field(default_factory=set)
     """The interpreters that this agent was told to ask for their versions."""
     hold: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def note_now(self, taken: Mapping[int, int]) -> str | None:
-        """Why the node takes no run now, given who holds which of its GPUs; None where it does."""
-        if self.note is None and self.facts.foreign and not taken:
-            return f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
-        return self.note
+    def note_now(self, taken: Mapping[int, int], out: str | None = None) -> str | None:
+        """Why the node takes no run now, given who holds which of its GPUs; None where it does.
+
+        `out`: why it is kept out by decision, or for its health.
+        """
+        note = self.note
+        if note is None and self.facts.foreign and not taken:
+            note = f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
+        return f"{out}; {note}" if out and note else out or note
 
     @property
     def seen(self) -> Seen:
         """The node as the inventory takes it."""
         facts = self.facts
         return Seen(facts.name, facts.total, facts.device == "cuda", facts.labels, self.info.get("node"))
+
+
+@dataclass(frozen=True)
+class Away:
+    """The cluster's head does not answer."""
+
+    since: float
+    """Monotonic time."""
+    why: str
 
 
 class Roster:
@@ -74,6 +99,10 @@ class Roster:
         self._runtime, self._backend = runtime, backend
         self._on_report, self._on_lost = on_report, on_lost
         self.nodes: dict[str, Node] = {}
+        self.away: Away | None = None
+        """Since when the cluster's head does not answer. Agents that were met go on being asked: their leases hold."""
+        self._fenced_out = runtime.monotonic() + runtime.settings.fenced_out_s
+        """By then the controller before us has ended: no lease that it renewed begins later."""
         self.news = asyncio.Event()
         """Set at the next news of a node; taken before one looks, so that nothing falls between the look and the wait."""
         self._declared = declared
@@ -84,6 +113,12 @@ class Roster:
         self._view = FreeView()
         """Something of a node may be new: each submission asks for the inventory, and looking at every node takes long."""
         self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
+        self.out: Callable[[str], str | None] = lambda node: None
+        """Why nothing new is placed on a node, by decision or for its health; None where it may be."""
+        self.health: Callable[[], Mapping[str, float]] = dict
+        """The nodes that are not quite well, by a number below 1."""
+        self.on_vitals: Callable[[Node], Awaitable[None]] = _ignore
+        """Told of each look at a node."""
 
     async def start(self) -> None:
         await self._look()
@@ -101,7 +136,8 @@ class Roster:
         """The hardware of the nodes that are, or were, in the cluster: made anew when one of them, or a measurement, changes."""
         if self._changed:
             self._changed = False
-            seen = tuple(node.seen for _, node in sorted(self.nodes.items()))
+            # A head that gives no CPU to work (`--num-cpus=0`) is no place for ranks.
+            seen = tuple(node.seen for _, node in sorted(self.nodes.items()) if node.facts.total)
             known = (seen, self.drivers, self.benches)
             if known != self._inventory[0]:
                 self._inventory = known, take_inventory(seen, self._declared, calibrate(self.benches, self.drivers))
@@ -119,23 +155,32 @@ class Roster:
 
     def free(self, busy: Mapping[str, Mapping[int, int]]) -> Free:
         """What placement may give now, given who holds which GPU (or CPU slot)."""
-        notes = {name: node.note_now(busy.get(name, {})) for name, node in self.nodes.items()}
+        notes = {name: self.note(node, busy.get(name, {})) for name, node in self.nodes.items()}
         return self._view.now(
             self.inventory.topology,
             busy,
             {name: note for name, note in notes.items() if note is not None},
             {name: unfit for name, node in self.nodes.items() if (unfit := node.info.get("unfit"))},
+            self.health(),
         )
+
+    def note(self, node: Node, taken: Mapping[int, int]) -> str | None:
+        """Why the node takes no run now, given who holds which of its GPUs; None where it does."""
+        # What the cluster holds for others cannot be known, nor a node be taken from it, while its head is away.
+        return self.away.why if self.away is not None else node.note_now(taken, self.out(node.facts.name))
 
     def lease_end(self, node: str) -> datetime:
         """The time after which no lease can hold on the node: it stops its ranks by then, whether it hears of us or not."""
         runtime = self._runtime
         known = self.nodes.get(node)
-        left = runtime.settings.lease_s if known is None else self._lease_left(known)
+        left = self._lease_after(self._fenced_out) if known is None else self._lease_left(known)
         return runtime.now() + timedelta(seconds=max(0.0, left))
 
     def _lease_left(self, node: Node) -> float:
-        return node.sync_sent + self._runtime.settings.lease_s - self._runtime.monotonic()
+        return self._lease_after(node.sync_sent)
+
+    def _lease_after(self, renewed: float) -> float:
+        return renewed + self._runtime.settings.lease_s - self._runtime.monotonic()
 
     # -- holds ---------------------------------------------------------------------------------------------------
 
@@ -158,7 +203,19 @@ class Roster:
 
     async def _look(self) -> None:
         runtime = self._runtime
-        found = {facts.name: facts for facts in await asyncio.wait_for(self._backend.nodes(), 10)}
+        try:
+            found = {facts.name: facts for facts in await self._backend.nodes()}
+        except ClusterLost as error:
+            if self.away is None:
+                log.warning("%s", error)
+                self.away = Away(runtime.monotonic(), str(error))
+                runtime.wake.set()
+            await self._give_up_silent()
+            return
+        if self.away is not None:
+            log.warning("the cluster's head answers again, after %.0f s", runtime.monotonic() - self.away.since)
+            self.away = None
+            runtime.wake.set()
         for name, facts in found.items():
             node = self.nodes.get(name)
             if node is None or node.facts.id != facts.id:
@@ -177,6 +234,11 @@ class Roster:
             missing_s = runtime.monotonic() - node.missing_since
             if self._backend.is_dead(node.facts) or missing_s >= runtime.settings.lost_after_s:
                 await self._lose(node, "left the cluster")
+        await self._give_up_silent()
+
+    async def _give_up_silent(self) -> None:
+        """The nodes on which every lease has run out, whatever the cluster says of them."""
+        runtime = self._runtime
         for node in list(self.nodes.values()):
             if node.task is not None and not node.silent and self._lease_left(node) <= 0:
                 node.silent = True
@@ -184,8 +246,7 @@ class Roster:
 
     def _meet(self, facts: NodeFacts) -> None:
         previous = self.nodes.get(facts.name)
-        # A controller before this one may have renewed leases until now.
-        node = Node(facts, sync_sent=previous.sync_sent if previous else self._runtime.monotonic())
+        node = Node(facts, sync_sent=previous.sync_sent if previous else self._fenced_out)
         self.nodes[facts.name] = node
         self._changed = True
         node.task = self._runtime.spawn(self._follow(node))
@@ -258,7 +319,11 @@ class Roster:
         if ack:
             # The first call, or the first after one that failed, renews nothing: a node that is dead is asked again and again.
             node.sync_sent = max(node.sync_sent, runtime.monotonic())
-        return await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
+        asked = runtime.now().timestamp()
+        report = await node.agent.sync(runtime.epoch, ack, runtime.settings.lease_s, runtime.settings.sync_wait_s)
+        if report.clock is not None:
+            node.clock.take(asked, *report.clock, runtime.now().timestamp())
+        return report
 
     def tell(self) -> None:
         """Something about a node is new: wakes whoever waits for that."""
@@ -277,6 +342,13 @@ class Roster:
         if not node.up:
             node.up, node.silent, node.note = True, False, None
             self._runtime.wake.set()
+        if report.vitals is not None:
+            node.vitals = report.vitals
+            await self.on_vitals(node)
         if fresh or report.info is not None:
             self.tell()
         await self._on_report(node.facts.name, report, fresh)
+
+
+async def _ignore(node: Node) -> None:
+    """Nobody asked to be told."""

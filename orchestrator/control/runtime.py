@@ -44,8 +44,16 @@ class Settings:
     """How long such a collective may take once every rank is there: NCCL's initialisation, and half a second of all-reduces."""
     sync_wait_s: float = 2.0
     watch_s: float = 1.0
+    progress_look_s: float = 1.0
+    """How often live attempts are asked whether they get on."""
+    confirm_s: float = 3.0
+    """Between the two looks at the stacks of a gang that stands still."""
     lost_after_s: float = 3.0
     """How long a node may be missing from the cluster's list before it is lost."""
+    look_for_newer_s: float = 2.0
+    """How often a controller that has nothing to write looks whether another one has taken over."""
+    fenced_out_s: float = 5.0
+    """A controller that was taken over from renews no lease after so long."""
     keep: Keep = Keep()  # noqa: RUF009 - frozen
     """How long the history keeps what is over."""
     survey_wait_s: float = 5.0
@@ -57,6 +65,8 @@ class Settings:
     longest_rest_s: float = 1.0
     longest_rest_of_new_s: float = 3.0
     policy: Policy = field(default_factory=Policy)
+    open_ray: str | None = None
+    """Set where Ray lets in everybody: what whoever names secrets is to know of it."""
 
 
 TROUBLE = (DatabaseBusy, DatabaseUnreachable, DatabaseDamaged)
@@ -133,6 +143,14 @@ class Runtime:
 
         self.store.on_change = tell
         self.book = await self.db(self.store.book)
+
+    async def look_for_newer(self) -> None:
+        """Ends this controller where another one has taken over."""
+        try:
+            await self.read(self.store.check_epoch)
+        except StaleEpoch as error:
+            self._fenced_out(error)
+            raise
 
     def _follow(self, changes: Changes) -> None:
         self.book.apply(changes)

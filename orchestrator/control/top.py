@@ -28,7 +28,9 @@ async def top(controller: Controller) -> dict[str, Any]:
     return {
         "at": render.time_json(controller.runtime.now()),
         "nodes": [
-            _node(name, node, busy.get(name, {}), by_node.get(name, []))
+            _node(
+                name, node, busy.get(name, {}), by_node.get(name, []), controller.roster.note(node, busy.get(name, {}))
+            )
             for name, node in sorted(controller.roster.nodes.items())
         ],
         "runs": [_run(controller, run, by_run.get(run.id, [])) for run in live[-MOST_RUNS:]],
@@ -44,6 +46,7 @@ def _run(controller: Controller, run: Run, uses: list[GpuUse]) -> dict[str, Any]
     pace = None if run.attempt is None else controller.gangs.measuring.live.pace(run.id, run.attempt.number)
     return render.list_json(run) | {
         "time_limit": run.spec.time_limit,
+        "note": "; ".join(controller.gangs.watch.notes(run)) or None,
         "live": {
             "samples_per_s": None if pace is None else pace.samples_per_s,
             "step_time": None if pace is None else pace.step_time,
@@ -52,7 +55,7 @@ def _run(controller: Controller, run: Run, uses: list[GpuUse]) -> dict[str, Any]
     }
 
 
-def _node(name: str, node: Node, taken: dict[int, int], uses: list[GpuUse]) -> dict[str, Any]:
+def _node(name: str, node: Node, taken: dict[int, int], uses: list[GpuUse], note: str | None) -> dict[str, Any]:
     memory = [use.memory_mib for use in uses if use.memory_mib is not None]
     power = [use.power_w for use in uses if use.power_w is not None]
     return {
@@ -66,5 +69,5 @@ def _node(name: str, node: Node, taken: dict[int, int], uses: list[GpuUse]) -> d
         "utilization": mean(use.utilization for use in uses),
         "memory_gib": sum(memory) / 1024 if memory else None,
         "power_w": sum(power) if power else None,
-        "note": node.note_now(taken),
+        "note": note,
     }

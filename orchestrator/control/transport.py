@@ -27,8 +27,6 @@ class Judged:
     """An event's text, where the transport is worse than planned."""
     failure: Failure | None = None
     """Why the attempt ends, where the job wants it to end for that."""
-    by_job: bool = False
-    """The job's own environment is shown to be the cause: another node would change nothing."""
 
 
 def judge(
@@ -50,5 +48,7 @@ def judge(
     if found.word != "worse than planned":
         return Judged(value, None)
     sentence = transport.sentence(value)
-    failure = Failure("degraded", sentence) if spec.on_degraded == "fail" else None
-    return Judged(value, sentence, failure, transport.set_by(found, spec.env))
+    if spec.on_degraded != "fail":
+        return Judged(value, sentence)
+    by_job = transport.set_by(found, spec.env)
+    return Judged(value, sentence, Failure("degraded", sentence, cause="user" if by_job else "infra"))

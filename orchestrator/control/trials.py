@@ -200,8 +200,9 @@ class Trials:
             runtime.wake.set()
 
     def _is_up(self, node: str) -> bool:
-        known = self._gangs.roster.nodes.get(node)
-        return known is not None and known.note is None
+        roster = self._gangs.roster
+        known = roster.nodes.get(node)
+        return known is not None and known.note is None and roster.out(node) is None
 
     def _gone(self, run: Run) -> bool:
         """Whether it waits no more: it was cancelled."""

@@ -42,6 +42,8 @@ _P2P_READ, _P2P_NVLINK, _P2P_OK = 0, 2, 0
 _P2P_WORDS = ("OK", "CNS", "GNS", "TNS", "DR", "NS")
 """What nvidia-smi calls NVML's answers; `U` where it knows none."""
 _UNCORRECTED, _VOLATILE = 1, 0
+_REPLAYS, _RECOVERIES, _WRONG_DATA = 0, 1, 3
+"""Of NVML's counters of a link's errors. A wrong checksum of a flit is repaired by a replay, and would be counted twice."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,14 @@ class GpuState:
     """ECC errors since the driver was loaded that could not be corrected."""
     recovery_action: str | None = None
     """The driver's own verdict, one of RECOVERY_ACTIONS: NONE is fit for work."""
+    remap_pending: bool | None = None
+    """A bad row of memory is remapped with the next reset."""
+    remap_failed: bool | None = None
+    """A bad row could not be remapped: no spare one is left."""
+    nvlinks: int | None = None
+    """That are active."""
+    nvlink_errors: int | None = None
+    """Replays, recoveries and wrong checksums of data on all of them, since the driver was loaded."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,8 @@ def _state(library: _Nvml, index: int, handle: Any) -> GpuState:
     ecc = library.get("DeviceGetEccMode", handle)
     fields = library.get("DeviceGetFieldValues", handle, [_RECOVERY_FIELD])
     action = fields[0].value.uiVal if fields is not None and fields[0].nvmlReturn == 0 else None
+    rows = library.get("DeviceGetRemappedRows", handle)
+    nvlinks, errors = _nvlink_health(library, handle)
     return GpuState(
         index,
         library.get("DeviceGetUUID", handle),
@@ -211,7 +223,26 @@ def _state(library: _Nvml, index: int, handle: Any) -> GpuState:
         (RECOVERY_ACTIONS[action] if action < len(RECOVERY_ACTIONS) else f"UNKNOWN_{action}")
         if action is not None
         else None,
+        bool(rows[2]) if rows is not None else None,
+        bool(rows[3]) if rows is not None else None,
+        nvlinks,
+        errors,
     )
+
+
+def _nvlink_health(library: _Nvml, handle: Any) -> tuple[int | None, int | None]:
+    """How many links are active, and how many errors all of them had; None where the GPU has no link, or tells none."""
+    states: list[int] = []
+    counts: list[int] = []
+    while (active := library.get("DeviceGetNvLinkState", handle, len(states))) is not None:
+        told = (
+            library.get("DeviceGetNvLinkErrorCounter", handle, len(states), counter)
+            for counter in (_REPLAYS, _RECOVERIES, _WRONG_DATA)
+            if active
+        )
+        counts += [count for count in told if count is not None]
+        states.append(active)
+    return (sum(map(bool, states)) if states else None), (sum(counts) if counts else None)
 
 
 def _links(library: _Nvml, handles: Sequence[Any], gpus: Sequence[Gpu], files: Path) -> tuple[str | None, ...]:

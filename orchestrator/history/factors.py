@@ -12,7 +12,7 @@ from orchestrator.scheduling.run import Attempt, Code, Run
 VERSIONS = ("torch", "cuda", "cudnn", "nccl", "driver", "cuda_driver", "python_version", "kernel", "container")
 """Of attempts.environment, by node (health/recorded.py)."""
 NOT_OF_SPEED = frozenset(
-    ("name", "team", "tags", "priority", "secrets", "time_limit", "grace", "retry", "after", "array", "throughput",
+    ("name", "team", "tags", "priority", "secrets", "time_limit", "grace", "retry", "hang", "after", "array", "throughput",
      "on_degraded", "requires", "workdir", "checkpoint")
 )  # fmt: skip
 """Parts of a job file that cannot change how fast its steps are."""

@@ -30,9 +30,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 
-SCHEMA = "0008"
+SCHEMA = "0010"
 """The newest migration. Revisions are numbers, so that newer and older can be told apart without importing Alembic."""
 
+
+NODE_EVENTS = (
+    "drained", "undrained", "quarantined", "probation", "cleared", "proposed", "fatal", "degraded", "recovered",
+)  # fmt: skip
+"""What happens to a node. `proposed`: it should be drained, or quarantined, and orch does not do so by itself."""
 
 SOURCES = ("auto", "log", "report")
 """How a throughput is known: measured in the ranks, read from rank 0's log, or told by the script itself."""
@@ -278,6 +283,39 @@ class NodeRow(Base):
     versions: Mapped[dict[str, Any]]
 
     __table_args__ = (one_of("state", ("up", "down"), "nodes_state"),)
+
+
+class NodeMarkRow(Base):
+    """What was decided about a node, and what its health is judged by; a node may be marked that is not in the cluster now."""
+
+    __tablename__ = "node_marks"
+    node: Mapped[str] = mapped_column(primary_key=True)
+    drain: Mapped[dict[str, Any] | None]
+    """at, by, reason, when_idle; NULL where nobody drained it."""
+    quarantine: Mapped[dict[str, Any] | None]
+    """stage, since, until, times, why; NULL where it never was in one."""
+    forgiven_at: Mapped[datetime | None]
+    past: Mapped[dict[str, Any] | None]
+    """The most that it had, and its counters (health/node_past.py)."""
+
+
+class NodeEventRow(Base):
+    """One thing that was decided about a node, or found out about its health."""
+
+    __tablename__ = "node_events"
+    id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=True)
+    at: Mapped[datetime]
+    node: Mapped[str]
+    what: Mapped[str]
+    by: Mapped[str | None]
+    """Who asked; NULL: orch itself."""
+    reason: Mapped[str | None]
+
+    __table_args__ = (
+        one_of("what", NODE_EVENTS, "node_events_what"),
+        Index("node_events_by_node", "node", "id"),
+        {"sqlite_autoincrement": True},
+    )
 
 
 class TagRow(Base):

@@ -14,7 +14,7 @@ from orchestrator.history import ledger
 from orchestrator.placement.values import Placement
 from orchestrator.progress.values import Progress
 from orchestrator.scheduling.lifecycle import Event, State
-from orchestrator.scheduling.run import Attempt, Run, RunEvent
+from orchestrator.scheduling.run import Attempt, Failure, Run, RunEvent
 
 
 def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:
@@ -60,6 +60,11 @@ def why_json(run: Run) -> dict[str, Any]:
         "waited": [{"attempt": one.number, "until": time_json(one.until), **one.summary} for one in run.waits],
         "broke": broke,
         "ended": ended if run.ended else None,
+        "noted": [
+            {"at": time_json(one.at), "text": one.reason}
+            for one in run.events
+            if one.event is Event.NOTED and last is not None and one.attempt == last.number
+        ],
     }
 
 
@@ -207,7 +212,7 @@ def _attempt(run: Run, attempt: Attempt, ranks: bool) -> dict[str, Any]:
     drawn = {
         "number": attempt.number,
         "outcome": None if attempt.outcome is None else attempt.outcome.value,
-        "failure": None if attempt.failure is None else asdict(attempt.failure),
+        "failure": None if attempt.failure is None else _failure(attempt.failure, ranks),
         "placement": _placement(attempt.placement, ranks),
         "transport": transport(run, attempt),
         "stop": None if attempt.stop is None else asdict(attempt.stop),
@@ -220,6 +225,11 @@ def _attempt(run: Run, attempt: Attempt, ranks: bool) -> dict[str, Any]:
         drawn["progress"] = _progress(attempt.progress)
         drawn["exit_codes"] = {str(rank): code for rank, code in sorted(attempt.exit_codes.items())}
     return drawn
+
+
+def _failure(failure: Failure, whole: bool) -> dict[str, Any]:
+    drawn = asdict(failure)
+    return drawn if whole else {key: value for key, value in drawn.items() if key not in ("ranks", "detail")}
 
 
 def _placement(placement: Placement, ranks: bool) -> dict[str, Any]:

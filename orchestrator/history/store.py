@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.array import Ref
 from orchestrator.bench.results import Bench
 from orchestrator.bench.trial import Kept
+from orchestrator.health.marks import Mark
 from orchestrator.history import (
     benches,
     compare,
@@ -29,6 +30,7 @@ from orchestrator.history import (
     listing,
     measurements,
     moves,
+    nodes,
     pictured,
     queries,
     retention,
@@ -57,6 +59,7 @@ from orchestrator.history.models import (
     ControlRow,
     NodeRow,
 )
+from orchestrator.history.nodes import Broken, NodeEvent
 from orchestrator.history.rows import Rows
 from orchestrator.history.submit import Answer, resolve, submitted
 from orchestrator.history.submit import submit as _submit
@@ -137,6 +140,13 @@ class Store:
             self._book = None
         self._epoch = epoch
         return epoch
+
+    def check_epoch(self) -> None:
+        """Raises StaleEpoch where another controller has become the writer; a write would find that out too."""
+        with self._database.read() as connection:
+            control = connection.execute(select(ControlRow.epoch, ControlRow.owner)).one()
+        if control.epoch != self._epoch:
+            raise StaleEpoch(self._epoch, control.epoch, control.owner)
 
     @contextmanager
     def group(self) -> Iterator[None]:
@@ -474,6 +484,19 @@ class Store:
             if not connection.execute(update(NodeRow).where(NodeRow.name == node.name).values(**known)).rowcount:
                 connection.execute(insert(NodeRow).values(name=node.name, first_seen=node.first_seen, **known))
 
+    def mark_nodes(self, marks: Mapping[str, Mark], events: Sequence[NodeEvent]) -> None:
+        """Records what was decided about nodes, and tells it in their history."""
+        with self._write() as connection:
+            for node, mark in marks.items():
+                nodes.set_mark(connection, node, mark)
+            nodes.add_events(connection, events)
+
+    def remember_node(self, node: str, past: Mapping[str, Any], events: Sequence[NodeEvent] = ()) -> None:
+        """Records what a node's health is judged by from now on, and what was found out."""
+        with self._write() as connection:
+            nodes.set_past(connection, node, past)
+            nodes.add_events(connection, events)
+
     def record_benches(self, found: Sequence[Bench]) -> None:
         """Keeps what links were measured to carry; the same results again change nothing."""
         with self._write() as connection:
@@ -729,6 +752,21 @@ class Store:
         """The nodes that were ever seen, by name."""
         with self._database.read() as connection:
             return queries.nodes(connection)
+
+    def node_marks(self) -> tuple[dict[str, Mark], dict[str, dict[str, Any]]]:
+        """By node: what was decided about it, and what its health is judged by."""
+        with self._database.read() as connection:
+            return nodes.marks(connection)
+
+    def node_events(self, names: Sequence[str], limit: int) -> list[NodeEvent]:
+        """What happened to nodes, the newest so many, oldest first; to all where none is named."""
+        with self._database.read() as connection:
+            return nodes.events(connection, names, limit)
+
+    def node_attempts(self, since: datetime, later: Mapping[str, datetime]) -> tuple[dict[str, int], list[Broken]]:
+        """By node how many attempts ended there since then, or since its own time in `later`; and all that infrastructure broke."""
+        with self._database.read() as connection:
+            return nodes.ended(connection, since, later), nodes.broken(connection, since)
 
     def benches(self, wanted: BenchFilter | None = None) -> list[Bench]:
         """The results of `orch bench` that `wanted` describes, oldest first."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.hardware.formats.hostlist import compress
 from orchestrator.placement.tree import Free, Topology, TreeDomain, TreeNode
+from orchestrator.units import format_spans
 
 FREE, BUSY, UNUSABLE = "□", "■", "×"
 LEGEND = f"{FREE} free  {BUSY} busy  {UNUSABLE} not usable; NVLink islands are between |"
@@ -92,18 +93,7 @@ def draw_placement(topology: Topology, nodes: Sequence[tuple[str, Sequence[int],
         path = topology.cluster.path(name)
         where = " / ".join(f"{level} {place}" for level, place in zip(topology.cluster.levels, path, strict=True))
         device = "GPU" if topology.nodes[topology.index[name]].kind.device == "cuda" else "slot"
-        lines.append(f"{where + ' / ' if where else ''}{name}: {device} {_spans(gpus)} = rank {_spans(ranks)}")
+        lines.append(
+            f"{where + ' / ' if where else ''}{name}: {device} {format_spans(gpus)} = rank {format_spans(ranks)}"
+        )
     return lines
-
-
-def _spans(numbers: Sequence[int]) -> str:
-    """`0-3,6` for numbers that ascend; in their own order where they do not."""
-    if list(numbers) != sorted(numbers):
-        return ",".join(map(str, numbers))
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

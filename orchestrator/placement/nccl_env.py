@@ -69,15 +69,14 @@ def rank_environment(
     attempt: int,
     rdma_promised: bool,
     nvlink_between_nodes: bool = False,
-    log_dir: str | None = None,
     tell_links: bool = False,
     job: Mapping[str, str] | None = None,
 ) -> RankEnvironment:
     """The variables for the ranks on `node` of `gang`.
 
     `rdma_promised` says that the placement's bandwidth counts on RDMA: then NCCL must fail rather than fall back to
-    TCP. `log_dir` is a folder that the ranks can write to, for the flight recorder. `tell_links`: NCCL says what links it
-    makes, in a log whose place the node's agent chooses. `job` is what the job sets itself.
+    TCP. `tell_links`: NCCL says what links it makes, in a log whose place the node's agent chooses. `job` is what the job sets
+    itself.
     """
     several = len(gang) > 1
     found: dict[str, str] = {
@@ -101,8 +100,6 @@ def rank_environment(
         found |= _network(node, gang, rdma_promised)
         if nvlink_between_nodes:
             found["NCCL_MNNVL_ENABLE"] = "1"
-    if log_dir is not None:
-        found["TORCH_FR_DUMP_TEMP_FILE"] = f"{log_dir}/trace_"
     own = dict(job or {})
     return RankEnvironment(found | own, notices(own, found))
 

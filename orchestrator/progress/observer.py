@@ -166,6 +166,8 @@ class Observer:
         self.slots[file.S_BEGAN] = self.clock()
         self.models: list[Any] = []
         self.stepped, self.drawn, self.forget_training = watch_training(file, mapped, self.models)
+        self.hook: Any = None
+        self.hook_steps: Callable[[], Any] = lambda: None
         self.depth = 0
         self.thread = _thread.get_ident()
 
@@ -260,7 +262,23 @@ class Observer:
     # -- where it takes hold -------------------------------------------------------------------------------------------
 
     def patch_optimizer(self, module: Any) -> None:
-        module.register_optimizer_step_post_hook(self.stepped)
+        self.hook_steps = lambda: module.register_optimizer_step_post_hook(self.stepped)
+        self.hook = self.hook_steps()
+
+    def around_first_state(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """torch.distributed.checkpoint has an optimizer that is new make a step of nothing, so that it has a state to fill."""
+
+        @functools.wraps(plain)
+        def init_state(*args: Any, **kwargs: Any) -> Any:
+            if self.hook is None:
+                return plain(*args, **kwargs)
+            self.hook.remove()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                self.hook = self.hook_steps()
+
+        return untraced(init_state)
 
     def patch_loader(self, module: Any) -> None:
         iterators = module._BaseDataLoaderIter
@@ -310,6 +328,13 @@ class Observer:
             ),
             "torch.distributed.checkpoint.state_dict_loader": lambda m: self.patch_functions(
                 m, "torch.distributed.checkpoint", load=load, load_state_dict=load
+            ),
+            "torch.distributed.checkpoint.state_dict": lambda m: self.patch_functions(
+                m, "", _init_optim_state=self.around_first_state
+            ),
+            # Its own COMMIT makes a checkpoint of what torch has written.
+            "orchestrator.checkpoint.writing": lambda m: self.patch_functions(
+                m, "", save_whole=save, save_sharded=save
             ),
             "safetensors.torch": lambda m: self.patch_functions(
                 m, "safetensors", save_file=save, save_model=save, load_file=load, load_model=load

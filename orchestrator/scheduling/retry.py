@@ -86,8 +86,8 @@ def avoided(run: Run, now: datetime) -> Mapping[str, str]:
         failure, ended = attempt.failure, attempt.ended_at
         if failure is None or ended is None or attempt.outcome is not Outcome.INFRA_ERROR or failure.kind in FREE:
             continue
-        if now - ended < AVOIDED and failure.node is not None:
-            found[failure.node] = f"attempt {attempt.number} broke there: {failure.kind}"
+        if now - ended < AVOIDED:
+            found |= dict.fromkeys(failure.suspects, f"attempt {attempt.number} broke there: {failure.kind}")
     return found
 
 

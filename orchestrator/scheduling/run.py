@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from orchestrator.health.failure import Failure as Failure
 from orchestrator.placement.values import Placement
 from orchestrator.progress.gpu_time import NodeTime
 from orchestrator.progress.values import Progress
@@ -37,25 +38,17 @@ class NewRun:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why an attempt broke: the first failing rank or the node, in the user's terms."""
-
-    kind: str
-    """exit, signal, node_lost, start_failed, lease_expired, hold_refused, code_missing, secrets_missing, controller, degraded."""
-    message: str
-    rank: int | None = None
-    node: str | None = None
-
-
-@dataclass(frozen=True)
 class Stop:
     """Why a live attempt is told to end: recorded before it is told, so that the next controller goes on with it."""
 
-    kind: Literal["cancelled", "preempted", "drained", "time_limit"]
+    kind: Literal["cancelled", "preempted", "drained", "time_limit", "hang"]
     reason: str | None = None
     """In the user's terms."""
     for_run: int | None = None
     """Which run takes the place, where one does."""
+    rank: int | None = None
+    """Whose fault it is, where a rank stands out; and its node."""
+    node: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from orchestrator.control.backend import (
     Agent,
     AgentGone,
+    ClusterLost,
     HoldRefused,
     NodeFacts,
     PartStatus,
@@ -19,8 +21,12 @@ from orchestrator.control.backend import (
     StartPart,
 )
 from orchestrator.control.rank_progress import RankProgress
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health import facts as health
+from orchestrator.health.evidence import RankEnd
+from orchestrator.health.stacks import RankStack
+from orchestrator.health.vitals import Vitals
 from orchestrator.placement.values import Device
 
 
@@ -31,7 +37,7 @@ class FakePart:
     order: StartPart
     ranks: dict[int, int | None]
     ended: bool = False
-    first_failed: int | None = None
+    ends: dict[int, RankEnd] = field(default_factory=dict)
     stopped_with: float | None = None
     lease_expired: bool = False
 
@@ -54,8 +60,17 @@ class FakeAgent:
         self.interpreters: dict[str | None, health.Interpreter] = {}
         self.surveyed: list[str | None] = []
         """The interpreters that it was asked for, in order."""
+        self.disk: set[str | None] = set()
+        """The tokens in the checkpoint folder: the same set on all nodes unless the test says otherwise."""
+        self.folder = FolderLook()
+        """What it finds there, besides a token."""
         self.looks: list[RankProgress] = []
         """What the ranks show in the next report."""
+        self.standing: Callable[[int], Iterable[RankStack]] = lambda turn: ()
+        """Where ranks stand when that is asked for the first, the second ... time."""
+        self.stacks_taken = 0
+        self.clock: Callable[[], float] = time.time
+        self._vitals: Vitals | None = None
         self._sequence = 0
         self._news = asyncio.Event()
         self._info_told: dict[str, object] = {}
@@ -71,6 +86,7 @@ class FakeAgent:
 
     async def sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
         self._take_orders_from(epoch)
+        heard = self.clock()
         if ack and not self._news.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), wait_s)
@@ -81,7 +97,9 @@ class FakeAgent:
         new, self._info_told = not ack or info != self._info_told, info
         looks, self.looks = tuple(self.looks), []
         statuses = tuple(map(self._status, self.parts.values()))
-        return Report(self._sequence, statuses, info=info if new else None, progress=looks)
+        vitals, self._vitals = self._vitals, None
+        clock = heard, self.clock()
+        return Report(self._sequence, statuses, info=info if new else None, progress=looks, vitals=vitals, clock=clock)
 
     async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
         self._take_orders_from(epoch)
@@ -114,10 +132,23 @@ class FakeAgent:
         self._take_orders_from(epoch)
         self.parts.pop((run, attempt), None)
 
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        self._take_orders_from(epoch)
+        self.stacks_taken += 1
+        of_part = self.parts[run, attempt].ranks if (run, attempt) in self.parts else {}
+        return tuple(stack for stack in self.standing(self.stacks_taken) if stack.rank in of_part)
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         self._take_orders_from(epoch)
         self.surveyed.append(python)
         return Surveyed(time.time(), self.host, self.interpreters.get(python))
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        self._take_orders_from(epoch)
+        if self.folder.error is None:
+            self.disk |= {tokens.leave} if tokens.leave else set()
+            self.disk -= {tokens.remove}
+        return replace(self.folder, seen=tokens.expect in self.disk)
 
     async def close(self, epoch: int) -> None:
         self._take_orders_from(epoch)
@@ -130,7 +161,8 @@ class FakeAgent:
             dict(part.ranks),
             part.ended,
             lease_expired=part.lease_expired,
-            first_failed=part.first_failed,
+            at=time.monotonic(),
+            ends=dict(part.ends),
         )
 
     # === for tests ===
@@ -146,13 +178,17 @@ class FakeAgent:
         self.interpreters |= {one.python: one for one in interpreters} | ({None: own} if own else {})
         self._news.set()
 
+    def see(self, vitals: Vitals) -> None:
+        """It has looked at its node."""
+        self._vitals = vitals
+        self._news.set()
+
     def end_rank(self, run: int, attempt: int, rank: int, code: int) -> None:
         """The rank ends; the part is over once it was the last."""
         part = self.parts[run, attempt]
         if part.ranks[rank] is None:
-            part.ranks[rank] = code
-            if code and part.first_failed is None:
-                part.first_failed = rank
+            part.ranks[rank], at = code, time.monotonic()
+            part.ends[rank] = RankEnd(code, at, None if part.stopped_with is None else at)
         part.ended = all(code is not None for code in part.ranks.values())
         self._news.set()
 
@@ -174,14 +210,20 @@ class FakeCluster:
         self.agents: dict[str, FakeAgent] = {}
         self.holds: set[str] = set()
         self.foreign: set[str] = set()
+        self.lost = False
+        """Whether its head is away."""
         self.dead: set[str] = set()
         """The ids of nodes of which it is said that they are dead."""
+        self.disk: set[str | None] = set()
+        """What all nodes see of a checkpoint folder."""
         for name, gpus in nodes.items():
             self.add(name, gpus)
 
     # === the protocol ===
 
     async def nodes(self) -> list[NodeFacts]:
+        if self.lost:
+            raise ClusterLost("the fake head does not answer")
         return list(self.facts.values())
 
     def is_dead(self, node: NodeFacts) -> bool:
@@ -205,6 +247,7 @@ class FakeCluster:
         number = len(self.agents) + sum(1 for _ in self.facts)
         self.facts[name] = NodeFacts(name, f"{name}-{number}", "10.0.0.1", device, gpus)
         self.agents[name] = FakeAgent()
+        self.agents[name].disk = self.disk
 
     def lose(self, name: str) -> None:
         """The node leaves the cluster's list, and its agent answers no more."""

@@ -27,12 +27,15 @@ def job(workers: str = "1", name: str = "job", key: str | None = None, **more: A
 
 
 @asynccontextmanager
-async def started(backend: Backend, settings: Settings, **more: Any) -> AsyncIterator[Controller]:
-    """A controller of the database in `settings.home`, until the block ends: then it is gone as if it had been killed.
+async def started(
+    backend: Backend, settings: Settings, *, database: str | None = None, **more: Any
+) -> AsyncIterator[Controller]:
+    """A controller, until the block ends: then it is gone as if it had been killed.
 
+    Its database is in `settings.home`, or at the URL `database`.
     `more` are further arguments of Controller.
     """
-    store = Store.open(f"sqlite:///{settings.home}/orch.db")
+    store = Store.open(database or f"sqlite:///{settings.home}/orch.db")
     controller = Controller(store, backend, settings, **more)
     await controller.start()
     try:
@@ -59,6 +62,10 @@ async def controlling(
         sync_wait_s=0.05,
         watch_s=0.02,
         lost_after_s=0.05,
+        look_for_newer_s=0.05,
+        fenced_out_s=0.2,
+        progress_look_s=0.02,
+        confirm_s=0.05,
         policy=policy or Policy(),
         preflight=preflight,
     )

@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from orchestrator.control.backend import Agent, Backend, NodeFacts, PartStatus, Report, StartPart
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
+from orchestrator.health.stacks import RankStack
 from orchestrator.history.database import Database, open_database
 from orchestrator.history.errors import DatabaseUnreachable
 from orchestrator.history.store import Store
@@ -148,9 +150,17 @@ class FusedAgent:
     async def forget(self, epoch: int, run: int, attempt: int) -> None:
         await self._call("forget", epoch, run, attempt)
 
+    async def stacks(self, epoch: int, run: int, attempt: int, whole: bool) -> tuple[RankStack, ...]:
+        found: tuple[RankStack, ...] = await self._call("stacks", epoch, run, attempt, whole)
+        return found
+
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         surveyed: Surveyed = await self._call("survey", epoch, python, look)
         return surveyed
+
+    async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+        found: FolderLook = await self._call("checkpoint_folder", epoch, folder, tokens)
+        return found
 
     async def close(self, epoch: int) -> None:
         await self._call("close", epoch)

@@ -95,7 +95,8 @@ def test_a_failing_rank_is_named_with_its_node_and_last_line_and_its_log_comes_f
     (attempt,) = found["attempts"]
     failure = attempt["failure"]
     assert (found["state"], attempt["outcome"]) == ("failed", "user_error")
-    assert (failure["kind"], failure["rank"]) == ("exit", 1)
+    assert (failure["kind"], failure["cause"], failure["rank"], failure["ranks"]) == ("python", "user", 1, [1])
+    assert failure["detail"].endswith("ValueError: the batch has 0 samples")
     assert failure["node"] == attempt["placement"]["nodes"][0]["node"]
     assert "ValueError: the batch has 0 samples" in failure["message"]
     assert attempt["exit_codes"] == {"0": -15, "1": 1, "2": -15}

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
+from orchestrator.control import follow as following
 from orchestrator.control.backend import Agent, AgentGone, NodeFacts, RankStart, StartPart
 from orchestrator.control.controller import Controller
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Settings
+from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.history.filters import RunFilter
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run
-from orchestrator.testing.cluster import FakeCluster
+from orchestrator.testing.cluster import FakeAgent, FakeCluster
 from orchestrator.testing.controlling import controlling, job, reaches, started, until
 
 
@@ -96,6 +98,32 @@ def test_what_ranks_show_is_recorded_with_the_end_and_a_broken_look_ends_nothing
             await until(lambda: _is(lambda: not agent.looks))
             agent.end(other.id, 1)
             await reaches(controller, other, State.SUCCEEDED)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("stream", ["logs", "follow"])
+def test_a_follower_of_a_quiet_run_hears_that_it_is_still_connected(
+    tmp_path: Path, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agents report all the time, and nothing of that is for the follower."""
+    monkeypatch.setattr(following, "HEARTBEAT_S", 0.4)
+
+    async def story() -> None:
+        async with controlling(tmp_path, FakeCluster(a=1)) as controller:
+            run, _ = await controller.submit(job("1"), {})
+            run = await reaches(controller, run, State.RUNNING)
+            positions = following.Positions()
+            if stream == "logs":
+                asked = {"rank": None, "attempt": None, "since_s": None, "positions": positions, "keep_on": True}
+                heard = following.log_lines(controller, run, **asked)
+            else:
+                heard = following.follow(controller, run.id, positions)
+            async with asyncio.timeout(5):
+                async for one in heard:
+                    if one is None:
+                        break
+            await heard.aclose()
 
     asyncio.run(story())
 
@@ -612,5 +640,53 @@ def test_a_submission_that_was_acknowledged_is_so_again_though_it_could_not_be_m
             assert (again.id, created) == (run.id, False)
             with pytest.raises(Refused, match="can never fit"):
                 await controller.submit(job("2", key="other"), {})
+
+    asyncio.run(story())
+
+
+def test_a_checkpoint_folder_that_is_not_one_on_all_nodes_is_told_once_and_holds_nothing_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        cluster.agents["b"].disk = set()
+        async with controlling(tmp_path, cluster, preflight="off") as controller:
+            run, _ = await controller.submit(job("2x1", checkpoint="ckpt"), {})
+            await reaches(controller, run, State.RUNNING)
+
+            async def told() -> list[str]:
+                found = await controller.find(str(run.id))
+                return [event.reason for event in found.events if event.event is Event.NOTED]
+
+            await until(told)
+            (text,) = await told()
+            assert text.startswith("checkpoint: b does not see what a writes in")
+            assert f"storage/checkpoints/{run.id}/ckpt" in text
+            assert cluster.disk == set(), "the token is taken away again"
+
+    asyncio.run(story())
+
+
+def test_a_run_of_which_all_nodes_see_the_folder_hears_nothing_of_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        looked: list[Tokens] = []
+
+        class Watched(FakeAgent):
+            async def checkpoint_folder(self, epoch: int, folder: str, tokens: Tokens) -> FolderLook:
+                looked.append(tokens)
+                return await super().checkpoint_folder(epoch, folder, tokens)
+
+        cluster.agents = {name: Watched() for name in cluster.agents}
+        for agent in cluster.agents.values():
+            agent.disk = cluster.disk
+        async with controlling(tmp_path, cluster, preflight="off") as controller:
+            run, _ = await controller.submit(job("2x1", checkpoint="ckpt"), {})
+
+            async def cleared() -> bool:
+                return any(tokens.remove for tokens in looked)
+
+            await until(cleared)
+            await reaches(controller, run, State.RUNNING)
+            found = await controller.find(str(run.id))
+            assert [event.reason for event in found.events if event.event is Event.NOTED] == []
 
     asyncio.run(story())

@@ -236,7 +236,7 @@ def test_what_nccl_said_is_kept_and_what_it_warned_of_is_in_the_ranks_log(tmp_pa
                 printed = [line.text for line in controller.logs.lines(run.id, 1, rank, whole=True)]
                 assert printed.count("[orch] NCCL warns: nothing is wrong but this") == 1
                 assert printed[0] == "connected"
-                assert controller.logs.last_line(run.id, 1, rank).startswith("ended after step")
+                assert controller.logs.last_lines(run.id, 1, rank)[-1].startswith("ended after step")
 
     asyncio.run(story())
 

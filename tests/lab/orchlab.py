@@ -163,12 +163,17 @@ class Orch:
 
     def mend(self) -> None:
         """Three hosts again that orch can use: those that are off, or whose raylet has ended, are started anew."""
-        for host in self.lab.hosts:
-            if host is self.head or (host.is_on and host.processes("raylet/raylet")):
-                continue
-            host.restart()
-            self.cluster.join(host)
-        self.wait_up(*self.lab.hosts)
+
+        def all_up() -> bool:
+            for host in self.lab.hosts[1:]:
+                # A raylet that was taken for dead ends once it hears of that.
+                if not host.is_on or not host.processes("raylet/raylet"):
+                    host.restart()
+                    self.cluster.join(host)
+            nodes = self.nodes()
+            return all(nodes.get(host.name, {}).get("state") == "up" for host in self.lab.hosts)
+
+        wait_until(all_up, 90, "orch has three hosts", every=0.5)
 
     def nodes(self) -> dict[str, dict]:
         return {node["node"]: node for node in json.loads(self("nodes", "--json"))}

@@ -102,6 +102,9 @@ class RayCluster:
             _finish(host, process)
 
     def _begin(self, host: Host) -> Running:
+        return host.popen(self._argv(host), env=self.env)
+
+    def _argv(self, host: Host) -> list[str]:
         argv = ["ray", "start", f"--node-ip-address={host.address}", f"--node-name={host.name}"]
         argv += [f"--num-cpus={self.num_cpus}", f"--num-gpus={self.num_gpus}", "--object-store-memory=100000000"]
         argv += ["--include-log-monitor=false", "--disable-usage-stats"]
@@ -111,7 +114,7 @@ class RayCluster:
             argv += ["--head", f"--port={PORT}", f"--include-dashboard={str(self.dashboard).lower()}", "--no-monitor"]
         else:
             argv.append(f"--address={self.address}")
-        return host.popen(argv, env=self.env)
+        return argv
 
 
 def _finish(host: Host, process: Running) -> None:

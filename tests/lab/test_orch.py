@@ -79,15 +79,6 @@ class TestOrch:
             [4, 5],
         ]
 
-    def test_a_killed_rank_is_named_and_its_peers_end_on_all_hosts(self, orch, lab):
-        run = orch.begins(TALKS, "3x2", "joined", 6)
-        os.kill(orch.rank_pid(run, 3), signal.SIGKILL)
-        found = orch.reaches(run, "failed")
-        failure = found["attempts"][0]["failure"]
-        assert (failure["kind"], failure["rank"], failure["node"]) == ("signal", 3, "lab2")
-        assert "SIGKILL" in failure["message"]
-        nothing_left(orch, run)
-
     def test_cancel_ends_the_ranks_of_every_host(self, orch):
         run = orch.begins(TALKS, "3x2", "joined", 6)
         orch("cancel", run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from hosts import wait_until
@@ -31,18 +32,31 @@ print("started a child", flush=True)
 time.sleep(600)
 """
 
+LIMIT_MIB = 200
+GROWS = """
+import os, pathlib, time
+print("small", flush=True)
+while not pathlib.Path(os.environ["SHARED"], "grow").exists():
+    time.sleep(0.1)
+held = []
+while os.environ["RANK"] == "2":
+    held.append(bytearray(4 << 20))
+    time.sleep(0.05)  # slowly: whoever watches it looks once a second
+time.sleep(600)
+"""
+
 
 @representative
 @fault(1)
 def test_a_killed_rank_is_named_its_peers_end_and_the_run_goes_on_from_its_checkpoint(orch: Orch, measured) -> None:
-    run = orch.trains("3x2", 6, job="retry: {user: 1}")
+    run = orch.trains("3x2", 6)
     os.kill(orch.rank_pid(run, 3), signal.SIGKILL)
     measured.injected()
     wait_until(lambda: not orch.of_attempt(run, 1), 5, "its peers end")
     attempt = orch.wait_ended(run)
     measured.detected()
     assert attempt.failure is not None
-    assert (attempt.failure.kind, attempt.failure.rank) == ("signal", 3)
+    assert (attempt.failure.kind, attempt.failure.rank, attempt.failure.cause) == ("signal", 3, "infra")
     assert "SIGKILL" in attempt.failure.message
     orch.goes_on(run, 6, measured)
 
@@ -57,8 +71,10 @@ def test_an_exception_is_told_by_the_rank_that_raised_it_and_not_tried_again(orc
     assert [one.outcome for one in found.attempts] == ["user_error"]
     failure = found.attempts[0].failure
     assert failure is not None
-    assert failure.rank == 1
+    assert (failure.kind, failure.rank) == ("python", 1)
     assert "no such layer" in failure.message
+    assert failure.detail is not None
+    assert 'raise ValueError("no such layer")' in failure.detail
 
 
 @fault(5)
@@ -109,3 +125,28 @@ def test_a_run_that_gives_way_has_its_grace_and_goes_on_from_its_checkpoint(orch
     orch.wait_trained(run, 2, 6)
     one_writer(orch.steps(run))
     assert len(orch.let_end(run).attempts) == 2
+
+
+@fault(21)
+def test_a_rank_that_runs_out_of_memory_is_said_to_have_and_is_not_tried_again(orch: Orch, measured) -> None:
+    limit = Path("/sys/fs/cgroup/memory") / f"orch-fault-{os.getpid()}"
+    try:
+        limit.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    try:
+        run = orch.begins(GROWS, "2x2", "small", 4, job=f"env: {{SHARED: {orch.lab.shared}}}")
+        (limit / "memory.limit_in_bytes").write_text(str(LIMIT_MIB << 20))
+        (limit / "cgroup.procs").write_text(str(orch.rank_pid(run, 2)))
+        (orch.lab.shared / "grow").touch()
+        measured.injected()
+        failure = orch.wait_ended(run, timeout=60).failure
+        measured.detected()
+        assert failure is not None
+        assert (failure.kind, failure.rank) == ("oom", 2)
+        assert f"of {LIMIT_MIB / 1024:.1f} GiB" in failure.message
+        assert orch.recorded(run).state == "failed"
+        wait_until(lambda: not orch.of_attempt(run, 1), 15, "nothing is left")
+    finally:
+        wait_until(lambda: not (limit / "cgroup.procs").read_text(), 20, "the cgroup is empty")
+        limit.rmdir()

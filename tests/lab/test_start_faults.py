@@ -64,8 +64,10 @@ def test_a_gang_whose_node_dies_while_others_have_started_trains_nowhere_and_sta
 @fault(19)
 def test_a_gang_whose_port_is_taken_gets_another(orch: Orch, measured) -> None:
     measured.injected()
-    run = orch.submit_steps("2x2", before=TAKES_THE_PORT, job="retry: {user: 1}")
-    orch.wait_ended(run)
+    run = orch.submit_steps("2x2", before=TAKES_THE_PORT)
+    failure = orch.wait_ended(run).failure
+    assert failure is not None
+    assert failure.kind == "port_taken"
     wait_until(lambda: not orch.of_attempt(run, 1), 15, "what had started is gone")
     assert 1 not in orch.steps(run)
     orch.goes_on(run, 4, measured)

@@ -68,6 +68,12 @@ def test_the_diagram_of_states_is_the_tables_own() -> None:
     assert script("draw_states").redrawn(document) == document, "run: python scripts/draw_states.py"
 
 
+def test_the_tables_of_causes_are_the_code_s_own() -> None:
+    document = (ROOT / "docs" / "failures.md").read_text()
+
+    assert script("draw_causes").redrawn(document) == document, "run: python scripts/draw_causes.py"
+
+
 def test_the_lock_names_every_dependency_once_and_no_registry() -> None:
     import tomllib
 

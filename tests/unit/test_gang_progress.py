@@ -156,6 +156,38 @@ def test_a_checkpoint_counts_once_no_rank_saves_any_more() -> None:
     assert found.unsaved_ms == 2000
 
 
+def test_what_came_before_the_newest_save_is_kept_where_a_scripts_saves_are_all_that_is_seen() -> None:
+    """torch.save every few rounds of a loop without an optimizer or a loader: nothing else of it can be seen."""
+    gang = GangProgress()
+    for s in range(1, 31):
+        saves = s // 10
+        saved = {"saves_begun": saves, "saves_ended": saves, "saved": saves, "saved_at": saves * 10 * S, "loads": 1}
+        gang.observe(
+            [RankProgress(1, 1, 0, s * S, 5, save_time=saves * S, **saved), RankProgress(1, 1, 1, s * S, 5)], at(s)
+        )
+        assert gang.summary() is None, "as long as it lives, steps may still come"
+    gang.end(at(34))
+    found = gang.summary()
+    assert found is not None
+    assert (found.first_step_at, found.last_step_at, found.saved_at) == (at(0), at(34), at(30))
+    assert (found.busy_ms, found.save_ms, found.unsaved_ms, found.saves) == (31_000, 3000, 4000, 3)
+    assert (found.steps, found.saved_steps, found.step_time, found.resumed) == (0, 0, None, True)
+
+
+def test_of_a_log_what_it_had_told_when_the_newest_save_began_is_kept() -> None:
+    gang = GangProgress()
+    for s in range(1, 11):
+        saved = (
+            {"saves_begun": 1, "saves_ended": 1, "saved": 1, "save_began_at": 6 * S + 1, "saved_at": 7 * S}
+            if s > 7
+            else {}
+        )
+        gang.observe([RankProgress(1, 1, 0, s * S, 5, logged={"step": s * 10.0}, logged_at=s * S, **saved)], at(s))
+    found = gang.summary()
+    assert found is not None
+    assert (found.steps, found.saved_steps, found.unsaved_ms) == (100, 60, 4000)
+
+
 @pytest.mark.parametrize(("loads", "again"), [(1, 60), (0, 100)])
 def test_steps_after_the_newest_checkpoint_of_the_attempt_before_are_done_twice(loads: int, again: int) -> None:
     gang = GangProgress(previous=Progress(steps=100, saved_steps=40))

@@ -104,6 +104,14 @@ class FakeNvml:
             raise NVMLError("Invalid Argument")
         return int(self.nvlinks[handle][link] is not None)
 
+    def nvmlDeviceGetNvLinkErrorCounter(self, handle, link, counter):
+        assert self.nvlinks[handle][link] is not None
+        assert counter in (0, 1, 3)
+        return 2
+
+    def nvmlDeviceGetRemappedRows(self, handle):
+        return [1, 2, int(handle == 0), int(handle == 1)]
+
     def nvmlDeviceGetNvLinkRemoteDeviceType(self, handle, link):
         return 2 if self.nvlinks[handle][link] == "switch" else 0
 
@@ -185,7 +193,7 @@ def test_a_machine_is_probed_whole(machine):
         ("mlx5_0", (0,), 400, "ACTIVE", 0),
         ("mlx5_1", (), 40, "DOWN", 1),
     ]
-    assert found.gpus[1] == GpuState(1, "GPU-1", False, True, 3, "GPU_RESET")
+    assert found.gpus[1] == GpuState(1, "GPU-1", False, True, 3, "GPU_RESET", False, True, 18, 108)
     assert found.node.uuids == ("GPU-0", "GPU-1")
     assert found.versions == Versions("580.95.05", "13.1", "6.8.0")
     assert found.boot_id == "b0"

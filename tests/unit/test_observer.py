@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.control.rank_progress import look
 from orchestrator.progress import file
 from orchestrator.progress.observer import Observer, most_of, size_of, watch_training
 
@@ -164,6 +167,7 @@ def test_torch_compile_is_kept_out_of_everything_that_is_put_into_torch(tmp_path
     iterators, ddp = type("Iterator", (), {"__next__": lambda _: None}), type("Ddp", (), {})
     functions = {name: lambda: None for name in ("save", "load", "save_state_dict", "async_save", "load_state_dict")}
     functions |= {name: lambda: None for name in ("save_file", "save_model", "load_file", "load_model")}
+    functions |= {name: lambda: None for name in ("save_whole", "save_sharded", "_init_optim_state")}
     module = SimpleNamespace(
         register_optimizer_step_post_hook=put.append,
         _BaseDataLoaderIter=iterators,
@@ -173,5 +177,42 @@ def test_torch_compile_is_kept_out_of_everything_that_is_put_into_torch(tmp_path
     for patch in Observer(file, str(tmp_path / "progress")).patches().values():
         patch(module)
     put += [iterators.__next__, ddp.__init__, *(getattr(module, name) for name in functions)]
-    assert len(put) == 12
+    assert len(put) == 15
     assert all(one._torchdynamo_disable for one in put)
+
+
+OBSERVED = """
+import errno, os, sys
+from orchestrator.progress import file, observer
+observer.observe(file, sys.argv[1])
+import torch
+from orchestrator import checkpoint
+def step(model, optimizer):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.AdamW(model.parameters())
+for sharded in (False, True):
+    step(model, optimizer)
+    checkpoint.save({"model": model, "optimizer": optimizer}, step=1, dir=sys.argv[2], sharded=sharded)
+step(model, optimizer)
+def full(descriptor):
+    raise OSError(errno.ENOSPC, "full")
+os.fsync = full
+try:
+    checkpoint.save({"model": model}, step=2, dir=sys.argv[2])
+except checkpoint.CheckpointError:
+    pass
+fresh = torch.nn.Linear(2, 2)
+assert checkpoint.load({"model": fresh, "optimizer": torch.optim.AdamW(fresh.parameters())}, dir=sys.argv[2])
+"""
+
+
+def test_a_save_by_orchestrator_checkpoint_counts_once_it_is_committed_and_a_load_makes_no_step(tmp_path: Path) -> None:
+    """torch.distributed.checkpoint has a new optimizer make a step, to have a state that it can fill."""
+    subprocess.run([sys.executable, "-c", OBSERVED, str(tmp_path / "progress"), str(tmp_path / "ckpt")], check=True)
+    found = look(tmp_path / "progress", 1, 1, 0)
+    assert found is not None
+    assert (found.steps, found.saved, found.saved_steps) == (3, 2, 2)
+    assert (found.saves_begun, found.saves_ended) == (3, 3)
+    assert found.loads > 0

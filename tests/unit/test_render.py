@@ -44,6 +44,10 @@ def test_show_has_the_promised_keys():
         "message": "gpu-02 was not heard of for 30 s",
         "rank": 3,
         "node": "b",
+        "cause": "infra",
+        "ranks": [],
+        "suspects": [],
+        "detail": None,
     }
     assert attempt["placement"]["nodes"][1] == {"node": "b", "gpus": [0, 1], "ranks": [2, 3]}
     assert attempt["placement"]["level"] == "node"

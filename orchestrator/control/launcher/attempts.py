@@ -21,6 +21,9 @@ class Rank:
     why_cold: str | None
     exit: int | None = None
     at: float | None = None
+    """When it ended, by now()."""
+    told_at: float | None = None
+    """When it was told to end, or its killing began, if that was before its end."""
 
 
 @dataclass
@@ -30,8 +33,11 @@ class Attempt:
     lease_end: float
     ranks: dict[str, Rank] = field(default_factory=dict)
     kill_at: float | None = None
+    told_at: float | None = None
+    """When its ranks were told to end, or their killing began."""
     killing: bool = False
     ended: bool = False
+    lease_expired: bool = False
     killed: set[tuple[int, int]] = field(default_factory=set)
     clean_looks: int = 0
     refusal: tuple[str, list[Reply]] | None = None

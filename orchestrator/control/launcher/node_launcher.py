@@ -95,6 +95,7 @@ class Launcher:
             if attempt.ended or attempt.killing:
                 continue
             if at >= attempt.lease_end:
+                attempt.lease_expired = True
                 self.sweeper.begin_killing(attempt)
                 self.peers.tell({"event": "lease_expired", "attempt": attempt.name})
             elif attempt.kill_at is not None and at >= attempt.kill_at:
@@ -153,11 +154,12 @@ class Launcher:
         attempts = {
             name: {
                 "ranks": {
-                    key: {"pid": rank.pid, "exit": rank.exit, "at": rank.at, "warm": rank.warm}
+                    key: {"pid": rank.pid, "exit": rank.exit, "at": rank.at, "told_at": rank.told_at, "warm": rank.warm}
                     for key, rank in attempt.ranks.items()
                 },
                 "lease_s": round(attempt.lease_end - now(), 3),
                 "ended": attempt.ended,
+                "lease_expired": attempt.lease_expired,
             }
             for name, attempt in self.attempts.items()
             if attempt.refusal is None
@@ -190,6 +192,8 @@ class Launcher:
             if grace_s <= 0:
                 self.sweeper.begin_killing(attempt)
             elif first:
+                self.sweeper.reap()
+                attempt.told_at = now()
                 for rank in attempt.ranks.values():
                     if rank.exit is None:
                         # It is not reaped, so that its process group is still its own.

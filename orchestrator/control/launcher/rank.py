@@ -38,6 +38,7 @@ from types import CodeType, ModuleType  # noqa: E402
 from typing import Any, Dict, Tuple  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
+PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, 2 ** (8 * ctypes.sizeof(ctypes.c_ulong)) - 1
 SIGKILL = 9
 RLIMIT_LOCKS = 10
 SPARES = 2
@@ -47,11 +48,15 @@ QUIET_S = 0.25
 """How long after a request spares are forked anew: not while the ranks that it started need the cores."""
 HEAD_START_S = 0.1
 """How long the other ranks of rank 0's node let it go ahead, at most."""
+MOST_ERRORS, LONGEST_TEXT = 8, 1000
+"""Of a last word: exceptions, and characters of each."""
 TORCH_FIXED_SEED = 67280421310721
 """What some versions of torch start every process with; others draw a seed."""
 ZYGOTE_FOLDER = os.getcwd()
 PROGRESS_FOLDER = os.path.join(THIS_FILE.rsplit("/", 3)[0], "progress")
 OBSERVER_FILE = os.path.join(PROGRESS_FOLDER, "observer.py")
+WORD = {"path": "", "pid": 0}
+"""Where this rank leaves its last word, beside its progress file, and which process that is: not a child that it forks."""
 Script = Tuple[CodeType, Dict[str, Any]]
 """The compiled script, and the namespace to run it in."""
 
@@ -187,6 +192,7 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any], progres
     """The life of a rank until its script begins."""
     # A rank without its launcher has no lease, so the kernel ends it with the launcher.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    let_stacks_be_read(libc)
     renew()
     word, ancillary, _, _ = post.recvmsg(16, socket.CMSG_SPACE(8))
     post.close()
@@ -218,6 +224,15 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any], progres
     return script
 
 
+def let_stacks_be_read(libc: Any) -> None:
+    """Any process of this user may read this one's stack, as it may where there is no Yama (Linux, admin-guide/LSM/Yama.rst).
+
+    The agent, which asks py-spy where ranks stand when they hang, is not their parent. It holds through exec, and not for
+    what the script starts.
+    """
+    libc.prctl(PR_SET_PTRACER, ctypes.c_ulong(PR_SET_PTRACER_ANY), 0, 0, 0)
+
+
 def module_of(name: str) -> ModuleType:
     """A module of PROGRESS_FOLDER, under no name in sys.modules: the script may have one that is called the same."""
     spec = importlib.util.spec_from_file_location("orch_" + name, os.path.join(PROGRESS_FOLDER, name + ".py"))
@@ -238,6 +253,7 @@ def observers() -> list[ModuleType]:
 def observe(modules: list[ModuleType]) -> None:
     """Has what the script does written down, where its environment says so and that can be done."""
     path = os.environ.get("ORCH_PROGRESS")
+    WORD.update(path=path + ".end" if path else "", pid=os.getpid())
     if path and modules:
         layout, observer = modules
         with contextlib.suppress(Exception):
@@ -426,6 +442,41 @@ def hide_this_file(error: BaseException) -> None:
         sys.excepthook = hook
 
 
+def errors_of(error: BaseException | None) -> list[list[str]]:
+    """Type and text of the exception, then of those that it came from, as a traceback would show them."""
+    found: list[list[str]] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen and len(found) < MOST_ERRORS:
+        seen.add(id(error))
+        if not isinstance(error, SystemExit):
+            kind = type(error)
+            name = (
+                kind.__qualname__
+                if kind.__module__ in ("builtins", "__main__")
+                else kind.__module__ + "." + kind.__qualname__
+            )
+            found.append([name, str(error)[:LONGEST_TEXT]])
+        hidden = error.__cause__ is not None or error.__suppress_context__
+        error = error.__cause__ if hidden else error.__context__
+    return found
+
+
+def leave_word(error: BaseException | None) -> None:
+    """Writes down how the script ends: what follows may take long, and may end otherwise.
+
+    A process group that is torn down with the interpreter can abort it: exit codes are lost by that, 75 among them.
+    """
+    if not WORD["path"] or os.getpid() != WORD["pid"]:
+        return
+    code = 0 if error is None else None
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code & 0xFF if isinstance(error.code, int) else 1
+    with contextlib.suppress(Exception):
+        word = {"at": time.clock_gettime(time.CLOCK_BOOTTIME), "exit": code, "errors": errors_of(error)}
+        with open(os.open(str(WORD["path"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            stream.write(json.dumps(word))
+
+
 def zygote() -> Script:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)
@@ -443,6 +494,7 @@ def become() -> Script:
     flags = json.loads(sys.argv[2])
     show_in_proc(sys.argv[3:], None)
     observe(observers())
+    let_stacks_be_read(ctypes.CDLL(None))
     mine = sys.modules.keys() - LOADED_BY_PYTHON
     script = script_of(sys.argv[0])
     folder = os.path.dirname(os.path.realpath(sys.argv[0]))
@@ -468,5 +520,8 @@ if __name__ == "__main__":
         # before.
         exec(*(become() if sys.argv[1] == "become" else zygote()))  # noqa: S102
     except BaseException as error:
+        leave_word(error)
         hide_this_file(error)
         raise
+    else:
+        leave_word(None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +45,10 @@ class Sweeper:
                 self.begin_killing(attempt)
 
     def begin_killing(self, attempt: Attempt) -> None:
+        # What ended before this moment has not been told to.
+        self.reap()
         attempt.killing = True
+        attempt.told_at = attempt.told_at or now()
         self.observe_at = 0.0
 
     def reap(self) -> None:
@@ -61,7 +63,7 @@ class Sweeper:
                     continue  # Its first parent has not ended yet; we are told when it becomes ours.
                 if found is not None:
                     rank.exit = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-                    rank.at = time.time()
+                    rank.at, rank.told_at = now(), attempt.told_at
                     if attempt.refusal is None:
                         self.tell(
                             {
@@ -70,6 +72,7 @@ class Sweeper:
                                 "rank": int(key),
                                 "code": rank.exit,
                                 "at": rank.at,
+                                "told_at": rank.told_at,
                             }
                         )
             if attempt.over and not attempt.ended:

@@ -75,6 +75,7 @@ class Stub:
         self.asked: list[tuple[str, dict[str, list[str]], Any]] = []
         self.code: dict[str, bytes] = {}
         home.mkdir(mode=0o700, exist_ok=True)
+        (home / "token").touch(mode=0o600)
         (home / "token").write_text(TOKEN)
         self.start()
 
@@ -218,6 +219,13 @@ class Orch:
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done
+
+    def complete(self, words: str) -> list[str]:
+        """what bash offers after these words."""
+        number = str(len(words.split(" ")) - 1)
+        done = self(_ORCH_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=number)
+        assert done.stderr == ""
+        return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -60,23 +59,12 @@ def test_help_lists_every_command_with_its_whole_sentence():
     assert not [text for _, text in listed if text.endswith("...")]
 
 
-def complete(orch, words: str) -> list[str]:
-    env = orch.env | {
-        "_ORCH_COMPLETE": "bash_complete",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split(" ")) - 1),
-    }
-    done = subprocess.run(orch.command, env=env, capture_output=True, text=True, timeout=30, check=False)
-    assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
-
-
 def test_the_shell_completes_runs_and_is_quiet_without_a_controller(orch, stub, a_run):
     stub.answers["GET /runs"] = (200, [a_run(), a_run(id=7, name="bert")])
-    assert complete(orch, "orch show ") == ["42", "7", "bert", "resnet50"]
-    assert complete(orch, "orch cancel re") == ["resnet50"]
+    assert orch.complete("orch show ") == ["42", "7", "bert", "resnet50"]
+    assert orch.complete("orch cancel re") == ["resnet50"]
     (stub.home / "controller.json").unlink()
-    assert complete(orch, "orch show ") == []
+    assert orch.complete("orch show ") == []
 
 
 SPANS = {

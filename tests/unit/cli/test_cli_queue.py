@@ -95,6 +95,21 @@ def test_why_tells_of_a_run_that_has_ended_what_it_waited_for(orch, stub):
     ]
 
 
+def test_why_says_whose_fault_the_end_was_which_node_is_suspect_and_shows_the_excerpt(orch, stub):
+    failure = {
+        "kind": "gpu", "message": "rank 3 on gpu-02 broke with its GPU: Xid 79", "rank": 3, "node": "gpu-02", "cause": "infra",
+        "ranks": [3], "suspects": ["gpu-02"], "detail": "NVRM: Xid 79\nmore",
+    }  # fmt: skip
+    ended = {"reason": failure["message"], "failure": failure, "outcome": "infra_error"}
+    stub.answers["GET /runs/42/why"] = (200, WHY | {"state": "failed", "waits": None, "waited": [], "ended": ended})
+    assert orch("why", "42").stdout.splitlines() == [
+        "run 42 (resnet50) has failed: rank 3 on gpu-02 broke with its GPU: Xid 79",
+        "  gpu: a fault of the cluster; suspect: gpu-02",
+        "    NVRM: Xid 79",
+        "    more",
+    ]
+
+
 def test_an_array_is_one_row_with_its_counts_and_its_id_ends_all_of_it(orch, stub):
     row = ARRAY | {"position": 3, "reason": "no room", "started_at": None, "finished_at": None, "attempts": []}
     stub.answers["GET /runs"] = (200, [row])

@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import pytest
+from rows import fault, representative
 
 from cli.output import clean
 from cli.runs import transport_lines
@@ -165,9 +166,9 @@ def test_an_unknown_run_is_exit_3_with_the_names_that_come_near(orch, rows):
 def test_nodes_say_what_is_on_them(orch, stub):
     stub.answers["GET /nodes"] = (200, [
         {"node": "gpu-01", "address": "10.0.0.1", "state": "up", "device": "cuda", "total": 8, "busy": 2, "runs": [42],
-         "gpus": [], "versions": {}, "note": None},
+         "gpus": [], "versions": {}, "note": None, "health": "ok", "findings": []},
     ])  # fmt: skip
-    assert orch("nodes").stdout == "gpu-01\tup\t10.0.0.1\tcuda\t2\t8\t42\t\n"
+    assert orch("nodes").stdout == "gpu-01\tup\t10.0.0.1\tcuda\t2\t8\t42\tok\t\n"
     assert orch("nodes", "-o", "name").stdout == "gpu-01\n"
 
 
@@ -248,6 +249,26 @@ def test_a_wrong_token_is_exit_4(orch, stub):
     (stub.home / "token").write_text("another")
     done = orch("nodes")
     assert (done.returncode, "token" in done.stderr) == (4, True)
+
+
+@fault(42)
+@representative
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda token: token.unlink(), "is gone: `orch up` makes a new one"),
+        (lambda token: token.chmod(0o644), "(mode 0644); `chmod 600"),
+        (lambda token: token.write_text(""), "holds no token; remove it for a new one"),
+        (lambda token: token.write_bytes(b"\x1b[2J\r\nX: y"), "holds no token"),
+    ],
+    ids=["missing", "open to others", "empty", "hostile"],
+)
+def test_a_token_that_cannot_be_trusted_is_exit_4_and_is_not_sent(orch, stub, spoil, said):
+    spoil(stub.home / "token")
+    for command in (("ps",), ("cancel", "42"), ("logs", "42")):
+        done = orch(*command)
+        assert (done.returncode, done.stdout, said in done.stderr) == (4, "", True)
+    assert stub.asked == []
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 7])

@@ -55,9 +55,8 @@ def test_two_attempts_on_a_node_have_different_ras_ports() -> None:
 
 
 def test_hangs_leave_a_record() -> None:
-    found = variables(log_dir="/logs/7.1")
-    assert found["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
-    assert found["TORCH_FR_DUMP_TEMP_FILE"] == "/logs/7.1/trace_"
+    # Where it goes is the agent's to say: a file for each rank in the attempt's folder.
+    assert variables()["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
 
 
 def test_nccl_tells_of_links_where_its_log_is_read_and_never_of_single_collectives() -> None:
@@ -86,7 +85,7 @@ def test_nvlink_between_nodes_is_required_where_it_was_promised() -> None:
     "name", ["NCCL_ALGO", "NCCL_PROTO", "NCCL_P2P_LEVEL", "NCCL_NET_GDR_LEVEL", "NCCL_NVLS_ENABLE"]
 )
 def test_what_nccl_knows_best_is_left_alone(name: str) -> None:
-    assert name not in variables(log_dir="/logs", nvlink_between_nodes=True)
+    assert name not in variables(nvlink_between_nodes=True)
 
 
 @pytest.mark.parametrize(

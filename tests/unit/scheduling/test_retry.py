@@ -31,7 +31,11 @@ def broken(
     attempts = []
     for number, outcome in enumerate(outcomes, 1):
         began = START + each * number
-        failure = None if outcome is Outcome.PREEMPTED else Failure(kind, "it broke", node=f"n{number}")
+        failure = (
+            None
+            if outcome is Outcome.PREEMPTED
+            else Failure(kind, "it broke", node=f"n{number}", suspects=(f"n{number}",))
+        )
         attempts.append(
             Attempt(
                 number,
