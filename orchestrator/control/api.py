@@ -342,6 +342,11 @@ class Api:
         run, created = await self._controller.submit(new, body.secrets)
         call.run, call.said = run.id, run.name
         notices = self._controller.notices(body.spec)
+        if created and (twin := self._controller.twin_of(run)) is not None:
+            ago = (run.submitted_at - twin.submitted_at).total_seconds()
+            notices.append(
+                f"run {twin.id} is the same job, submitted {ago:.0f} s before: `orch cancel {run.id}` if once was meant"
+            )
         answer = {"id": run.id, "name": run.name, "state": run.state, "notices": notices}
         if run.element is not None:
             array = await self._controller.find_array(f"{run.id}[]")

@@ -8,10 +8,12 @@ around it.
 from __future__ import annotations
 
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,6 +32,7 @@ from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.control.steady import SteadyClock
 from orchestrator.control.storage import StorageWatch
 from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
@@ -51,8 +54,11 @@ from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
 from orchestrator.secrecy import exposed
 from orchestrator.spec import JobSpec, problems
+from orchestrator.units import format_duration
 
 MOST_ANSWERS = 1000
+TWIN_S = 60.0
+"""Two submissions of one job within this time may be one that was sent twice."""
 STORAGE_S = 2.0
 """How often the storage is asked whether it answers."""
 AT_ONCE = 1000
@@ -69,12 +75,13 @@ class Controller:
         settings: Settings,
         declared: Cluster = Cluster(),  # noqa: B008 - frozen
         *,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         superseded: Callable[[], None] = lambda: None,
         last_alive: datetime | None = None,
     ) -> None:
         """`last_alive`: when the controller before this one was last known to live."""
+        now = now or SteadyClock(monotonic=monotonic, on_step=self._clock_stepped)
         self.runtime = Runtime(store, settings, now=now, monotonic=monotonic, superseded=superseded)
         self.logs = LogFolder(settings.home / "logs")
         self.gangs = Gangs(self.runtime, backend, self.logs, declared)
@@ -89,6 +96,8 @@ class Controller:
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
         """What the empty cluster of that tree has for a request: many jobs ask for the same."""
+        self._recent: dict[object, int] = {}
+        """By job and user, the newest run, the oldest first."""
         self._store, self._last_alive = store, last_alive
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -96,7 +105,7 @@ class Controller:
     async def start(self) -> None:
         """Takes over: fences out whoever ran before, takes up the live runs, finds the nodes."""
         runtime = self.runtime
-        await runtime.take_over(f"controller {time.time():.0f}")
+        await runtime.take_over(f"process {os.getpid()} on {platform.node()}")
         await self.benches.start()
         await self.trials.load()
         await self.care.load()
@@ -116,6 +125,16 @@ class Controller:
     async def close(self) -> None:
         await self.runtime.close()
         self.queue.close()
+
+    def _clock_stepped(self, seconds: float) -> None:
+        if not seconds:
+            self.runtime.alarms.clear("clock")
+            return
+        text = (
+            f"This machine's clock was put {'forward' if seconds > 0 else 'back'} by {format_duration(abs(round(seconds)))}: "
+            "times go on as before until the controller is started again."
+        )
+        self.runtime.alarms.set("clock", text, self.runtime.now())
 
     def start_no_more(self) -> None:
         """From now on what waits stays where it is: the cluster goes down, and the next one takes it up."""
@@ -224,6 +243,16 @@ class Controller:
             means = "so only one node will do" if spec.near.required else "so the wish is moot"
             found.append(f"near: this cluster has no level or label {spec.near.level!r}, {means}; it has {have}")
         return found
+
+    def twin_of(self, run: Run) -> Run | None:
+        """An earlier submission of the same job by the same user, a moment ago, that has not ended. Asked once for each run."""
+        key = run.user, run.code and run.code.sha256, run.spec.model_dump_json()
+        before = self._recent.pop(key, None)
+        self._recent[key] = run.id
+        if len(self._recent) > MOST_ANSWERS:
+            del self._recent[next(iter(self._recent))]
+        twin = None if before is None else self.runtime.book.runs.get(before)
+        return twin if twin and run.submitted_at - twin.submitted_at <= timedelta(seconds=TWIN_S) else None
 
     async def cancel(self, ref: str, by: str | None = None) -> tuple[Run, bool]:
         """Asks for the run's end; answers (run, whether it had ended already)."""

@@ -37,6 +37,7 @@ from orchestrator.control.watch import Watch
 from orchestrator.hardware.model import Cluster
 from orchestrator.health.reading import Reading, reading
 from orchestrator.history import ledger
+from orchestrator.history.book import Changes
 from orchestrator.placement.bandwidth import is_rdma
 from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
@@ -67,6 +68,7 @@ class Gangs:
         self._asked_to_end: dict[int, Stop] = {}
         """Live runs that are to end; it may be asked between an attempt's record and its beginning here."""
         self.limits = Limits(runtime, self)
+        runtime.on_missed = self._catch_up
         self.on_ended: Callable[[Run], None] = lambda run: None
         """Told when the end of an attempt is on record."""
         self._folders = CheckpointFolders(runtime, self.roster)
@@ -142,6 +144,20 @@ class Gangs:
                 if self.roster.lease_end(node) <= runtime.now():
                     await self._lost(node, "did not come back to the cluster")
             await asyncio.sleep(runtime.settings.watch_s)
+
+    def _catch_up(self, changes: Changes) -> None:
+        """Acts on what is on record though its writer was told otherwise: attempts that began, and ends that were asked for."""
+        for run in changes.runs.values():
+            if run.attempt is None or not run.live or (run.id, run.attempt.number) in self._finishing:
+                continue
+            gang = self.of(run)
+            if gang is None and run.state is State.STARTING:
+                self.begin(run)
+            elif gang is None:
+                self.adopt(run)
+            elif run.state is State.STOPPING and gang.stop is None:
+                self.end(run, run.attempt.stop or Stop("cancelled"))
+        self._runtime.wake.set()
 
     def _add(self, run: Run) -> Gang:
         assert run.attempt is not None
@@ -364,7 +380,7 @@ class Gangs:
         # A cancel may be on its way to the database before it is here: then the run does not start any more.
         with suppress(IllegalTransition):
             store = self._runtime.store
-            await self._runtime.persist(f"the start of run {gang.run}", store.record, gang.run, Event.STARTED, now)
+            await self._runtime.persist(f"the start of run {gang.run}", store.started, gang.run, gang.attempt, now)
         self._runtime.tell(gang.run)
 
     def _judge(self, gang: Gang) -> None:
@@ -459,6 +475,7 @@ class Gangs:
             failure=failure,
             exit_codes=gang.exit_codes,
             fenced=until,
+            number=gang.attempt,
         )
         runtime.counts.attempts[outcome.value] += 1
         self._count(run)
@@ -508,6 +525,10 @@ class Gangs:
         try:
             return await runtime.persist(f"the end of run {what[0]}", runtime.store.finish, *what, **more)
         except IllegalTransition as refused:
+            known = await runtime.read(runtime.store.get, what[0])
+            ended = known is not None and known.attempts[more["number"] - 1].outcome is not None
+            if known is not None and ended:
+                return known  # it was on record, though the answer to that was lost
             # A cancel was recorded while the last rank ended by itself: the cancel stands.
             if refused.state is not State.STOPPING or what[1] is Event.STOPPED:
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 from orchestrator.control.gang import Gang
@@ -28,12 +28,14 @@ class Limits:
     def __init__(self, runtime: Runtime, ends: Ends) -> None:
         self._runtime, self._ends = runtime, ends
         self._timers: dict[tuple[int, int], asyncio.TimerHandle] = {}
-        self._since: dict[tuple[int, int], datetime] = {}
+        self._since: dict[tuple[int, int], float] = {}
+        """Monotonic."""
 
     def watch(self, gang: Gang, since: datetime | None) -> None:
         """Counts from `since`, when all ranks had started; nothing is counted before."""
         if since is not None:
-            self._since[gang.run, gang.attempt] = since
+            ran = max(0.0, (self._runtime.now() - since).total_seconds())
+            self._since[gang.run, gang.attempt] = self._runtime.monotonic() - ran
             self.set(gang, gang.spec.time_limit)
 
     def set(self, gang: Gang, limit_s: float | None) -> None:
@@ -44,7 +46,7 @@ class Limits:
         since = self._since.get(key)
         if since is None or limit_s is None:
             return
-        left = (since + timedelta(seconds=limit_s) - self._runtime.now()).total_seconds()
+        left = since + limit_s - self._runtime.monotonic()
         loop = asyncio.get_running_loop()
         self._timers[key] = loop.call_later(max(0.0, left), self._over, gang, limit_s)
 
@@ -63,6 +65,8 @@ class Limits:
 async def end_for_sure(runtime: Runtime, ends: Ends, gang: Gang, stop: Stop) -> None:
     """Tried until it is on record, or it ends otherwise: a limit that is not enforced breaks promises to others."""
     while (run := runtime.book.runs.get(gang.run)) is not None and gang.stop is None and gang.failure is None:
+        if run.attempt is None or run.attempt.number != gang.attempt:
+            return
         try:
             await ends.stop(run, stop)
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -165,6 +166,12 @@ class LogFolder:
         return tuple(clean(_text(raw)) for raw in rest.removesuffix(b"\n").split(b"\n")) if rest else ()
 
 
+_HOLE = re.compile(rb"\0{16,}")
+"""What a file has where a chunk could not be written and a later one could."""
+
+
 def _text(raw: bytes) -> str:
+    if b"\0" in raw:
+        raw = _HOLE.sub(b" [orch] a part of the log is lost here: ", raw)
     # A progress bar redraws itself with carriage returns: what it showed last is the line.
     return raw.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode("utf-8", "replace")

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,8 @@ class Settings:
 
 TROUBLE = (DatabaseBusy, DatabaseUnreachable, DatabaseDamaged)
 """The database's own: nothing is wrong with what was to be written, and it may be written later."""
+LATE_S = 10.0
+"""A write that takes longer is an alarm: somebody else holds the database, or its server hangs."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 """Between attempts to write."""
 MOST_AT_ONCE = 256
@@ -116,6 +118,8 @@ class Runtime:
         """What has not ended, as of the last commit whose news came here."""
         self.on_change: Callable[[Changes], None] = lambda changes: None
         """Called after `book` has followed a commit."""
+        self.on_missed: Callable[[Changes], None] = lambda changes: None
+        """Called besides where whoever made the changes was told that they had failed."""
 
     async def close(self) -> None:
         # More than once: wait_for of Python 3.11 loses a cancel that comes in the moment in which what it waits for is done.
@@ -129,6 +133,8 @@ class Runtime:
     async def take_over(self, owner: str) -> None:
         """Makes this the controller that the database obeys, and reads what has not ended. Raises StoreError."""
         self.epoch = await self.db(self.store.claim_epoch, owner, self.now())
+        # Nobody knows by whose clock the fences end that are on record; by then at the latest no lease holds.
+        await self.db(self.store.fence_until, self.now() + timedelta(seconds=self.settings.lease_s))
         loop = asyncio.get_running_loop()
 
         def tell(changes: Changes) -> None:
@@ -149,6 +155,8 @@ class Runtime:
     def _follow(self, changes: Changes) -> None:
         self.book.apply(changes)
         self.on_change(changes)
+        if changes.missed:
+            self.on_missed(changes)
 
     async def db(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Runs a store call on the database's thread, in a transaction of its own. Raises StoreError."""
@@ -184,6 +192,7 @@ class Runtime:
         if len(self._writes) == 1:
             loop = asyncio.get_running_loop()
             loop.run_in_executor(self._database, self._write_all, loop)
+        late = asyncio.get_running_loop().call_later(LATE_S, self._is_late)
         try:
             # Once it may have been written, its news must come even to who is cancelled meanwhile.
             answer = await asyncio.shield(write.done)
@@ -193,8 +202,13 @@ class Runtime:
         except TROUBLE as error:
             self.alarms.set("database", str(error), self.now())
             raise
+        finally:
+            late.cancel()
         self.alarms.clear("database")
         return answer
+
+    def _is_late(self) -> None:
+        self.alarms.set("database", f"The database has not answered a write for {LATE_S:.0f} s.", self.now())
 
     async def persist(self, what: str, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """As `write`, tried until the database takes it: for what has happened already, and must not be forgotten.

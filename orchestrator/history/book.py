@@ -6,7 +6,7 @@ The database is the truth. A Book is made from it once, and then follows each co
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -36,6 +36,8 @@ class Changes:
     arrays: dict[int, Array] = field(default_factory=dict)
     held: dict[Gpu, Hold | None] = field(default_factory=dict)
     """None where it was given back."""
+    missed: bool = False
+    """These are found out later: whoever made them was told that they had failed."""
 
     def add(self, later: Changes) -> None:
         self.runs |= later.runs
@@ -86,6 +88,18 @@ class Book:
             if not self.open_runs[array]:
                 del self.open_runs[array]
                 self.arrays.pop(array, None)
+
+    def since(self, before: Book, ended: Callable[[int], Run | None]) -> Changes:
+        """What leads from that book to this one; `ended` gives a run that has ended meanwhile."""
+        found = Changes(missed=True)
+        found.runs = {run.id: run for run in self.runs.values() if before.runs.get(run.id) != run}
+        for gone in before.runs.keys() - self.runs.keys():
+            if (run := ended(gone)) is not None:
+                found.runs[gone] = run
+        found.arrays = {array.id: array for array in self.arrays.values() if before.arrays.get(array.id) != array}
+        found.held = {gpu: hold for gpu, hold in self.held.items() if before.held.get(gpu) != hold}
+        found.held |= dict.fromkeys(before.held.keys() - self.held.keys())
+        return found
 
     def waiting(self) -> list[Run]:
         """The queue: highest priority first, then who has waited longest."""

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
@@ -28,6 +28,7 @@ from orchestrator.history.errors import (
     DatabaseUnreachable,
     StoreError,
 )
+from orchestrator.history.holder import holder
 from orchestrator.history.models import SCHEMA
 from orchestrator.history.summary_models import TABLES
 
@@ -47,6 +48,8 @@ class Database:
     writer: Engine
     """The same pool; its transactions take the write lock when they begin."""
     secret: str | None = None
+    path: Path | None = None
+    """Of a file."""
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -75,8 +78,11 @@ class Database:
             yield
         except PoolTimeout as error:
             raise DatabaseBusy(f"{self.where} is busy: no connection came free.") from error
+        except PendingRollbackError as error:
+            # A statement found the connection broken, its write was told so, and the others of the transaction are to be.
+            raise DatabaseUnreachable(f"{self.where} went away in the middle of a write.") from error
         except DBAPIError as error:
-            if (said := _explain(error, self.where, self.secret)) is None:
+            if (said := _explain(error, self)) is None:
                 raise
             raise said from error
 
@@ -151,7 +157,7 @@ def _sqlite(path: Path, where: str, readonly: bool, busy_timeout_s: float) -> Da
         writes = connection.get_execution_options().get(_WRITES)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    return Database(where, engine, engine.execution_options(**{_WRITES: True}))
+    return Database(where, engine, engine.execution_options(**{_WRITES: True}), path=path)
 
 
 def _use_wal(database: Database) -> None:
@@ -224,11 +230,13 @@ def _trusted(database: Database, readonly: bool) -> Database:
     try:
         with database.read() as connection:
             revision = schema_of(connection, database.where)
-            if not readonly and connection.dialect.name == "sqlite":
-                _check_pages(connection, database.where)
+            if not readonly and database.path is not None:
+                _check_pages(connection, database)
         if revision != SCHEMA:
             if readonly:
                 raise _cannot_read(revision, database.where)
+            if database.path is not None and revision is not None:
+                _back_up(database.path, revision, database.where)
             _upgrade(database)
     except BaseException:
         database.close()
@@ -267,11 +275,29 @@ def _cannot_read(revision: str | None, where: str) -> StoreError:
     return DatabaseOlder(f"{where} is of an older orch (schema {revision}, not {SCHEMA}); `orch up` upgrades it.")
 
 
-def _check_pages(connection: Connection, where: str) -> None:
+def _check_pages(connection: Connection, database: Database) -> None:
     """Reads every page once. Only for a writer: a controller starts seldom, and would build on what it finds."""
     found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
     if found != "ok":
-        raise DatabaseDamaged(_damage(where, str(found)))
+        raise DatabaseDamaged(_damage(database.where, str(found), database.path))
+
+
+def _back_up(path: Path, revision: str, where: str) -> None:
+    """A copy beside the file as it is before an upgrade: `orch.db.schema-0008.bak`. Raises DatabaseUnreachable."""
+    copy = path.with_name(f"{path.name}.schema-{revision}.bak")
+    making = path.with_name(f".{copy.name}.making-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        from_it = f"file:{quote(str(path))}?mode=ro"
+        with closing(sqlite3.connect(from_it, uri=True)) as old, closing(sqlite3.connect(making)) as new:
+            old.backup(new)
+        with making.open("rb") as written:
+            os.fsync(written.fileno())
+        making.replace(copy)
+    except (OSError, sqlite3.Error) as error:
+        raise DatabaseUnreachable(f"{where} cannot be copied, as it is before an upgrade: {error}.") from error
+    finally:
+        making.unlink(missing_ok=True)
 
 
 def _upgrade(database: Database) -> None:
@@ -286,8 +312,17 @@ def _upgrade(database: Database) -> None:
         upgrade(connection)
 
 
-def _damage(where: str, detail: str) -> str:
-    return f"{where} is damaged ({' '.join(detail.split())[:200]}). It was left as it is; restore it from a copy."
+def _damage(where: str, detail: str, path: Path | None) -> str:
+    said = f"{where} is damaged ({' '.join(detail.split())[:200]}). It was left as it is"
+    if path is None:
+        return f"{said}; restore it from a copy."
+    kept = sorted(path.parent.glob(f"{path.name}.schema-*.bak"), key=lambda copy: copy.stat().st_mtime)
+    if kept:
+        return f"{said}: move it and its -wal and -shm away, and put a copy in its place; the newest that orch made is {kept[-1]}."
+    return (
+        f"{said}: move it and its -wal and -shm away, and put a copy in its place, or save what can be read: "
+        f"sqlite3 {path} .recover | sqlite3 new.db"
+    )
 
 
 _SQLITE = {
@@ -321,9 +356,9 @@ _POSTGRES = {
 }
 
 
-def _explain(error: DBAPIError, where: str, secret: str | None) -> StoreError | None:
+def _explain(error: DBAPIError, database: Database) -> StoreError | None:
     """The StoreError that `error` means; None where it is none of the database's own troubles."""
-    cause = error.orig
+    cause, where, secret = error.orig, database.where, database.secret
     detail = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     if secret:
         detail = detail.replace(secret, "***")
@@ -342,7 +377,8 @@ def _explain(error: DBAPIError, where: str, secret: str | None) -> StoreError | 
     if kind is None:
         return None
     if kind is DatabaseDamaged:
-        return DatabaseDamaged(_damage(where, detail))
+        return DatabaseDamaged(_damage(where, detail, database.path))
     if kind is DatabaseBusy:
-        return DatabaseBusy(f"{where} is busy: another process held it for too long ({detail}).")
+        who = None if database.path is None else holder(database.path)
+        return DatabaseBusy(f"{where} is busy: {who or 'another process'} held it for too long ({detail}).")
     return kind(f"{where} cannot be used now: {detail}.")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Self
 
 from sqlalchemy import Connection, insert, select, update
@@ -39,7 +40,16 @@ from orchestrator.history import (
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.book import Book, Changes, Gpu, Hold
 from orchestrator.history.database import BUSY_TIMEOUT_S, Database, open_database
-from orchestrator.history.errors import DoubleBooked, GroupUndone, NoSuchRun, StaleEpoch, StoreError
+from orchestrator.history.errors import (
+    DatabaseBusy,
+    DatabaseDamaged,
+    DatabaseUnreachable,
+    DoubleBooked,
+    GroupUndone,
+    NoSuchRun,
+    StaleEpoch,
+    StoreError,
+)
 from orchestrator.history.filters import RunFilter
 from orchestrator.history.ledger import Scale, scaling
 from orchestrator.history.measurements import Measured
@@ -85,6 +95,9 @@ class Store:
         """Called after each commit that changed a run or an allocation, by the thread that wrote, in the order of the commits."""
         self._book: Book | None = None
         """What has not ended, as of the last commit; None where it must be read anew."""
+        self._doubted: Book | None = None
+        """The book of before a write that failed, and may be on disk all the same: its commit was not answered."""
+        self._missed = Changes(missed=True)
         self._group: tuple[Connection, Changes, Rows] | None = None
         """The transaction of `group`, what it has changed so far, and its rows that wait."""
         self._changes = Changes()
@@ -278,6 +291,14 @@ class Store:
             self._to_sum[run.id] = run
         return run
 
+    def started(self, run_id: int, number: int, now: datetime) -> Run:
+        """Records that every rank of this attempt has started. Raises IllegalTransition where it is not the live one; NoSuchRun."""
+        with self._write(gathered=True) as connection:
+            run = self._run(connection, run_id)
+            if run.attempt is None or run.attempt.number != number:
+                raise IllegalTransition(run_id, run.state, Event.STARTED)
+            return self._record(connection, run, Event.STARTED, now, None, None, None)
+
     def stop(self, run_id: int, stop: Stop, now: datetime) -> Run:
         """Records that orch itself ends the run's attempt, before anybody is told. Raises IllegalTransition, NoSuchRun."""
         with self._write(gathered=True) as connection:
@@ -355,17 +376,22 @@ class Store:
         failure: Failure | None = None,
         exit_codes: Mapping[int, int] | None = None,
         fenced: Mapping[str, datetime] | None = None,
+        number: int | None = None,
     ) -> Run:
         """Ends the run's live attempt by SUCCEEDED, FAILED, REQUEUED or STOPPED and frees its GPUs.
 
         `fenced` names the nodes whose ranks may live on, and until when: their GPUs stay taken until `release_fenced`.
-        Raises IllegalTransition, also where no attempt is live; NoSuchRun.
+        Raises IllegalTransition, also where no attempt is live, or not that of this `number`; NoSuchRun.
         """
         with self._write(gathered=True) as connection:
             run = self._run(connection, run_id)
             attempt = run.attempt
+            if attempt is not None and number not in (None, attempt.number):
+                raise IllegalTransition(run_id, run.state, event)
             if event not in _ENDS_AN_ATTEMPT or not run.live or attempt is None:
                 raise IllegalTransition(run_id, run.state, event)
+            # A clock may have been put back since another controller started it.
+            now = max(now, attempt.started_at, attempt.ranks_started_at or now)
             run = moves.move(self._rows, run, event, now, attempt=attempt.number, reason=reason)
             run = moves.attempt_is(
                 self._rows, run, ended_at=now, outcome=outcome, failure=failure, exit_codes=dict(exit_codes or {})
@@ -414,6 +440,15 @@ class Store:
         # As it is now: it may have been queued again since.
         with summaries.recounting(connection, [self._run(connection, run.id)]):
             return measurements.recount(connection, run, now, self.prices)
+
+    def fence_until(self, until: datetime) -> None:
+        """Has every fence end then: for a controller that cannot know by whose clock those ends were meant."""
+        open_ones = (AllocationRow.released_at.is_(None), AllocationRow.fenced_until.is_not(None))
+        with self._write() as connection:
+            connection.execute(update(AllocationRow).where(*open_ones).values(fenced_until=until))
+            assert self._book is not None
+            held = self._book.held.items()
+            self._changes.held |= {gpu: replace(hold, until=until) for gpu, hold in held if hold.until is not None}
 
     def release_fenced(self, now: datetime) -> int:
         """Frees the GPUs whose fence has run out by `now`; returns how many."""
@@ -490,7 +525,7 @@ class Store:
         """A transaction of the writer that the database obeys."""
         if self._readonly:
             raise ValueError("this store was opened to read only")
-        with self._database.write() as connection:
+        with self._or_doubt(), self._database.write() as connection:
             # The lock on this row makes PostgreSQL's writers take turns, as BEGIN IMMEDIATE does SQLite's; a claim
             # waits for the write that is under way, and every later one sees the claim.
             control = connection.execute(_CONTROL).one()
@@ -498,7 +533,23 @@ class Store:
                 raise StaleEpoch(self._epoch, control.epoch, control.owner)
             if self._book is None:
                 self._book = queries.book(connection)
+                if self._doubted is not None:
+                    self._missed.add(self._book.since(self._doubted, partial(queries.run_by_id, connection)))
+                    self._doubted = None
             yield connection
+        if (missed := self._missed).runs or missed.held or missed.arrays:
+            self._missed = Changes(missed=True)
+            self.on_change(missed)
+
+    @contextmanager
+    def _or_doubt(self) -> Iterator[None]:
+        """Where the database itself failed, what it has is read anew before the next write: a commit may have been made."""
+        try:
+            yield
+        except (DatabaseBusy, DatabaseUnreachable, DatabaseDamaged):
+            if self._book is not None:
+                self._doubted, self._book = self._book, None
+            raise
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:

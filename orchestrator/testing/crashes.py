@@ -20,6 +20,7 @@ from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health.stacks import RankStack
 from orchestrator.history.database import Database, open_database
+from orchestrator.history.errors import DatabaseUnreachable
 from orchestrator.history.store import Store
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class Fuse:
         self.blown = asyncio.Event()
         self.at: str | None = None
         """Where it blew."""
+        self.loses: Callable[[], bool] = lambda: False
+        """Whether the answer to a commit is lost, which its writer takes for a failure."""
         self.on_the_way: list[Callable[[], Awaitable[object]]] = []
         """Calls that had been sent when it blew, and may still reach their agents."""
 
@@ -82,6 +85,8 @@ class FusedDatabase(Database):
             yield connection
             self.fuse.cross("before commit")
         self.fuse.cross("after commit")
+        if self.fuse.loses():
+            raise DatabaseUnreachable("The database was committed to, and its answer is lost.")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -29,7 +29,7 @@ from orchestrator.control.backend import (
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Settings
-from orchestrator.history.errors import StoreError
+from orchestrator.history.errors import DatabaseUnreachable, StoreError
 from orchestrator.history.filters import RunFilter
 from orchestrator.history.store import Store
 from orchestrator.policy import Policy
@@ -170,15 +170,15 @@ class World:
     def __init__(self, seed: object, url: str, home: Path) -> None:
         self.chance = Random(f"{seed}")
         self.url = url
-        loop = asyncio.get_running_loop()
-        self.clock = SimulatedClock(loop)
+        self.loop = asyncio.get_running_loop()
+        self.clock = SimulatedClock(self.loop)
         self.settings = Settings(
             home,
             home / "storage",
             LEASE_S,
             watch_s=0.5,
             lost_after_s=2.0,
-            policy=Policy(min_runtime=0.0),
+            policy=Policy(min_runtime=0.0, quarantine=0.0),  # a node that is left out for an hour ends no story
             preflight="on" if self.chance.random() < 0.25 else "quick",
         )
         self.cluster = FakeCluster()
@@ -196,6 +196,8 @@ class World:
         self.sent: dict[str, int] = {}
         """By key, how many runs were asked for by it."""
         self.refused = 0
+        self.answers_lost = 0.0
+        """The share of commits whose answer is lost: the connection broke at that moment."""
         self.cancelled: set[int] = set()
         self.crashes: list[str] = []
         self.found: list[str] = []
@@ -203,6 +205,10 @@ class World:
 
     def wrong(self, what: str) -> None:
         self.found.append(f"{asyncio.get_running_loop().time():.2f} s: {what}")
+
+    @staticmethod
+    async def passes(seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     def spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -276,6 +282,7 @@ class World:
     async def control(self, fuse: Fuse) -> None:
         """A controller begins; it may die of that."""
         self.fuse = fuse
+        fuse.loses = lambda: self.chance.random() < self.answers_lost
         with suppress(Crash):
             store = fused_store(self.url, fuse)
             self.controller = Controller(
@@ -286,7 +293,9 @@ class World:
                 monotonic=asyncio.get_running_loop().time,
                 superseded=lambda: self.wrong("a controller was fenced out, though there is no other"),
             )
+            lost, self.answers_lost = self.answers_lost, 0.0
             await self._unless_dead(self.controller.start())
+            self.answers_lost = lost
 
     async def _unless_dead(self, work: Any) -> Any:
         """What it gives; Crash as soon as the controller is dead, whoever it was waiting for."""
@@ -327,6 +336,8 @@ class World:
                 return await self._unless_dead(call(self.controller))
             except Crash:
                 await self.again()
+            except DatabaseUnreachable:
+                await asyncio.sleep(0.1)  # as a client does that has a key
             except REFUSALS:
                 return None
 
@@ -424,6 +435,7 @@ class World:
 
     async def settle(self) -> None:
         """Everybody comes back, every rank ends well: then everything ends."""
+        self.answers_lost = 0.0
         for node in sorted(self.cut | self.off):
             self.bring_back(node)
         await self.ask(lambda controller: controller.live())

@@ -19,6 +19,7 @@ from rows import fault
 from orchestrator.testing.crashes import Crash, Fuse
 from orchestrator.testing.simulated import simulate
 
+Template = Callable[[Path], str]
 SEEDS = 100
 FEW = 2
 
@@ -30,6 +31,8 @@ class Point:
     most: int
     at: tuple[str, ...] = ()
     during: str | None = None
+    answers_lost: float = 0.0
+    """The share of the commits whose answers are lost all along."""
 
     def fuse(self, world: World) -> Fuse:
         nth = world.chance.randint(1, self.most)
@@ -51,12 +54,13 @@ POINTS = {
         for what in ("cancel", "finish", "preemption", "an array's submission", "a retry")
     },
     "recovery": Point(40),
+    "a commit that is not answered": Point(30, ("after commit",), answers_lost=0.1),
 }
 
 
 async def tell(point: Point, again: bool, seed: str, url: str, home: Path) -> World:
     world = World(seed, url, home)
-    chance = world.chance
+    chance, world.answers_lost = world.chance, point.answers_lost
     await world.control(Fuse() if again else point.fuse(world))
     if again:
         world.fuse.blow()
@@ -101,15 +105,6 @@ async def tell(point: Point, again: bool, seed: str, url: str, home: Path) -> Wo
     return world
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from orchestrator.history.store import Store
-
-    path = tmp_path_factory.mktemp("template") / "orch.db"
-    Store.open(f"sqlite:///{path}").close()
-    return path
-
-
 def seeds() -> list[object]:
     few, rest = range(FEW), range(FEW, SEEDS)
     return [pytest.param(few, id="few", marks=pytest.mark.representative), pytest.param(rest, id="rest")]
@@ -119,16 +114,15 @@ def seeds() -> list[object]:
 @pytest.mark.parametrize("numbers", seeds())
 @pytest.mark.parametrize("name", POINTS)
 def test_no_run_is_lost_or_doubled_and_nothing_is_orphaned(
-    name: str, numbers: range, template: Path, tmp_path: Path, measured: Measured
+    name: str, numbers: range, template: Template, tmp_path: Path, measured: Measured
 ) -> None:
     measured.note(f"{SEEDS} seeds at each of {len(POINTS)} points, in simulated time")
     wrong = {}
     for number in numbers:
         home = tmp_path / str(number)
         home.mkdir()
-        shutil.copy(template, home / "orch.db")
         seed = f"{name} {number}"
-        world = simulate(tell(POINTS[name], name == "recovery", seed, f"sqlite:///{home}/orch.db", home))
+        world = simulate(tell(POINTS[name], name == "recovery", seed, template(home), home))
         if world.found:
             wrong[seed] = [f"crashed {world.crashes}", *world.found]
         shutil.rmtree(home)

@@ -192,6 +192,14 @@ def test_status_is_what_the_controller_says(orch, stub):
     assert "gpus.busy\t4" in orch("status").stdout.splitlines()
 
 
+def test_what_troubles_the_controller_is_in_its_status(orch, stub):
+    code, answer = stub.answers["GET /status"]
+    alarm = {"kind": "database", "since": "2026-01-05T09:00:00Z", "text": "The database is busy."}
+    stub.answers["GET /status"] = code, answer | {"alarms": [alarm]}
+    assert "alarm.database\tThe database is busy." in orch("status").stdout.splitlines()
+    assert json.loads(orch("status", "--json").stdout)["alarms"] == [alarm]
+
+
 def test_status_without_a_controller_says_so_and_is_exit_6(orch):
     done = orch("status", "--json")
     assert done.returncode == 6
