@@ -6,11 +6,13 @@ import json
 import re
 import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.control.kernel_log import KernelLog
+from orchestrator.control.masking import masked, unfinished
 from orchestrator.control.memory_watch import RankMemory
 from orchestrator.health.evidence import OutOfMemory, RankEnd, Word, Xid
 from orchestrator.health.kernel_lines import Killed
@@ -66,12 +68,15 @@ class EndWatch:
             if rank not in part.ends:
                 memory.look(self._proc, self._cgroups)
 
-    def ended(self, key: str, rank: int, state: Mapping[str, Any], word: Path) -> None:
-        """The rank has ended, as the launcher tells it: `code`, and by `boot_time` `at` and `told_at`."""
+    def ended(self, key: str, rank: int, state: Mapping[str, Any], word: Path, secrets: tuple[bytes, ...] = ()) -> None:
+        """The rank has ended, as the launcher tells it: `code`, and by `boot_time` `at` and `told_at`.
+
+        `secrets`: values that its last word may not pass on.
+        """
         part = self._parts.setdefault(key, PartEnds())
         if rank in part.ends:
             return
-        said = _word_at(word)
+        said = _word_at(word, secrets)
         end = RankEnd(state["code"], state["at"], state.get("told_at"), said)
         oom = None
         if end.code != 0 and end.told_at is None:
@@ -157,13 +162,26 @@ def _has_host_pids(proc: Path) -> bool:
         return True
 
 
-def _word_at(path: Path) -> Word | None:
+def _word_at(path: Path, secrets: tuple[bytes, ...]) -> Word | None:
     """What the rank's interpreter left (launcher/rank.py); None where it left nothing."""
     try:
         with path.open("rb") as file:
-            return Word.from_json(json.loads(file.read(WORD_BYTES)))
+            word = Word.from_json(json.loads(file.read(WORD_BYTES)))
     except (OSError, ValueError):
         return None
+    if word is None or not secrets:
+        return word
+    word = replace(word, errors=tuple((_masked(kind, secrets), _masked(text, secrets)) for kind, text in word.errors))
+    with suppress(OSError):
+        # Nor is a secret left on the disk. The agent after this one reads it again.
+        path.write_text(json.dumps(word.to_json()))
+    return word
+
+
+def _masked(text: str, secrets: tuple[bytes, ...]) -> str:
+    found = masked(text.encode("utf-8", "surrogateescape"), secrets)
+    # A text that was cut off may end in the midst of one.
+    return found[: len(found) - unfinished(found, secrets)].decode("utf-8", "replace")
 
 
 def _address(bus: str) -> str:
