@@ -529,7 +529,7 @@ def test_the_api_of_nodes_refuses_what_cannot_be_meant_and_says_what_it_did(tmp_
     async def story() -> None:
         cluster = FakeCluster(a=2, b=2)
         async with controlling(tmp_path, cluster) as controller:
-            app = Api(controller, CodeStore(tmp_path / "code", 1 << 20), "token", dict, nothing).app()
+            app = Api(controller, CodeStore(tmp_path / "code", 1 << 20), lambda: "token", dict, nothing).app()
             async with TestClient(TestServer(app, host="127.0.0.1"), headers=headers) as client:
 
                 async def asked(method: str, path: str, body: object = None) -> tuple[int, Any]:
