@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterator
 
 from orchestrator.checkpoint import folder as folders
 from orchestrator.checkpoint.folder import CheckpointError
-from orchestrator.checkpoint.ranks import Ranks
+from orchestrator.checkpoint.ranks import Ranks, refuse_alone
 from orchestrator.checkpoint.reading import Loaded, load
 from orchestrator.checkpoint.state import has_state, sharded_parts
 from orchestrator.checkpoint.stopping import Stopping
@@ -54,6 +54,7 @@ class Saver:
                 raise TypeError(f"{name}: a {type(part).__name__} has no state_dict and load_state_dict")
         if every is not None and every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
+        refuse_alone(dir)
         self._parts, self._every, self._keep, self._sharded = parts, every, keep, sharded
         self._folder, self._rng, self._map_location, self._signals = (
             folders.folder_of(dir),
@@ -78,6 +79,7 @@ class Saver:
             log.warning("the ranks have no store by which to agree: no last save when told to stop")
         else:
             self._before = {number: signal.signal(number, self._on_signal) for number in self._signals}
+        self._stopping.begin()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -99,7 +101,7 @@ class Saver:
             done = self._saved = self.loaded.step if self.loaded is not None else None
             if self._folder is not None:
                 self._ranks.first(self._claim)
-            self._stopping.begin(done or 0)
+            self._stopping.resumed(done or 0)
         return self.loaded.step if self.loaded else 0
 
     def _claim(self) -> None:

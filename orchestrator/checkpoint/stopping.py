@@ -57,20 +57,25 @@ class Stopping:
         """Whether the ranks have a way to agree."""
         return self._store is not None or self._ranks.world_size == 1
 
-    def begin(self, step: int) -> None:
-        """`step` steps are done."""
-        self._reached = step
+    def begin(self) -> None:
+        """From now on this rank answers."""
         if self._store is not None:
             self._thread = threading.Thread(target=self._follow, name="orch-checkpoint", daemon=True)
             self._thread.start()
-        elif self._told:
-            self.tell()
+
+    def resumed(self, step: int) -> None:
+        """`step` steps are done already."""
+        self._reached = step
 
     def tell(self) -> None:
         """This rank is to stop. Called by a signal's handler, so it only sets flags."""
         self._told = True
         if self._store is None:
             self._last, self._held = self._reached + 1, True
+            self._known.set()
+        elif self._thread is not None and not self._thread.is_alive() and not self._held:
+            # The store went before anybody was told: there is nobody to agree with.
+            self.agreed, self._held = False, True
             self._known.set()
 
     def reached(self, step: int) -> bool:
@@ -90,7 +95,7 @@ class Stopping:
         self._ended.set()
         self._left.set()
         if self._thread is not None:
-            self._thread.join(ANSWERS_WITHIN_S)
+            self._thread.join(HEARD_WITHIN_S)
 
     def leave_together(self) -> None:
         """After the last save, rank 0's above all: a launcher ends what is left once one rank has ended."""
