@@ -3,7 +3,8 @@
 A signal finds ranks at different steps, and a rank that stopped at once would leave the others waiting for it in a collective. So:
 
 1. A rank that is told writes `stop` into the store by which the process group has met. A thread in each rank looks for that a few
-   times a second; the training itself looks at nothing but a flag of its own process.
+   times a second, and hears of its own signals at once, also while the training is held up in a collective; the training itself
+   looks at nothing but a flag of its own process.
 2. Each rank's thread raises that flag, from when on its training waits at the end of the step it is in, and writes that step's
    number. It can do so while the training is held up in a collective.
 3. Rank 0 takes the highest number. No rank is beyond it, as each was held; all go on to the end of that step, and stop there.
@@ -23,6 +24,7 @@ from contextlib import suppress
 from typing import Any
 
 from orchestrator.checkpoint.ranks import Ranks
+from orchestrator.checkpoint.signals import Signals
 
 LOOK_S, MOST_LOOKS_A_SECOND = 0.25, 2000
 """How often a thread looks; more seldom where all ranks together would look so often."""
@@ -40,8 +42,8 @@ _number = itertools.count()
 class Stopping:
     """One rank's part in it. `begin` and `end` around the training; `reached` at the end of each step, on every rank."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, signals: Signals) -> None:
+        self._ranks, self._signals = ranks, signals
         # Made in the same order on every rank, so that each meets its like.
         self._store: Any = ranks.store(f"orch-checkpoint-{next(_number)}")
         self._told = self._held = False
@@ -94,6 +96,7 @@ class Stopping:
         """The training is over, however: nobody has to wait for this rank."""
         self._ended.set()
         self._left.set()
+        self._signals.wake()
         if self._thread is not None:
             self._thread.join(HEARD_WITHIN_S)
 
@@ -135,7 +138,8 @@ class Stopping:
         """Learns after which step to stop, once there is one; False where a rank does not answer."""
         store, pause = self._store, max(LOOK_S, self._ranks.world_size / MOST_LOOKS_A_SECOND)
         while not (self._ended.is_set() or self._told or store.check(["stop"])):
-            self._ended.wait(pause)
+            if self._signals.wait(pause):
+                self._told = True
         if self._told:
             store.set("stop", "1")
         self._held = True

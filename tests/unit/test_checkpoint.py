@@ -475,6 +475,25 @@ def test_a_loop_that_is_told_to_stop_before_its_first_step_stops_after_it(tmp_pa
     assert stopped.value.step == 1
 
 
+def test_a_child_of_the_script_is_ended_by_sigterm_as_ever_and_tells_the_script_nothing(tmp_path: Path) -> None:
+    """A DataLoader ends its workers so."""
+    with checkpoint.Saver(dir=tmp_path) as ckpt:
+        steps = ckpt.steps(3)
+        next(steps)
+        hear, say = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(say, b"!")
+            while True:
+                signal.pause()
+        os.read(hear, 1)  # Python drops what comes while it forks
+        os.kill(child, signal.SIGTERM)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+        os.close(hear)
+        os.close(say)
+        assert list(steps) == [1, 2]
+
+
 def test_without_a_folder_a_loop_saves_nothing_and_runs_all_the_same() -> None:
     assert done_by(checkpoint.Saver(model=a_model(0), every=1), 3) == [0, 1, 2]
 
