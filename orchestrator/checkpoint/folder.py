@@ -22,6 +22,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +258,7 @@ def commit(
 def prune(folder: Path, newest: Checkpoint, keep: int) -> None:
     """Deletes what is older than the `keep` newest committed checkpoints that are not newer than `newest`."""
     kept = 0
-    order = names(folder)
-    for name in order[order.index(newest.path.name) :]:
+    for name in dropwhile(lambda name: name != newest.path.name, names(folder)):
         if (folder / name / COMMIT).exists():
             kept += 1
         if kept > keep:

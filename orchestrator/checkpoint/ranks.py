@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Any, Callable, TypeVar
 
@@ -74,6 +75,19 @@ class Ranks:
         if hasattr(store, "clone"):
             store = store.clone()
         return self._dist.PrefixStore(prefix, store)
+
+
+def refuse_alone(folder: str | os.PathLike[str] | None) -> None:
+    """Raises CheckpointError where another rank than the first would write into the job's folder without a process group.
+
+    Whether it is one of a gang, or alone by intent, cannot be told then; a folder of its own (`folder`) says that it is alone.
+    """
+    several, first = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0") == "0"
+    if folder is None and several and not first and Ranks().world_size == 1 and os.environ.get("ORCH_CHECKPOINT_DIR"):
+        raise CheckpointError(
+            f"there are {os.environ['WORLD_SIZE']} ranks and no process group by which they could agree: call "
+            "torch.distributed.init_process_group before, or give each rank a dir= of its own"
+        )
 
 
 def _given(told: list[Any]) -> list[Any]:

@@ -11,8 +11,9 @@ from typing import Any, Callable, Iterator
 
 from orchestrator.checkpoint import folder as folders
 from orchestrator.checkpoint.folder import CheckpointError
-from orchestrator.checkpoint.ranks import Ranks
+from orchestrator.checkpoint.ranks import Ranks, refuse_alone
 from orchestrator.checkpoint.reading import Loaded, load
+from orchestrator.checkpoint.signals import Signals
 from orchestrator.checkpoint.state import has_state, sharded_parts
 from orchestrator.checkpoint.stopping import Stopping
 from orchestrator.checkpoint.writing import KEEP, save
@@ -54,18 +55,13 @@ class Saver:
                 raise TypeError(f"{name}: a {type(part).__name__} has no state_dict and load_state_dict")
         if every is not None and every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
+        refuse_alone(dir)
         self._parts, self._every, self._keep, self._sharded = parts, every, keep, sharded
-        self._folder, self._rng, self._map_location, self._signals = (
-            folders.folder_of(dir),
-            rng,
-            map_location,
-            tuple(signals),
-        )
+        self._folder, self._rng, self._map_location = folders.folder_of(dir), rng, map_location
         self._ranks = Ranks()
-        self._stopping = Stopping(self._ranks)
+        self._signals = Signals(signals)
+        self._stopping = Stopping(self._ranks, self._signals)
         self._advance: list[Callable[[], None]] = [part.advance for part in parts.values() if hasattr(part, "advance")]
-        self._before: dict[int, Any] = {}
-        self._signal = 0
         self._saved: int | None = None
         self._resumed = False
         self.loaded: Loaded | None = None
@@ -77,19 +73,13 @@ class Saver:
         elif not self._stopping.possible:
             log.warning("the ranks have no store by which to agree: no last save when told to stop")
         else:
-            self._before = {number: signal.signal(number, self._on_signal) for number in self._signals}
+            self._signals.catch(self._stopping.tell)
+        self._stopping.begin()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._stopping.end()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self._signal = self._signal or number
-        self._stopping.tell()
-        if callable(before := self._before.get(number)):
-            before(number, frame)
+        self._signals.release()
 
     def resume(self) -> int:
         """Gives every part what the newest whole checkpoint holds of it; how many steps are done, 0 where there is none."""
@@ -99,7 +89,7 @@ class Saver:
             done = self._saved = self.loaded.step if self.loaded is not None else None
             if self._folder is not None:
                 self._ranks.first(self._claim)
-            self._stopping.begin(done or 0)
+            self._stopping.resumed(done or 0)
         return self.loaded.step if self.loaded else 0
 
     def _claim(self) -> None:
@@ -143,7 +133,7 @@ class Saver:
                 self.save(done)
         finally:
             self._stopping.leave_together()
-        raise Stopped(done, self._signal or self._signals[0])
+        raise Stopped(done, self._signals.first or self._signals.numbers[0])
 
     @property
     def _together(self) -> bool:

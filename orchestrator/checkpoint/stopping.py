@@ -3,7 +3,8 @@
 A signal finds ranks at different steps, and a rank that stopped at once would leave the others waiting for it in a collective. So:
 
 1. A rank that is told writes `stop` into the store by which the process group has met. A thread in each rank looks for that a few
-   times a second; the training itself looks at nothing but a flag of its own process.
+   times a second, and hears of its own signals at once, also while the training is held up in a collective; the training itself
+   looks at nothing but a flag of its own process.
 2. Each rank's thread raises that flag, from when on its training waits at the end of the step it is in, and writes that step's
    number. It can do so while the training is held up in a collective.
 3. Rank 0 takes the highest number. No rank is beyond it, as each was held; all go on to the end of that step, and stop there.
@@ -23,6 +24,7 @@ from contextlib import suppress
 from typing import Any
 
 from orchestrator.checkpoint.ranks import Ranks
+from orchestrator.checkpoint.signals import Signals
 
 LOOK_S, MOST_LOOKS_A_SECOND = 0.25, 2000
 """How often a thread looks; more seldom where all ranks together would look so often."""
@@ -40,8 +42,8 @@ _number = itertools.count()
 class Stopping:
     """One rank's part in it. `begin` and `end` around the training; `reached` at the end of each step, on every rank."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, signals: Signals) -> None:
+        self._ranks, self._signals = ranks, signals
         # Made in the same order on every rank, so that each meets its like.
         self._store: Any = ranks.store(f"orch-checkpoint-{next(_number)}")
         self._told = self._held = False
@@ -57,20 +59,25 @@ class Stopping:
         """Whether the ranks have a way to agree."""
         return self._store is not None or self._ranks.world_size == 1
 
-    def begin(self, step: int) -> None:
-        """`step` steps are done."""
-        self._reached = step
+    def begin(self) -> None:
+        """From now on this rank answers."""
         if self._store is not None:
             self._thread = threading.Thread(target=self._follow, name="orch-checkpoint", daemon=True)
             self._thread.start()
-        elif self._told:
-            self.tell()
+
+    def resumed(self, step: int) -> None:
+        """`step` steps are done already."""
+        self._reached = step
 
     def tell(self) -> None:
         """This rank is to stop. Called by a signal's handler, so it only sets flags."""
         self._told = True
         if self._store is None:
             self._last, self._held = self._reached + 1, True
+            self._known.set()
+        elif self._thread is not None and not self._thread.is_alive() and not self._held:
+            # The store went before anybody was told: there is nobody to agree with.
+            self.agreed, self._held = False, True
             self._known.set()
 
     def reached(self, step: int) -> bool:
@@ -89,8 +96,9 @@ class Stopping:
         """The training is over, however: nobody has to wait for this rank."""
         self._ended.set()
         self._left.set()
+        self._signals.wake()
         if self._thread is not None:
-            self._thread.join(ANSWERS_WITHIN_S)
+            self._thread.join(HEARD_WITHIN_S)
 
     def leave_together(self) -> None:
         """After the last save, rank 0's above all: a launcher ends what is left once one rank has ended."""
@@ -130,7 +138,8 @@ class Stopping:
         """Learns after which step to stop, once there is one; False where a rank does not answer."""
         store, pause = self._store, max(LOOK_S, self._ranks.world_size / MOST_LOOKS_A_SECOND)
         while not (self._ended.is_set() or self._told or store.check(["stop"])):
-            self._ended.wait(pause)
+            if self._signals.wait(pause):
+                self._told = True
         if self._told:
             store.set("stop", "1")
         self._held = True

@@ -17,7 +17,7 @@ from typing import Any, Iterator
 from orchestrator.checkpoint import folder as folders
 from orchestrator.checkpoint import state as states
 from orchestrator.checkpoint.folder import Checkpoint, CheckpointError
-from orchestrator.checkpoint.ranks import Ranks
+from orchestrator.checkpoint.ranks import Ranks, refuse_alone
 
 STATE = "state.pt"
 KEEP = 3
@@ -50,6 +50,7 @@ def save(
         )
     if step < 0 or keep < 1:
         raise ValueError(f"step must be at least 0 and keep at least 1, not {step} and {keep}")
+    refuse_alone(dir)
     parts, ranks = states.named(state), Ranks()
     shards = states.sharded_parts(parts, always=sharded is True) if sharded is not False else {}
     random_states = ranks.to_first(states.random_state()) if rng else None

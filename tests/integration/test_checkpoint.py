@@ -139,6 +139,23 @@ def test_ranks_that_are_told_at_different_moments_stop_after_the_same_step_and_s
         assert [rank.wait(20) for rank in gang] == [0, 0, 0]
 
 
+def test_ranks_whose_peer_does_not_answer_end_by_themselves_with_the_newest_checkpoint_left(tmp_path: Path) -> None:
+    with ranks(3, "impatient", tmp_path, 1) as gang:
+        for rank in gang:
+            told(rank)
+        while checkpoint.latest(tmp_path / "0") is None:
+            time.sleep(0.01)
+        # The others are in an all-reduce with it, which does not end.
+        gang[2].send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        for rank in gang[:2]:
+            rank.send_signal(signal.SIGTERM)
+        assert [rank.wait(30) for rank in gang[:2]] == [143, 143]
+    newest = checkpoint.latest(tmp_path / "0")
+    assert newest is not None
+    assert newest.step % 7 == 0
+
+
 # -- sharded -----------------------------------------------------------------------------------------------------------
 
 

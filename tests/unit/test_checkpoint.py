@@ -454,6 +454,46 @@ def test_a_loader_that_is_iterated_beside_the_steps_begins_where_the_sampler_was
     assert sorted(seen(4) + seen(6)) == list(range(12))
 
 
+def test_a_rank_that_has_no_process_group_is_not_taken_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "ORCH_CHECKPOINT_DIR": str(tmp_path / "ckpt")}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(checkpoint.CheckpointError, match="there are 2 ranks and no process group"):
+        checkpoint.save({}, step=1)
+    with pytest.raises(checkpoint.CheckpointError, match="init_process_group"):
+        checkpoint.Saver()
+    # Each for itself: then each has a folder of its own.
+    assert checkpoint.save({}, step=1, dir=tmp_path / "mine") is not None
+
+
+def test_a_loop_that_is_told_to_stop_before_its_first_step_stops_after_it(tmp_path: Path) -> None:
+    with checkpoint.Saver(model=a_model(0), dir=tmp_path) as ckpt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(checkpoint.Stopped) as stopped:
+            list(ckpt.steps(100))
+    assert stopped.value.step == 1
+
+
+def test_a_child_of_the_script_is_ended_by_sigterm_as_ever_and_tells_the_script_nothing(tmp_path: Path) -> None:
+    """A DataLoader ends its workers so."""
+    with checkpoint.Saver(dir=tmp_path) as ckpt:
+        steps = ckpt.steps(3)
+        next(steps)
+        hear, say = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(say, b"!")
+            while True:
+                signal.pause()
+        os.read(hear, 1)  # Python drops what comes while it forks
+        os.kill(child, signal.SIGTERM)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+        os.close(hear)
+        os.close(say)
+        assert list(steps) == [1, 2]
+
+
 def test_without_a_folder_a_loop_saves_nothing_and_runs_all_the_same() -> None:
     assert done_by(checkpoint.Saver(model=a_model(0), every=1), 3) == [0, 1, 2]
 
