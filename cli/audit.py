@@ -28,7 +28,7 @@ COLUMNS = (
 @click.option("--run", type=click.IntRange(1), help="Of this run alone, by its id.")
 @out.output_option
 def audit(since: float, run: int | None, output: str) -> None:
-    """Who asked the controller for what, and what came of it.
+    """Who asked the controller for what.
 
     Every call that changes something is in it, and every caller that was not let in (status 401 and 403). USER is what the caller
     says; UID is whose process it was, as the kernel knows it.

@@ -41,6 +41,8 @@ def up() -> None:
         answer = once_nodes_answer(context.controller(settings))
     except Unreachable as error:
         raise Fail(f"the cluster was started, but {error.message}", UNREACHABLE) from None
+    if (lost := lost_head(answer, settings)) is not None:
+        raise Unreachable(lost)
     out.say(f"up: {_sum(answer)}")
     _warn(answer)
 

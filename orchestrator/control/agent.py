@@ -360,7 +360,7 @@ class NodeAgent:
 
     def _rank_ended(self, part: Part, rank: int, state: dict[str, Any]) -> None:
         part.ranks[rank] = state["code"]
-        self._ends.ended(part.key, rank, state, part.folder.last_word(rank))
+        self._ends.ended(part.key, rank, state, part.folder.last_word(rank), part.folder.secrets)
         if part.nccl is not None:
             part.nccl.tell_warnings()
 

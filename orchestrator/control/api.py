@@ -211,7 +211,7 @@ class Api:
     # -- the cluster ---------------------------------------------------------------------------------------------
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        return web.json_response({"ok": True, "cluster": self._cluster()["state"]})
+        return web.json_response({"ok": True, "cluster": self._cluster()})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         controller = self._controller

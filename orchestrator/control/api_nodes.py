@@ -13,6 +13,7 @@ from orchestrator.control.api_body import Body, body_of
 from orchestrator.control.api_call import CALL, by_of
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
+from orchestrator.document import shown
 from orchestrator.health import rules
 from orchestrator.history.render import time_json
 
@@ -83,8 +84,8 @@ class NodesApi:
     async def _events(self, request: web.Request) -> web.Response:
         """What happened to nodes, oldest first."""
         limit = request.query.get("limit", str(EVENTS_SHOWN))
-        if not limit.isdigit() or not 1 <= int(limit[:9]) <= MOST_EVENTS:
-            raise Refused(2, f"limit: must be a number from 1 to {MOST_EVENTS:,}, not {limit!r}")
+        if not limit.isdecimal() or len(limit) > 9 or not 1 <= int(limit) <= MOST_EVENTS:
+            raise Refused(2, f"limit: must be a number from 1 to {MOST_EVENTS:,}, not {shown(limit)}")
         events = await self._controller.care.history(request.query.getall("node", []), int(limit))
         return web.json_response([asdict(one) | {"at": time_json(one.at)} for one in events])
 

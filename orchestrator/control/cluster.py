@@ -45,6 +45,7 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
+HUNG_S = 30.0
 UP_S = 180.0
 """Ray waits without an end for a head that hangs; `orch up` does not."""
 _KEPT = frozenset(
@@ -116,6 +117,13 @@ def _health(home: Home, timeout_s: float = 2.0) -> dict[str, Any] | None:
     return None
 
 
+def _is_lost(before: ClusterNote | None, health: Mapping[str, Any] | None) -> bool:
+    """Whether the head is dead, or has hung for so long that it is to be ended: a moment's silence on a busy machine is neither."""
+    if before is not None and not _listens(before.address):
+        return True  # the controller outlives it by a minute
+    return health is not None and health["cluster"].get("for_s", 0.0) >= HUNG_S
+
+
 def controller_url(home: Home) -> str | None:
     """Where the controller answers; None if it does not."""
     health = _health(home)
@@ -127,11 +135,8 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
     home.make()
     home.token()
     with one_at_a_time(home):
-        health, before = _health(home), home.read_cluster()
-        # The controller outlives Ray's head by a minute, and may not have noticed yet that it is gone.
-        lost = (health is not None and health["cluster"] == "lost") or (
-            before is not None and not _listens(before.address)
-        )
+        health = _health(home)
+        lost = _is_lost(home.read_cluster(), health)
         if health is not None and not lost:
             return str(health["url"])
         try:

@@ -6,8 +6,9 @@ Exact values alone are found: a script that prints one reversed, or as base64, h
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 SHORTEST = 8
 """Bytes: what is shorter is a word that a log is full of anyway."""
@@ -30,6 +31,20 @@ def masked(data: bytes, values: Iterable[bytes]) -> bytes:
         if value in data:
             data = data.replace(value, b"*" * len(value))
     return data
+
+
+def masked_json(value: Any, values: Sequence[bytes]) -> Any:
+    """The same of plain values, in every text; also of a text that was cut off amid a value."""
+    if isinstance(value, dict):
+        return {key: masked_json(one, values) for key, one in value.items()}
+    if isinstance(value, list):
+        return [masked_json(one, values) for one in value]
+    if not isinstance(value, str):
+        return value
+    data = masked(value.encode("utf-8", "surrogatepass"), values)
+    cut = unfinished(data, values)
+    data = data[: len(data) - cut] + b"*" * cut if cut >= SHORTEST else data
+    return data.decode("utf-8", "surrogatepass")
 
 
 def unfinished(data: bytes, values: Iterable[bytes]) -> int:

@@ -81,6 +81,7 @@ class Soak:
         next_fault, next_sample = self._in(3.0), 0.0
         while not self._over():
             now = time.monotonic() - self._began
+            assert not self.complaints, self.told()
             assert now < self.limit_s, f"not over within {self.limit_s:.0f} s: {self._states()}\n" + self.told()
             while self._later and self._later[0][0] <= now:
                 heapq.heappop(self._later)[2]()
@@ -132,7 +133,7 @@ class Soak:
         if self._batch is None:
             self._batch = self._random.choice(SHAPES), self._random.randint(30, 150)
             workers, steps = self._batch
-            env = f"env: {{SHARED: {self.orch.lab.shared}, STEPS: '{steps}'}}"
+            env = f"env: {{SHARED: {self.orch.lab.shared}, STEPS: '{steps}', NUMBER: '{{n}}'}}"
             job = f"name: soak\ncheckpoint: ckpt\nretry: {{infra: 100, user: 100}}\narray: {{n: 0..{BATCH - 1}}}\n{env}"
             self.orch.write_job(COUNTS, workers, job)
         code, out = self._ask("submit", "work/job.yaml", "--key", f"soak-{self._submitted}", "-o", "name")

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(2400)]
 
 RUNS = int(os.environ.get("ORCH_SOAK_RUNS", 30))
 SEED = int(os.environ.get("ORCH_SOAK_SEED", 7))
-WHOLE = RUNS >= 200
+LONG = RUNS >= 100
 
 CPUS = """
 import json, os, sys
@@ -42,14 +42,14 @@ def orch() -> Iterator[Orch]:
         for host in lab.hosts:
             host.variables |= {"ORCH_LEASE": "15s", "ORCH_STORAGE": str(lab.shared / "storage")}
         orch = Orch(lab, cluster)
-        orch("up")
+        wait_until(lambda: orch.ask("up").returncode == 0, 240, "orch is up", every=1)
         wait_back(orch)
         yield orch
 
 
 @fault(39)
 def test_every_rule_holds_after_many_runs_and_many_faults(orch: Orch, measured: Measured) -> None:
-    soak = Soak(orch, RUNS, SEED, (10, 30) if WHOLE else (5, 12), limit_s=1800 if WHOLE else 420)
+    soak = Soak(orch, RUNS, SEED, (10, 30) if LONG else (5, 12), limit_s=1800 if LONG else 420)
     measured.seed(SEED)
     soak.run()
     print(soak.told())  # shown where the test fails
@@ -74,7 +74,7 @@ def test_every_rule_holds_after_many_runs_and_many_faults(orch: Orch, measured: 
     measured.note(_said(soak, sum(len(run.attempts) for run in runs), len(given_up)))
     grown = {name: (first, last) for name, (first, last) in soak.steady().items() if last > first * 1.05 + 2}
     assert grown == {}
-    assert soak.steady() or not WHOLE
+    assert soak.steady() or not LONG
 
 
 def _last_steps(orch: Orch, run: int) -> set[int]:

@@ -279,6 +279,26 @@ def test_a_secret_that_a_script_prints_is_masked_by_the_agent_and_by_the_one_aft
     asyncio.run(story())
 
 
+RAISES_ITS_SECRET = """
+import os
+raise ValueError("denied: " + os.environ["API_KEY"])
+"""
+
+
+def test_a_secret_in_an_exception_is_masked_where_it_is_told_as_the_cause(tmp_path: Path) -> None:
+    async def story() -> None:
+        secret = 'canary-"0123456789"\\é'
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.start(1, replace(part(tmp_path, RAISES_ITS_SECRET), secrets={"API_KEY": secret}))
+            status = await over(agent, 1)
+        assert "denied: ****" in repr(status.ends)
+        assert "canary" not in repr(status)
+        files = [path for path in (tmp_path / "n").rglob("*") if path.is_file()]
+        assert [path for path in files if b"canary" in path.read_bytes()] == []
+
+    asyncio.run(story())
+
+
 LISTENS = """
 import os, socket, sys
 os.setuid(65534)

@@ -68,6 +68,10 @@ QUERIES: dict[str, str] = {
     "/api/v1/report": "since",
     "/api/v1/benches": "run since node collective backend",
     "/api/v1/topo": "node",
+    "/api/v1/nodes": "node",
+    "/api/v1/node_events": "node limit",
+    "/api/v1/nodes/drain": "by",
+    "/api/v1/nodes/undrain": "by",
     "/api/v1/doctor": "node python",
 }
 """What a call's query may have."""
@@ -76,6 +80,8 @@ BODIES: dict[str, Any] = {
     "POST /api/v1/check": {"text": "run: train.py", "filename": "job.yaml", "overrides": ["workers=2"]},
     "POST /api/v1/runs/{ref}/retry": {"secrets": {}},
     "POST /api/v1/runs/{ref}/set": {"changes": {"priority": "5"}},
+    "POST /api/v1/nodes/drain": {"nodes": ["a"], "reason": "a fan", "when_idle": True},
+    "POST /api/v1/nodes/undrain": {"nodes": ["a"]},
     "POST /api/v1/down": {"force": False},
 }
 NOT_ENDING = {"GET /api/v1/runs/{ref}/follow"}
@@ -185,3 +191,8 @@ def test_whatever_is_asked_is_answered_in_words_and_a_refusal_changes_nothing(se
             assert before in (None, served.digest()), request
 
     asked()
+
+
+def test_every_call_that_takes_a_body_is_sent_bodies() -> None:
+    posts = {route for route in routes() if route.startswith("POST ")}
+    assert posts - BODIES.keys() == {"POST /api/v1/runs/{ref}/cancel"}

@@ -60,7 +60,7 @@ class GuardedCluster(RayCluster):
         for host in self.lab.hosts:
             self.guard(host)
         names = {host.name for host in self.lab.hosts}
-        wait_until(lambda: self._up() == names, 90, f"Ray runs on {names}")
+        wait_until(lambda: self._up() == names, 180, f"Ray runs on {names}")
 
     def _up(self) -> set[str]:
         try:

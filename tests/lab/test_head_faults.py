@@ -26,7 +26,7 @@ def started(lab, storage: str, lease: str) -> Orch:
     for host in lab.hosts:
         host.variables |= {"ORCH_LEASE": lease, "ORCH_STORAGE": str(lab.shared / "storage")}
     orch = Orch(lab, cluster)
-    orch("up")
+    wait_until(lambda: orch.ask("up").returncode == 0, 240, "orch is up", every=1)
     wait_back(orch)
     return orch
 

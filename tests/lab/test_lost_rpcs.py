@@ -27,7 +27,7 @@ def test_20_runs_succeed_while_one_call_in_ten_gets_lost(lab, measured) -> None:
     orch = Orch(lab, cluster)
     wait_until(lambda: orch.ask("up").returncode == 0, 90, "orch is up", every=1)
     measured.injected()
-    env = f"env: {{SHARED: {lab.shared}, STEPS: '20'}}"
+    env = f"env: {{SHARED: {lab.shared}, STEPS: '20', NUMBER: '{{n}}'}}"
     for workers in ("1", "2", "2x1", "2x2"):
         orch.write_job(COUNTS, workers, f"checkpoint: ckpt\narray: {{n: 0..4}}\n{env}")
         orch.acknowledged += map(int, orch("submit", "work/job.yaml", "-o", "name").split())

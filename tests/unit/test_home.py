@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder, own_node_folder
+from orchestrator.control.home import ClusterNote, Home, node_folder, own_node_folder
 from orchestrator.control.open_doors import open_doors
-from orchestrator.control.private_file import TokenFile, private_token
+from orchestrator.control.private_file import InsecureHome, TokenFile, private_token
 
 
 @pytest.mark.parametrize("length", [4, 10, 40, 90, 200])
