@@ -66,7 +66,7 @@ _ALL = (
     Row(
         9,
         "a link is down",
-        "the cable out for 30 s, both ways",
+        "the cable out, both ways, until the next attempt trains",
         "ranks that are cut off end by their lease while still cut off; no double writer when the cable is back",
     ),
     Row(

@@ -6,6 +6,9 @@ from invariants import Looked, check
 from orchlab import Orch
 from raycluster import RayCluster
 
+RUNNING: dict[int, Orch] = {}
+"""By its lease: orch as `faulty` has started it on the hosts of the lab, until they are reset."""
+
 
 @pytest.fixture(scope="session")
 def lab_of_three():
@@ -19,6 +22,7 @@ def lab_of_three():
 @pytest.fixture(scope="module")
 def lab(lab_of_three):
     """Three hosts with empty disks and nothing running: `lab.hosts`, `lab["lab1"]`."""
+    RUNNING.clear()
     lab_of_three.reset()
     return lab_of_three
 
@@ -30,21 +34,23 @@ def ray_cluster(lab):
 
 
 @pytest.fixture(scope="module")
-def faulty(lab, request):
+def faulty(lab_of_three, request):
     """orch over three hosts of two slots each, with its checkpoints on a folder that all hosts see.
 
-    Leases are short, or of as many seconds as the module says by LEASE_S.
+    Leases are short, or of as many seconds as the module says by LEASE_S. Modules that follow each other share it, because
+    it takes a quarter of a minute to start.
     """
     lease_s = getattr(request.module, "LEASE_S", 8)
-    cluster = RayCluster(lab, num_cpus=2)
-    (lab.shared / "storage").mkdir()
-    for host in lab.hosts:
-        host.variables |= {"ORCH_LEASE": f"{lease_s}s", "ORCH_STORAGE": str(lab.shared / "storage")}
-        host.variables["ORCH_POLICY_MIN_RUNTIME"] = "1s"
-    orch = Orch(lab, cluster)
-    orch("up")
-    orch.wait_up(*lab.hosts)
-    return orch
+    if lease_s not in RUNNING:
+        lab = request.getfixturevalue("lab")
+        cluster = RayCluster(lab, num_cpus=2)
+        (lab.shared / "storage").mkdir()
+        for host in lab.hosts:
+            host.variables |= {"ORCH_LEASE": f"{lease_s}s", "ORCH_STORAGE": str(lab.shared / "storage")}
+            host.variables["ORCH_POLICY_MIN_RUNTIME"] = "1s"
+        RUNNING[lease_s] = Orch(lab, cluster)
+        RUNNING[lease_s]("up")
+    return RUNNING[lease_s]
 
 
 @pytest.fixture
