@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: help setup demo test faults soak lint fmt bench lock picture clean
+.PHONY: help setup demo test faults soak lint fmt bench audit lock picture clean
 
 help: ## says what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,7 @@ test: $(READY) ## runs every test, of the faults some; what this machine lacks (
 	$(BIN)/python -m pytest -q -m "$$some" --add-reports="$$reports" --ignore=tests/unit tests; exit $$units
 
 faults: $(READY) ## brings about every fault of docs/reliability.md that this machine can, and renews the table there; many minutes
-	@went=0; $(BIN)/python -m pytest -q -m fault --fault-results=.orch/faults.jsonl tests || went=$$?; \
+	@went=0; ORCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -q -m fault --fault-results=.orch/faults.jsonl tests || went=$$?; \
 	$(BIN)/python scripts/reliability_table.py .orch/faults.jsonl; exit $$went
 
 soak: $(READY) ## 200 runs on four hosts while something breaks every 10 to 30 s (ORCH_SOAK_SEED=N, ORCH_SOAK_RUNS=N); a quarter of an hour
@@ -62,6 +62,11 @@ fmt: $(READY) ## formats the code and repairs what ruff can
 
 bench: $(READY) ## measures orch beside torchrun and Ray; minutes
 	@$(BIN)/python benchmarks/run_all.py
+
+audit: $(READY) ## asks whether a package of requirements.lock has a known hole; fails where that could not be found out
+	@test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip install -qq --disable-pip-version-check "pip-audit>=2.10"; }
+	@$(BIN)/python scripts/audit.py --tool $(VENV)/audit/bin/pip-audit
 
 lock: $(READY) ## resolves pyproject.toml anew into requirements.lock
 	@$(BIN)/python scripts/lock.py

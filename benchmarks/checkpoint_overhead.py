@@ -1,7 +1,7 @@
 """What orchestrator.checkpoint costs: a step, a save, a load. `python benchmarks/checkpoint_overhead.py [MB]`
 
 step: 2 ranks over Gloo on this machine train with DDP; what each call of `Saver.step` takes after a step that has driven its
-code out of the caches (1,000 calls, the median and the 99th percentile), beside the median of the steps. And what a call takes when
+code out of the caches (300 calls, the median and the 99th percentile), beside the median of the steps. And what a call takes when
 nothing else runs: the median of 20 stretches of 20,000.
 save and load: a model of MB (256) megabytes in 64 tensors, in the folder CHECKPOINT_BENCH_DIR (a temporary one): five times
 torch.save to one file with fsync, and `checkpoint.save`, which hashes as well; the same for torch.load and `checkpoint.load`, which
@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator import checkpoint
 
-STEPS, CALLS = 1000, 20_000
+STEPS, CALLS = 300, 20_000
 
 
 def median_of(times: int, work: Callable[[], object]) -> float:

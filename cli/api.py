@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from cli.errors import UNREACHABLE, Fail, Unreachable
+from cli.errors import NOT_ALLOWED, UNREACHABLE, Fail, Unreachable
+from orchestrator.control.private_file import InsecureHome, read_private
 
 TIMEOUT = 10.0
 """Seconds for any answer; a user never waits longer for a controller that hangs."""
@@ -52,9 +53,11 @@ class Controller:
         self.url = found["url"]
         self._host, self._port = host, port
         try:
-            self._token = (self._home / "token").read_text().strip()
-        except OSError as error:
-            raise Fail(f"the token in {self._home / 'token'} cannot be read: {error.strerror}", 4) from None
+            self._token = read_private(self._home / "token")
+        except FileNotFoundError:
+            raise Fail(f"{self._home / 'token'} is gone: `orch up` makes a new one", NOT_ALLOWED) from None
+        except InsecureHome as error:
+            raise Fail(str(error), NOT_ALLOWED) from None
 
     def call(self, method: str, *path: str | int, query: dict[str, Any] | None = None, body: Any = None) -> Any:
         """One request; gives the JSON that answers it. Raises Fail with the controller's code, Unreachable, Lost."""

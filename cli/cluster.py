@@ -44,6 +44,7 @@ def up() -> None:
     if (lost := lost_head(answer, settings)) is not None:
         raise Unreachable(lost)
     out.say(f"up: {_sum(answer)}")
+    _warn(answer)
 
 
 def once_nodes_answer(api: Controller) -> dict[str, Any]:
@@ -91,8 +92,17 @@ def status(output: str) -> None:
         _print_status(answer | {"nodes": 0, "gpus": gpus}, output)
         raise Unreachable(error.message) from None
     _print_status(answer, output)
+    _warn(answer)
     if (lost := lost_head(answer, settings)) is not None:
         raise Unreachable(lost)
+
+
+def _warn(answer: dict[str, Any]) -> None:
+    """Says where anybody gets into the cluster."""
+    if answer.get("ray_auth") == "none":
+        from orchestrator.control.ray_auth import MEND, warning
+
+        out.say(f"warning: {warning(answer['address'])}; {MEND}")
 
 
 def lost_head(answer: dict[str, Any], settings: Config) -> str | None:

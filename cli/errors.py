@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from orchestrator.terminal import clean
+
 FAILED, USAGE, NOT_FOUND, NOT_ALLOWED, UNREACHABLE, CONFLICT, TIMED_OUT = 1, 2, 3, 4, 6, 7, 124
 
 
@@ -13,6 +15,10 @@ class Fail(click.ClickException):
     def __init__(self, sentence: str, code: int) -> None:
         super().__init__(sentence)
         self.exit_code = code  # type: ignore[misc] # click declares it for the class
+
+    def format_message(self) -> str:
+        """Line by line, as it may name what others have chosen."""
+        return "\n".join(map(clean, self.message.split("\n")))
 
 
 class Unreachable(Fail):

@@ -97,11 +97,12 @@ def read(settings: Config, down: Unreachable, question: Callable[[Store], T]) ->
 
 def found(store: Store, ref: str, like: bool = False) -> Run:
     """One run from the database. Raises Fail(3)."""
+    from orchestrator.array import run_id
     from orchestrator.history.render import scaling_json, show_json
 
     run = store.get(ref)
     if run is None:
-        gone = store.expired(int(ref)) if ref.isdigit() and len(ref) < 19 else None
+        gone = store.expired(word) if isinstance(word := run_id(ref), int) else None
         raise Fail(gone or f"no such run: {ref!r}", NOT_FOUND)
     scaling = {"scaling": scaling_json(store.scaling(run.name))}
     return show_json(run) | scaling | ({"compared": store.against_its_like(run)} if like else {})

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     "--stacks", is_flag=True, help="Where the ranks stand instead: now, or when the attempt was ended for hanging."
 )
 @click.option("--since", type=Ago(), help="Only what was printed within 5m, 2h ... or since a time.")
+@click.option(
+    "--raw", is_flag=True, help="Lines as they were printed, with their colours and whatever else a terminal obeys."
+)
 @out.output_option
 def logs(
     run: str,
@@ -37,12 +40,13 @@ def logs(
     nccl: bool,
     stacks: bool,
     since: float | None,
+    raw: bool,
     output: str,
 ) -> None:
     """What the ranks of a run printed.
 
     Of a failed run the first failing rank comes first. Every line begins with its rank where there are several.
-    In -o json and jsonl each line is an object.
+    In -o json and jsonl each line is an object. Escapes that a terminal would obey are taken out, but for --raw.
 
     \b
     orch logs 42 -f
@@ -73,7 +77,7 @@ def logs(
             out.say("they cannot be followed without the controller")
     _check(found, rank, attempt)
     try:
-        shown = _print(lines, found, rank, output)
+        shown = _print(lines, found, rank, raw, output)
         if stacks and not shown and found.get("attempts"):
             out.say("no stacks are kept of that attempt: they are while it runs, and where it was ended for hanging")
     except KeyboardInterrupt:
@@ -82,14 +86,14 @@ def logs(
         click.get_current_context().exit(130)
 
 
-def _print(lines: Iterator[dict[str, Any]], run: dict[str, Any], rank: int | None, output: str) -> int:
+def _print(lines: Iterator[dict[str, Any]], run: dict[str, Any], rank: int | None, raw: bool, output: str) -> int:
     """How many lines were shown."""
     from cli.watch import Screen, world_size
 
     if output == "json":
         out.print_json(whole := list(lines))
         return len(whole)
-    screen = Screen(prefixed=rank is None and world_size(run) > 1)
+    screen = Screen(prefixed=rank is None and world_size(run) > 1, raw=raw)
     count = 0
     for line in lines:
         count += 1

@@ -38,6 +38,7 @@ COMMANDS = {
     "up": ("cluster", "Starts the cluster and its controller."),
     "down": ("cluster", "Ends the controller and the cluster."),
     "status": ("cluster", "Whether the controller is up, and how busy it is."),
+    "audit": ("audit", "Who asked the controller for what."),
     "init": ("files", "Writes a job.yaml to start from."),
     "schema": ("files", "Prints the JSON Schema of job files, for editors."),
     "config": ("files", "The configuration, and where each value is from."),

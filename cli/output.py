@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.terminal import clean as clean
+
 FORMATS = ("table", "json", "jsonl", "csv", "name")
 Row = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,11 +32,6 @@ SYMBOLS = {
     "down": ("✗", "red"),
 }
 """Beside every word its sign and colour: neither says anything that the word does not."""
-
-# Escape sequences (CSI; OSC, DCS and the like up to their end; the short ones), then what is left of control characters
-# and the marks that turn the direction of text, with which a name could rewrite the line that shows it.
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL)
-_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str, key:
 
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow([column.title for column in columns])
-        writer.writerows([[plain(column.value(row)) for column in columns] for row in rows])
+        writer.writerows([[clean(plain(column.value(row))) for column in columns] for row in rows])
     elif not on_terminal():
         for row in rows:
             click.echo("\t".join(clean(plain(column.value(row))).replace("\t", " ") for column in columns))
@@ -119,7 +116,7 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
 def _title(column: Column) -> str:
     """`took_s` holds seconds for programs; people are shown `1m15s`. What holds more than a key is shown as it is."""
     if not re.fullmatch("[a-z0-9_]+", column.title):
-        return column.title
+        return clean(column.title)
     rate, per, _ = column.title.partition("_per_s")
     return f"{rate}/s".upper() if per and rate + per == column.title else column.title.removesuffix("_s").upper()
 
@@ -145,11 +142,6 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(plain(item) for item in value)
     return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-def clean(text: str) -> str:
-    """Text that cannot move the cursor, change the colour or the title, or break the line; tabs stay."""
-    return _CONTROLS.sub(" ", _ESCAPES.sub("", text)) if not text.isprintable() else text
 
 
 def on_terminal(err: bool = False) -> bool:
@@ -193,7 +185,7 @@ def say(text: str) -> None:
 
 def lines_of(pairs: Iterable[tuple[str, Any]]) -> None:
     """Prints fields, one a line: aligned on a terminal, `field TAB value` into a pipe."""
-    pairs = [(name, clean(plain(value))) for name, value in pairs if value not in (None, "", [], {})]
+    pairs = [(clean(name), clean(plain(value))) for name, value in pairs if value not in (None, "", [], {})]
     if not on_terminal():
         for name, value in pairs:
             click.echo(f"{name}\t{value.replace(chr(9), ' ')}")

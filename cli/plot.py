@@ -145,7 +145,7 @@ def by_time(results: Sequence[dict[str, Any]]) -> str:
 def _name(names: Sequence[str], every: Sequence[Sequence[str]]) -> str:
     """What tells a line from the others."""
     differ = [part for part, column in zip(names, zip(*every, strict=True), strict=True) if len(set(column)) > 1]
-    return " ".join(differ) or names[2]
+    return out.clean(" ".join(differ) or names[2])
 
 
 def _seconds(text: str) -> float:

@@ -63,9 +63,9 @@ def _of_run(ref: str) -> dict[str, Any]:
             answer: dict[str, Any] = api.call("GET", "runs", ref, "report")
         return answer
     except Unreachable as down:
-        found = history.read(
-            settings, down, lambda store: store.run_pictured(int(ref) if ref.isdigit() else ref, now())
-        )
+        from orchestrator.array import run_id
+
+        found = history.read(settings, down, lambda store: store.run_pictured(run_id(ref), now()))
         if found is None:
             raise Fail(f"no such run: {ref!r}", NOT_FOUND) from None
         return found

@@ -244,7 +244,7 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
     outcome = attempt.get("outcome")
     color = {"succeeded": "green", None: "blue"}.get(outcome, "red")
     title = out.paint(f"\nattempt {attempt['number']}", bold=True)
-    click.echo(f"{title}  {out.paint((outcome or 'lives').replace('_', ' '), color)}  {took}")
+    click.echo(f"{title}  {out.paint(out.clean((outcome or 'lives').replace('_', ' ')), color)}  {took}")
     if failure:
         from cli.watch import cause_text, detail_lines, failure_text
 
@@ -259,7 +259,7 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         click.echo(out.clean(f"  {text}"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
     if nodes:
-        click.echo(f"  {placement.get('level', 'cluster')}")
+        click.echo(out.clean(f"  {placement.get('level', 'cluster')}"))
     codes = attempt.get("exit_codes") or {}
     for number, part in enumerate(nodes):
         branch, trunk = ("└─", "   ") if number == len(nodes) - 1 else ("├─", "│  ")

@@ -49,8 +49,8 @@ def topo(files: Sequence[Path], more: Sequence[Path], node: str | None, output: 
     except FormatError as error:
         raise Fail(str(error), USAGE) from None
     for note in cluster.notes:
-        click.echo(note, err=True)
-    click.echo("\n".join(_lines(cluster, node, output)))
+        out.say(note)
+    click.echo("\n".join(map(out.clean, "\n".join(_lines(cluster, node, output)).split("\n"))))
 
 
 def _of_the_cluster(node: str | None, output: str) -> None:
@@ -60,7 +60,7 @@ def _of_the_cluster(node: str | None, output: str) -> None:
     if output == "json":
         out.print_json(answer)
     elif output == "name":
-        click.echo("\n".join(one["name"] for one in answer["nodes"]))
+        click.echo("\n".join(out.clean(one["name"]) for one in answer["nodes"]))
     elif output in ("jsonl", "csv"):
         raise Fail(f"-o {output} is for --from FILE; the cluster's tree has -o json", USAGE)
     else:

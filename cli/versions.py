@@ -41,4 +41,4 @@ def print_lock(run: dict[str, Any], output: str) -> None:
     if output in ("json", "jsonl"):
         out.print_json({"requires": pinned(environment)})
     else:
-        click.echo(lock(environment), nl=False)
+        click.echo("\n".join(map(out.clean, lock(environment).split("\n"))), nl=False)

@@ -69,15 +69,15 @@ def watch(
 class Screen:
     """Shows lines of logs, and on stderr what is waited for: one line that changes, where that is a terminal."""
 
-    def __init__(self, *, prefixed: bool, to_stderr: bool = False) -> None:
-        self._prefixed, self._err = prefixed, to_stderr
+    def __init__(self, *, prefixed: bool, to_stderr: bool = False, raw: bool = False) -> None:
+        """`raw`: lines of logs as they were printed, with whatever they do to a terminal."""
+        self._prefixed, self._err, self._raw = prefixed, to_stderr, raw
         self._live = out.on_terminal(err=True) and out.colored(err=True)
-        self._raw = not out.on_terminal(err=to_stderr)
         self._shown = ""
         self._began = time.monotonic()
 
     def log(self, line: dict[str, Any]) -> None:
-        """One line of a rank's log; as it is into a pipe, without escapes on a terminal."""
+        """One line of a rank's log."""
         self.clear()
         text = line["line"] if self._raw else out.clean(line["line"])
         if self._prefixed:

@@ -122,6 +122,8 @@ def _braced(names: Iterable[str]) -> str:
 
 # Words for runs -------------------------------------------------------------------------------------------------------
 
+MAX_ID_DIGITS = 18
+"""A number of more digits is no id: databases count to 2**63."""
 _REF = re.compile(r"([a-z0-9][a-z0-9-]{0,62})(?:\[([0-9]{0,6})\])?")
 
 
@@ -148,12 +150,17 @@ def parse_ref(text: str) -> Ref | None:
     return Ref(found[1], int(found[2]) if found[2] else None, found[2] == "")
 
 
+def run_id(text: str) -> int | str:
+    """A run's id where the text can be one, else the text, which may be a name."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_ID_DIGITS else text
+
+
 def dependency(given: Any) -> int | str:
     """One entry of `after:`: an id, or a name as `str(Ref)` writes it. Raises ValueError."""
     if isinstance(given, int) and not isinstance(given, bool):
         given = str(given)
     ref = parse_ref(given) if isinstance(given, str) else None
-    if ref is None or (ref.word.isdigit() and len(ref.word) > 18):
+    if ref is None or (ref.word.isdigit() and len(ref.word) > MAX_ID_DIGITS):
         raise ValueError(
             f"{shown(given)} must be a run's id or name, such as 41 or pretrain, or of an array sweep[] or sweep[3]"
         )

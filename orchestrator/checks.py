@@ -225,6 +225,8 @@ def count(value: int) -> int:
 def at_least_one(value: int | None) -> int | None:
     if value is not None and value < 1:
         raise ValueError(f"must be 1 or more, not {value}")
+    if value is not None and value >= 10**9:
+        raise ValueError("must be less than a billion")
     return value
 
 

@@ -11,6 +11,7 @@ import random
 import shutil
 import sys
 import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,18 +83,29 @@ def _check(value: Any, where: str, seen: set[int]) -> None:
     """What torch.load(weights_only=True) takes: a checkpoint is data, and reading it runs nobody's code."""
     import torch
 
-    if value is None or isinstance(
-        value, (bool, int, float, complex, str, bytes, torch.Tensor, torch.dtype, torch.device)
-    ):
-        return
-    if id(value) in seen:
+    plain = (
+        type(None),
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        bytes,
+        bytearray,
+        torch.Size,
+        torch.dtype,
+        torch.device,
+        torch.layout,
+    )
+    if type(value) in (*plain, torch.Tensor, torch.nn.Parameter) or id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, Mapping):
+    # Of exactly these types: weights_only knows no subclass of them, a defaultdict or a named tuple say.
+    if type(value) in (dict, OrderedDict, Counter):
         for key, inner in value.items():
             _check(key, where, seen)
             _check(inner, f"{where}[{key!r}]", seen)
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif type(value) in (list, tuple, set):
         for at, inner in enumerate(value):
             _check(inner, f"{where}[{at}]", seen)
     elif type(value) not in torch.serialization.get_safe_globals():

@@ -39,6 +39,7 @@ from orchestrator.control.kernel_log import VARIABLE as KERNEL_LOG_VARIABLE
 from orchestrator.control.kernel_log import boot_time
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
 from orchestrator.control.log_patterns import LogPatterns
+from orchestrator.control.masking import values_in_process, values_of
 from orchestrator.control.nccl_watch import rank_of
 from orchestrator.control.node_files import AttemptFolder, NodeFiles
 from orchestrator.control.node_look import look_around
@@ -291,6 +292,7 @@ class NodeAgent:
                 part = self._parts[key]
                 self._lost_with_launcher(part)
                 part.swept = part.gpu_free = True
+                part.close_logs()
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
                 self._survey.want(None)
@@ -314,6 +316,11 @@ class NodeAgent:
             part.began = note.get("began", 0.0)
             part.master_port, part.world_size = note.get("master_port", 0), note.get("world_size", 0)
             part.patterns = LogPatterns(note.get("throughput", {}))
+            part.secrets = tuple(note.get("secrets", ()))
+            # Before any of its logs is looked at.
+            folder.secrets = next(
+                filter(None, (values_in_process(r["pid"], part.secrets) for r in attempt["ranks"].values())), ()
+            )
             part.ranks = dict.fromkeys(note.get("ranks", ()))
             for rank, shipped in note.get("shipped", {}).items():
                 file = folder.log(int(rank))
@@ -353,7 +360,7 @@ class NodeAgent:
 
     def _rank_ended(self, part: Part, rank: int, state: dict[str, Any]) -> None:
         part.ranks[rank] = state["code"]
-        self._ends.ended(part.key, rank, state, part.folder.last_word(rank))
+        self._ends.ended(part.key, rank, state, part.folder.last_word(rank), part.folder.secrets)
         if part.nccl is not None:
             part.nccl.tell_warnings()
 
@@ -372,6 +379,7 @@ class NodeAgent:
     def _swept(self, part: Part) -> None:
         if not part.swept:
             part.swept = True
+            part.close_logs()
             if part.nccl is not None:
                 part.nccl.ship()
             task = asyncio.get_running_loop().create_task(self._await_gpu_memory(part))
@@ -395,6 +403,7 @@ class NodeAgent:
         known.began = boot_time()
         known.master_port, known.world_size = part.master_port or self._reserve(part.key), part.world_size
         known.patterns = LogPatterns(part.throughput)
+        known.secrets, folder.secrets = tuple(part.secrets), values_of(part.secrets.values())
         known.ranks = {rank.rank: None for rank in part.ranks}
         folder.write_note(known.note() | {"nccl_log": part.nccl_log})
         # Fetching the code may have taken long. Was the controller replaced meanwhile, the next one has been told that there is

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -16,20 +15,24 @@ from aiohttp import web
 from pydantic import Field, ValidationError
 
 from orchestrator.checks import interpreter
-from orchestrator.control.api_body import Body, body_of
+from orchestrator.control.api_body import BODY_S, Body, Secret, UserName, body_of, chunks_of
+from orchestrator.control.api_call import CALL, by_of, record_of, uid_of
 from orchestrator.control.api_nodes import NodesApi, with_health
 from orchestrator.control.arrays import array_json, queue_rows
+from orchestrator.control.audit import AuditLog, Call
 from orchestrator.control.code_store import CodeStore, CodeTooLarge
 from orchestrator.control.controller import Controller
 from orchestrator.control.follow import Positions, follow, kept_lines, log_lines
+from orchestrator.control.guard import opened_by, refusal
 from orchestrator.control.metrics import CONTENT_TYPE, exposition
+from orchestrator.control.private_file import InsecureHome
 from orchestrator.control.refused import Refused
 from orchestrator.control.top import top
 from orchestrator.document import DocumentError
 from orchestrator.hardware.as_json import to_json
 from orchestrator.hardware.draw import draw_node
 from orchestrator.history import render
-from orchestrator.history.asking import asked
+from orchestrator.history.asking import asked, moment
 from orchestrator.history.benches import BenchFilter
 from orchestrator.history.errors import StoreError
 from orchestrator.jobfile import parse_job
@@ -43,20 +46,24 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HTTP_OF_CODE = {2: 400, 3: 404, 4: 401, 5: 422, 6: 503, 7: 409, 8: 500}
 BODY = 4 << 20
+IDLE_S = 30.0
+"""How long a connection may be open without a whole request on it."""
+LONGEST_LINE = 64 << 10
+"""A follower that comes back says where it was with every rank."""
 
 
 class CodeBody(Body):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    git: Annotated[str, Field(max_length=64)] | None = None
+    git: Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")] | None = None
     dirty: bool | None = None
 
 
 class SubmitBody(Body):
     spec: JobSpec
     code: CodeBody | None = None
-    workdir: Annotated[str, Field(max_length=4096)] = ""
-    user: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
-    secrets: dict[str, str] = {}
+    workdir: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")] = ""
+    user: UserName
+    secrets: dict[str, Secret] = {}
     key: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
     dry_run: bool = False
 
@@ -68,7 +75,7 @@ class CheckBody(Body):
 
 
 class RetryBody(Body):
-    secrets: dict[str, str] = {}
+    secrets: dict[str, Secret] = {}
 
 
 class SetBody(Body):
@@ -86,14 +93,17 @@ class Api:
         self,
         controller: Controller,
         code: CodeStore,
-        token: str,
+        token: Callable[[], str],
         status: Callable[[], dict[str, Any]],
         down: Callable[[], Awaitable[None]],
-        metrics_token: str | None = None,
+        metrics_token: Callable[[], str] | None = None,
+        audit: AuditLog | None = None,
+        doors: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """`token` opens everything, `metrics_token` /metrics alone."""
+        """`token` opens everything, `metrics_token` /metrics alone; `audit` hears of what is changed and of who is not let in;
+        `doors` are findings of the doctor about the cluster itself."""
         self._controller, self._code, self._token, self._status, self._down = controller, code, token, status, down
-        self._metrics_token = metrics_token
+        self._metrics_token, self._audit, self._doors = metrics_token, audit, doors
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=BODY)
@@ -125,19 +135,49 @@ class Api:
                 web.post("/api/v1/down", self._go_down),
             ]
         )
+        app.on_response_prepare.append(_as_data)
         return app
+
+    def runner(self) -> web.AppRunner:
+        """The server: a connection on which no whole request comes is closed, and lines have an end."""
+        return web.AppRunner(
+            self.app(), access_log=None, shutdown_timeout=1, keepalive_timeout=IDLE_S, max_line_size=LONGEST_LINE
+        )
 
     # -- around every call ---------------------------------------------------------------------------------------
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Host and token are checked before anything is read; what goes wrong becomes a sentence and a code."""
-        # A page in a browser can make it send requests to loopback by a name of the page's own (DNS rebinding).
-        host = request.host.rsplit(":", 1)[0].strip("[]")
-        if host not in ("127.0.0.1", "localhost", "::1"):
-            return _error(4, f"the Host header {host!r} is not this machine's loopback", 403)
-        if request.path != "/healthz" and not self._may(request):
-            return _error(4, "the token is missing or wrong: the controller's own is in ORCH_HOME/token")
+        """Headers and token are checked before anything is read; what goes wrong becomes a sentence and a code."""
+        if (why := refusal(request.host, request.headers)) is not None:
+            return self._refused(request, why, 403)
+        if "%00" in request.raw_path:
+            return _error(2, "a NUL byte in the address of the call")
+        if request.path != "/healthz":
+            try:
+                allowed = self._may(request)
+            except InsecureHome as error:
+                return self._refused(request, str(error), 401)
+            if not allowed:
+                return self._refused(
+                    request, "the token is missing or wrong: the controller's own is in ORCH_HOME/token", 401
+                )
+        if request.method in ("GET", "HEAD"):
+            return await self._answered(request, handler)
+        # Before the answer: whoever has it may hang up, and is nobody's connection then.
+        CALL.set(call := Call(uid_of(request)))
+        answer = await self._answered(request, handler)
+        if self._audit is not None and not call.asks_only:
+            self._audit.write(record_of(request, call, answer))
+        return answer
+
+    def _refused(self, request: web.Request, why: str, status: int) -> web.Response:
+        answer = _error(4, why, status)
+        if self._audit is not None:
+            self._audit.refused(record_of(request, Call(uid_of(request)), answer))
+        return answer
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except Refused as refusal:
@@ -152,6 +192,8 @@ class Api:
             return _error(error.exit_code, str(error))
         except CodeTooLarge as error:
             return _error(2, str(error), 413)
+        except TimeoutError:
+            return _error(2, f"the body did not come within {BODY_S:.0f} s", 408)
         except web.HTTPException as error:
             return _error(2, f"{request.method} {request.path}: {error.reason}", error.status)
         except (ConnectionResetError, asyncio.CancelledError):
@@ -161,11 +203,10 @@ class Api:
             return _error(6, "the controller met an error of its own; its log says more", 500)
 
     def _may(self, request: web.Request) -> bool:
-        given = request.headers.get("Authorization", "").encode()
-        tokens = [self._token]
+        tokens = [self._token()]
         if request.path == "/metrics" and self._metrics_token is not None:
-            tokens.append(self._metrics_token)
-        return any(hmac.compare_digest(given, f"Bearer {token}".encode()) for token in tokens)
+            tokens.append(self._metrics_token())
+        return opened_by(request.headers.get("Authorization", ""), tokens)
 
     # -- the cluster ---------------------------------------------------------------------------------------------
 
@@ -249,10 +290,11 @@ class Api:
             raise Refused(2, f"python: {error}") from None
         except KeyError:
             raise Refused(3, f"no such node: {node!r}") from None
+        answer["findings"] = [*self._doors, *answer["findings"]]
         return web.json_response(with_health(answer, self._controller.care.for_doctor(node)))
 
     async def _go_down(self, request: web.Request) -> web.Response:
-        body = DownBody.model_validate(await body_of(request))
+        body, _ = DownBody.model_validate(await body_of(request)), by_of(request)
         live = await self._controller.live()
         if live and not body.force:
             names = ", ".join(f"{run.id} ({run.name})" for run in live[:5])
@@ -272,9 +314,8 @@ class Api:
         return web.Response(status=200 if self._code.wanted(request.match_info["sha"]) else 404)
 
     async def _put_code(self, request: web.Request) -> web.Response:
-        chunks = request.content.iter_chunked(1 << 20)
         try:
-            await self._code.put(request.match_info["sha"], chunks)
+            await self._code.put(request.match_info["sha"], chunks_of(request))
         except ValueError as error:
             raise Refused(2, str(error)) from None
         return web.json_response({"ok": True}, status=201)
@@ -283,12 +324,15 @@ class Api:
 
     async def _check(self, request: web.Request) -> web.Response:
         """A job file's text as the spec that it means: a command need not load the checker for it."""
+        CALL.get().asks_only = True
         body = CheckBody.model_validate(await body_of(request))
         spec = await asyncio.to_thread(parse_job, body.text, body.filename, body.overrides)
         return web.json_response({"spec": spec.model_dump(mode="json")})
 
     async def _submit(self, request: web.Request) -> web.Response:
         body = SubmitBody.model_validate(await body_of(request))
+        call = CALL.get()
+        call.user, call.asks_only = body.user, body.dry_run
         if body.dry_run:
             return web.json_response(await self._controller.dry_run(body.spec, body.user))
         if body.code is not None and not self._code.has(body.code.sha256):
@@ -296,6 +340,7 @@ class Api:
         code = Code(body.code.sha256, body.code.git, body.code.dirty) if body.code else None
         new = NewRun(body.spec, body.user, code, body.workdir, body.key)
         run, created = await self._controller.submit(new, body.secrets)
+        call.run, call.said = run.id, run.name
         notices = self._controller.notices(body.spec)
         answer = {"id": run.id, "name": run.name, "state": run.state, "notices": notices}
         if run.element is not None:
@@ -362,28 +407,31 @@ class Api:
         return array_json(array, await self._controller.counts(array), first) | {"after": after}
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        ref, by = request.match_info["ref"], request.query.get("by")
+        ref, by = request.match_info["ref"], by_of(request)
         if (array := await self._controller.find_array(ref)) is not None:
             ended = await self._controller.cancel_array(array, by)
             answer = await self._array(array) | {"runs": ended}
             return web.json_response(answer | ({} if ended else {"already": True}))
         run, already = await self._controller.cancel(ref, by=by)
+        CALL.get().run = run.id
         answer = {"id": run.id, "name": run.name, "state": run.state}
         return web.json_response(answer | ({"already": True} if already else {}))
 
     async def _retry(self, request: web.Request) -> web.Response:
         body = RetryBody.model_validate(await body_of(request))
-        ref, by = request.match_info["ref"], request.query.get("by")
+        ref, by = request.match_info["ref"], by_of(request)
         if (array := await self._controller.find_array(ref)) is not None:
             again = await self._controller.retry_array(array, body.secrets, by)
             return web.json_response(await self._array(array) | {"runs": again})
         run = await self._controller.retry(ref, body.secrets, by=by)
+        CALL.get().run = run.id
         return web.json_response({"id": run.id, "name": run.name, "state": run.state})
 
     async def _set(self, request: web.Request) -> web.Response:
         body = SetBody.model_validate(await body_of(request))
         ref = request.match_info["ref"]
-        runs = await self._controller.change(ref, body.changes, by=request.query.get("by"))
+        CALL.get().said = ", ".join(f"{key}={value}" for key, value in body.changes.items())
+        runs = await self._controller.change(ref, body.changes, by=by_of(request))
         if (array := await self._controller.find_array(ref)) is not None:
             return web.json_response(await self._array(array) | {"runs": len(runs)})
         return web.json_response({"id": runs[0].id, "name": runs[0].name, "state": runs[0].state})
@@ -427,14 +475,14 @@ class Api:
 
     async def _cluster_report(self, request: web.Request) -> web.Response:
         """What the cluster's page is drawn from: of the time since then."""
-        return web.json_response(await self._controller.cluster_pictured(_moment(request.query.get("since"))))
+        return web.json_response(await self._controller.cluster_pictured(_since(request.query.get("since"))))
 
     async def _benches(self, request: web.Request) -> web.Response:
         """Results of `orch bench`, oldest first."""
         query = request.query
         wanted = BenchFilter(
             runs=tuple(number for text in query.getall("run", []) if (number := _number(text, "run")) is not None),
-            since=_moment(query.get("since")),
+            since=_since(query.get("since")),
             nodes=frozenset(query.getall("node", [])),
             collectives=tuple(query.getall("collective", [])),
             backends=tuple(query.getall("backend", [])),
@@ -453,7 +501,7 @@ def _error(code: int, sentence: str, status: int | None = None) -> web.Response:
 def _number(text: str | None, name: str) -> int | None:
     if text is None or text in ("", "all"):
         return None
-    if not text.isdigit() or len(text) > 9:
+    if not text.isdecimal() or len(text) > 9:
         raise Refused(2, f"{name}: {text!r} is not a number")
     return int(text)
 
@@ -467,11 +515,11 @@ def _seconds(text: str | None) -> float | None:
     raise Refused(2, f"since: {text!r} is not a number of seconds")
 
 
-def _moment(text: str | None) -> datetime | None:
+def _since(text: str | None) -> datetime | None:
     try:
-        return datetime.fromisoformat(text) if text else None
-    except ValueError:
-        raise Refused(2, f"since: {text!r} is not a time") from None
+        return moment("since", text)
+    except ValueError as error:
+        raise Refused(2, str(error)) from None
 
 
 async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | None]) -> web.StreamResponse:
@@ -483,3 +531,8 @@ async def _stream(request: web.Request, objects: AsyncIterator[dict[str, Any] | 
             await response.write(b"\n" if value is None else json.dumps(value).encode() + b"\n")
         await response.write_eof()
     return response
+
+
+async def _as_data(request: web.Request, response: web.StreamResponse) -> None:
+    """No browser takes an answer for a page, whatever a name in it looks like."""
+    response.headers["X-Content-Type-Options"] = "nosniff"

@@ -10,8 +10,10 @@ from aiohttp import web
 from pydantic import Field
 
 from orchestrator.control.api_body import Body, body_of
+from orchestrator.control.api_call import CALL, by_of
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
+from orchestrator.document import shown
 from orchestrator.health import rules
 from orchestrator.history.render import time_json
 
@@ -69,19 +71,21 @@ class NodesApi:
     async def _drain(self, request: web.Request) -> web.Response:
         body = DrainBody.model_validate(await body_of(request))
         reason = (body.reason or "").strip() or None
-        found = await self._controller.care.drain(body.nodes, request.query.get("by"), reason, body.when_idle)
+        CALL.get().said = ", ".join(body.nodes)
+        found = await self._controller.care.drain(body.nodes, by_of(request), reason, body.when_idle)
         return web.json_response([asdict(one) | self._controller.care.json(one.node) for one in found])
 
     async def _undrain(self, request: web.Request) -> web.Response:
         body = UndrainBody.model_validate(await body_of(request))
-        found = await self._controller.care.undrain(body.nodes, request.query.get("by"))
+        CALL.get().said = ", ".join(body.nodes)
+        found = await self._controller.care.undrain(body.nodes, by_of(request))
         return web.json_response([asdict(one) | self._controller.care.json(one.node) for one in found])
 
     async def _events(self, request: web.Request) -> web.Response:
         """What happened to nodes, oldest first."""
         limit = request.query.get("limit", str(EVENTS_SHOWN))
-        if not limit.isdigit() or not 1 <= int(limit[:9]) <= MOST_EVENTS:
-            raise Refused(2, f"limit: must be a number from 1 to {MOST_EVENTS:,}, not {limit!r}")
+        if not limit.isdecimal() or len(limit) > 9 or not 1 <= int(limit) <= MOST_EVENTS:
+            raise Refused(2, f"limit: must be a number from 1 to {MOST_EVENTS:,}, not {shown(limit)}")
         events = await self._controller.care.history(request.query.getall("node", []), int(limit))
         return web.json_response([asdict(one) | {"at": time_json(one.at)} for one in events])
 

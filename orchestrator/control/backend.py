@@ -53,7 +53,7 @@ class StartPart:
     code: str | None
     """sha256 of the snapshot."""
     env: dict[str, str]
-    secrets: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)
     device: Device
     ranks: tuple[RankStart, ...]
     world_size: int

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestrator.checks import at_least_one, whole
 from orchestrator.control.refused import Refused
 from orchestrator.document import nearest, shown
 from orchestrator.spec import SETTABLE, SETTABLE_OF_ARRAYS, JobSpec
@@ -57,7 +58,10 @@ def parse_changes(texts: Mapping[str, str], *, array: bool) -> Change:
     keys = {key: None if text == NONE and key != "priority" else text for key, text in texts.items()}
     limit = keys.pop("array_limit", False)
     if isinstance(limit, str):
-        if not limit.isdigit() or int(limit) < 1:
-            raise Refused(2, f"array_limit: must be a whole number of 1 or more, or {NONE}, not {shown(limit)}")
-        return Change(keys, int(limit))
+        try:
+            return Change(keys, at_least_one(whole(limit)))
+        except ValueError:
+            raise Refused(
+                2, f"array_limit: must be a whole number of 1 or more, or {NONE}, not {shown(limit)}"
+            ) from None
     return Change(keys, limit)

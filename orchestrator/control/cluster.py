@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -22,12 +23,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 
 from orchestrator.config import Config, HeadStorage, load_config
-from orchestrator.control.home import ClusterNote, Home, InsecureHome, node_folder
+from orchestrator.control.home import ClusterNote, Home, node_folder, own_node_folder
 from orchestrator.control.monitoring import dashboards_folder
+from orchestrator.control.private_file import InsecureHome
+from orchestrator.control.ray_auth import ray_auth
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
 from orchestrator.policy_text import policy_as_texts
@@ -160,6 +164,7 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
                 preflight=config.preflight,
                 policy=policy_as_texts(config.policy),
                 prices=dict(config.prices),
+                ray_auth=ray_auth(head.address),
                 local=local,
             )
         )
@@ -251,7 +256,8 @@ def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say
         _end_ray(home)
     say("starting a private Ray on this machine")
     folder = temp_dir(home)
-    _private_parents(folder)
+    own_node_folder(home.namespace)
+    folder.mkdir(mode=0o700, exist_ok=True)
     port = 0
     if config.head_storage == "rocksdb":
         home.head_state.mkdir(mode=0o700, exist_ok=True)
@@ -282,15 +288,6 @@ def _local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say
         hint = f"; if it is for what it kept in {home.head_state}, remove that: orch's own records are not in it"
         raise ClusterError(f"Ray did not start: {tail}{hint if config.head_storage == 'rocksdb' else ''}")
     return _Head(current.read_text().strip(), f"http://127.0.0.1:{dashboard}", proxy)
-
-
-def _private_parents(folder: Path) -> None:
-    base = folder.parents[1]
-    base.mkdir(mode=0o700, exist_ok=True)
-    if base.stat().st_uid != os.getuid():
-        raise ClusterError(f"{base} belongs to another user")
-    base.chmod(0o700)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _listens(address: str) -> bool:
@@ -365,7 +362,7 @@ def _ask_down(home: Home, *, force: bool) -> None:
     note = home.read_controller()
     assert note is not None
     request = urllib.request.Request(  # noqa: S310
-        f"{note['url']}/api/v1/down",
+        f"{note['url']}/api/v1/down?by={quote(_user(), safe='')}",
         data=json.dumps({"force": force}).encode(),
         headers={"Authorization": f"Bearer {home.token()}"},
         method="POST",
@@ -378,6 +375,13 @@ def _ask_down(home: Home, *, force: bool) -> None:
         raise ClusterError(answer.get("error", str(error)), answer.get("code", 6)) from None
     except OSError:
         pass  # it ended while it answered, or hangs: what follows ends it all the same
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _end_ray(home: Home) -> None:

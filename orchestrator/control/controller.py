@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.array import parse_ref
+from orchestrator.array import parse_ref, run_id
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
 from orchestrator.control.changes import Change, parse_changes
@@ -49,6 +49,7 @@ from orchestrator.scheduling.decision import Reservation, Sure
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
+from orchestrator.secrecy import exposed
 from orchestrator.spec import JobSpec, problems
 
 MOST_ANSWERS = 1000
@@ -211,6 +212,10 @@ class Controller:
         """What the submitter should know, though nothing is wrong with the job."""
         topology = self.roster.inventory.topology
         found = [str(notice) for notice in nccl_env.notices(spec.env)]
+        for what in exposed(spec.env, spec.argv):
+            found.append(f"{what}, and is kept with the run, where all can read it: name it under `secrets:` instead")
+        if spec.secrets and self.runtime.settings.open_ray is not None:
+            found.append(f"secrets: {self.runtime.settings.open_ray}")
         if spec.device == "auto" and device_of(spec, topology) == "cpu":
             found.append("device: auto takes the CPU here: no node of the cluster has a GPU")
         if spec.near is not None and not is_known(spec.near.level, topology):
@@ -344,9 +349,9 @@ class Controller:
 
     async def find(self, ref: str) -> Run:
         """One run whole. Raises Refused(3)."""
-        run = await self.runtime.read(self._store.get, int(ref) if ref.isdigit() else ref)
+        run = await self.runtime.read(self._store.get, word := run_id(ref))
         if run is None:
-            gone = await self.runtime.read(self._store.expired, int(ref)) if ref.isdigit() and len(ref) < 19 else None
+            gone = await self.runtime.read(self._store.expired, word) if isinstance(word, int) else None
             raise Refused(3, gone or f"no such run: {ref!r}")
         return self.with_reason(run)
 
@@ -367,8 +372,7 @@ class Controller:
 
     async def run_pictured(self, ref: str) -> dict[str, Any]:
         """What the run's page is drawn from. Raises Refused(3)."""
-        word = int(ref) if ref.isdigit() else ref
-        found = await self.runtime.read(self._store.run_pictured, word, self.runtime.now())
+        found = await self.runtime.read(self._store.run_pictured, run_id(ref), self.runtime.now())
         if found is None:
             raise Refused(3, f"no such run: {ref!r}")
         return found

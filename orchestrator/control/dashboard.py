@@ -15,6 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
+from orchestrator.array import run_id
 from orchestrator.control.controller import Controller
 from orchestrator.control.follow import Positions, log_lines
 from orchestrator.history.filters import RunFilter
@@ -84,10 +85,10 @@ class Dashboard:
     async def _page(self, request: web.Request) -> web.Response:
         """The run's report: the page of `orch report`."""
         word = request.match_info["id"]
-        if not word.isdigit() or len(word) > 18:
+        if not isinstance(number := run_id(word), int):
             raise web.HTTPNotFound
         runtime = self._controller.runtime
-        data = await runtime.read(runtime.store.run_pictured, int(word), runtime.now())
+        data = await runtime.read(runtime.store.run_pictured, number, runtime.now())
         if data is None:
             raise web.HTTPNotFound
         page = await asyncio.to_thread(runs_page, [data])

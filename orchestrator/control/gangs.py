@@ -431,7 +431,8 @@ class Gangs:
         runtime = self._runtime
         self.limits.forget(gang)
         if gang.seen_broken:
-            gang.settle(await asyncio.to_thread(self._last_lines, gang))
+            # A second for a thousand ranks, whose logs are read.
+            await asyncio.to_thread(lambda: gang.settle(self._last_lines(gang)))
         event, outcome = gang.verdict()
         if event is Event.SUCCEEDED and self.on_success is not None:
             await self.on_success(gang)

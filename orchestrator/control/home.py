@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
+import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Preflight
+from orchestrator.control.private_file import InsecureHome, private_token
+from orchestrator.control.ray_auth import RayAuth
 
 _DEEPEST = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SOCKET_PATH = 107
@@ -30,8 +32,23 @@ def node_folder(namespace: str) -> Path:
     return folder if len(os.fsencode(folder)) + len(_DEEPEST) <= _SOCKET_PATH else Path("/tmp") / below  # noqa: S108
 
 
-class InsecureHome(Exception):
-    """The folder cannot be this user's own, or the token can be read by others."""
+def own_node_folder(namespace: str) -> Path:
+    """As `node_folder`, there and this user's alone from /tmp down. Raises InsecureHome where somebody was there before.
+
+    Whoever owns a folder above can put another in its place, and with it a launcher of their own.
+    """
+    folder = node_folder(namespace)
+    for one in (folder.parent, folder):
+        with suppress(FileExistsError):
+            one.mkdir(mode=0o700)
+        info = one.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+            raise InsecureHome(
+                f"{one} is not this user's own folder (uid {info.st_uid} has made it): it must be removed"
+            )
+        if info.st_mode & 0o077:
+            one.chmod(0o700)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class ClusterNote:
     dashboard_proxy: int | None = None
     """The port on which Ray's dashboard asks for orch's runs."""
     local: bool = True
+    ray_auth: RayAuth = "unknown"
     keep_runs: float | None = None
     keep_series: float | None = None
     keep_logs: float | None = None
@@ -80,6 +98,11 @@ class Home:
         return self.root / "controller.json"
 
     @property
+    def audit_file(self) -> Path:
+        """Who asked for what (audit.py)."""
+        return self.root / "audit.log"
+
+    @property
     def head_state(self) -> Path:
         """What Ray's head knows, where it keeps that on disk. Nothing of orch's is in it."""
         return self.root / "head"
@@ -103,29 +126,20 @@ class Home:
 
     def token(self) -> str:
         """The API's token, made at first. Raises InsecureHome where others may read it."""
-        return self._secret(self.root / "token")
+        return private_token(self.token_file())
+
+    def token_file(self) -> Path:
+        return self.root / "token"
 
     def metrics_token_file(self) -> Path:
         """The token that Prometheus scrapes with: it opens /metrics and nothing else."""
-        self._secret(self.root / "metrics_token")
+        private_token(self.root / "metrics_token")
         return self.root / "metrics_token"
 
     def ray_token_file(self) -> Path:
         """Ray's own token for clusters that orch starts (Ray itself would write one that everybody can read)."""
-        self._secret(self.root / "ray_token")
+        private_token(self.root / "ray_token")
         return self.root / "ray_token"
-
-    def _secret(self, path: Path) -> str:
-        with suppress(FileExistsError):
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_urlsafe(32))
-        mode = path.stat().st_mode & 0o777
-        if mode & 0o077:
-            raise InsecureHome(
-                f"{path} can be read by others (mode {mode:04o}); `chmod 600 {path}`, or remove it for a new one"
-            )
-        return path.read_text().strip()
 
     def read_cluster(self) -> ClusterNote | None:
         note = _read(self.cluster_file)

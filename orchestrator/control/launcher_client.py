@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -77,6 +80,13 @@ class LauncherClient:
         except OSError:
             await self._start_launcher()
             reader, writer = await self._connect_by(asyncio.get_running_loop().time() + CONNECT_S, path)
+        _, uid, _ = struct.unpack(
+            "3i", writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
+        if uid != os.getuid():
+            # It would be told every rank's environment.
+            writer.close()
+            raise LauncherGoneError(f"what listens on {path} is a process of another user (uid {uid})")
         self._events = asyncio.Queue()
         self._writer = writer
         self._reading = asyncio.create_task(self._read(reader))

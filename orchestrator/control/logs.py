@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 from orchestrator.control.backend import LogChunk
 from orchestrator.control.nccl_watch import nccl_files
+from orchestrator.terminal import clean
 
 READ = 1 << 20
 LONGEST_LINE = 64 << 10
@@ -160,7 +161,8 @@ class LogFolder:
                     file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
                     rest = file.read()
                 break
-        return tuple(_text(raw) for raw in rest.removesuffix(b"\n").split(b"\n")) if rest else ()
+        # They go into reasons, which are shown in many places.
+        return tuple(clean(_text(raw)) for raw in rest.removesuffix(b"\n").split(b"\n")) if rest else ()
 
 
 def _text(raw: bytes) -> str:

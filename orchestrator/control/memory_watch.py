@@ -80,19 +80,21 @@ class RankMemory:
     """Of its own resident memory, in bytes."""
     children: set[int] = field(default_factory=set)
     """Processes that it was seen to have started: a DataLoader's workers."""
+    _where: str | None = None
 
     def look(self, proc: Path = Path("/proc"), sys: Path = Path("/sys/fs/cgroup")) -> None:
         """Takes in where it is and what it holds; a process that has ended is left as it was."""
-        status = _text(proc / str(self.pid) / "status") or ""
-        held = _field(status, "VmHWM:")
+        folder = f"{proc}/{self.pid}"
+        held = _field(_text(f"{folder}/status"), "VmHWM:")
         if held is None:
             return  # ended: its memory is gone, and it is shown in the cgroup at the top
         self.peak = max(self.peak, held << 10)
-        cgroup = cgroup_of(self.pid, proc, sys)
-        if cgroup != self.cgroup:
-            self.cgroup, self.kills = cgroup, None if cgroup is None else cgroup.kills()
-        started = _text(proc / str(self.pid) / "task" / str(self.pid) / "children") or ""
-        if len(self.children) < MOST_CHILDREN:
+        where = _text(f"{folder}/cgroup")
+        if where != self._where:
+            self._where, self.cgroup = where, cgroup_of(self.pid, proc, sys)
+            self.kills = None if self.cgroup is None else self.cgroup.kills()
+        started = _text(f"{folder}/task/{self.pid}/children")
+        if started and len(self.children) < MOST_CHILDREN:
             self.children.update(map(int, started.split()))
 
     def killed_since(self) -> int:
@@ -102,9 +104,10 @@ class RankMemory:
         return max(0, (self.cgroup.kills() or 0) - self.kills)
 
 
-def _text(path: Path) -> str | None:
+def _text(path: Path | str) -> str | None:
     try:
-        return path.read_text()
+        with open(path) as file:
+            return file.read()
     except (OSError, ValueError):
         return None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.control import snapshot
+from orchestrator.control.masking import masked, unfinished
 
 CHUNK = 1 << 20
 TAIL = 64 << 10
@@ -41,6 +42,12 @@ class LogFile:
     taken: int = 0
     """Bytes that are in a report, acknowledged or not."""
     tail_taken: bool = False
+    secrets: tuple[bytes, ...] = ()
+    """Values that are masked in the file itself before it is shipped."""
+    closed: bool = False
+    """Nobody writes to it any more."""
+    looked: int = 0
+    """Bytes that there were when the last of them were kept back: they may be the beginning of a secret."""
     size: int = -1
     grew_at: int = 0
     """When it was first seen at that size, in nanoseconds of CLOCK_MONOTONIC."""
@@ -54,17 +61,39 @@ class LogFile:
         return self.grew_at
 
     def pending(self, limit: int) -> bool:
-        return self.taken < limit and self.path.exists() and self.path.stat().st_size > self.taken
+        known = self.taken if self.closed else max(self.taken, self.looked)
+        return self.taken < limit and self.path.exists() and self.path.stat().st_size > known
 
     def take(self, limit: int) -> tuple[int, bytes] | None:
         """The next bytes below `limit`, with their offset; None where there are none."""
         if not self.pending(limit):
             return None
-        with self.path.open("rb") as file:
-            file.seek(self.taken)
-            data = file.read(min(CHUNK, limit - self.taken))
+        room = min(CHUNK, limit - self.taken)
+        data = self._read(self.taken, room)
+        if self.secrets and not self.closed and len(data) < room + len(self.secrets[0]):
+            self.looked = self.taken + len(data)
+            data = data[: len(data) - unfinished(data, self.secrets)]
+        if not (data := data[:room]):
+            return None
         offset, self.taken = self.taken, self.taken + len(data)
         return offset, data
+
+    def _read(self, start: int, room: int) -> bytes:
+        """The bytes from `start` on, with no secret in them nor any longer in the file: `room`, and some more to see whole ones.
+
+        As long as nothing is taken whose end may be the beginning of a secret, no secret lies across `start`.
+        """
+        with self.path.open("r+b" if self.secrets else "rb") as file:
+            file.seek(start)
+            data = file.read(room + len(self.secrets[0]) if self.secrets else room)
+            for value in self.secrets:
+                at = data.find(value)
+                while at >= 0:
+                    # Its writer appends, so this meets nothing that is written meanwhile.
+                    os.pwrite(file.fileno(), b"*" * len(value), start + at)
+                    at = data.find(value, at + len(value))
+                data = masked(data, (value,))
+        return data
 
     def over(self, limit: int) -> bool:
         return self.path.exists() and self.taken >= limit and self.path.stat().st_size > limit
@@ -74,9 +103,9 @@ class LogFile:
         self.tail_taken = True
         size = self.path.stat().st_size
         start = max(self.taken, size - TAIL)
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return start, file.read(TAIL)
+        # A secret may lie across the place where the tail begins.
+        before = min(start, len(self.secrets[0]) if self.secrets else 0)
+        return start, self._read(start - before, before + TAIL)[before : before + TAIL]
 
     def trim(self, limit: int) -> None:
         """Keeps a log that runs away from filling the disk: the writer appends, so it goes on at the new end."""
@@ -90,6 +119,8 @@ class AttemptFolder:
 
     path: Path
     logs: dict[int, LogFile] = field(default_factory=dict)
+    secrets: tuple[bytes, ...] = ()
+    """Values that no log of it is to hold."""
 
     @property
     def code(self) -> Path:
@@ -106,7 +137,7 @@ class AttemptFolder:
         return self.path / "recorder"
 
     def log(self, rank: int) -> LogFile:
-        return self.logs.setdefault(rank, LogFile(self.path / f"rank-{rank}.log"))
+        return self.logs.setdefault(rank, LogFile(self.path / f"rank-{rank}.log", secrets=self.secrets))
 
     def progress(self, rank: int) -> Path:
         """Where the rank writes how far it is (orchestrator/progress/file.py)."""

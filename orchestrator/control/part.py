@@ -44,6 +44,9 @@ class Part:
     patterns: LogPatterns = field(default_factory=lambda: LogPatterns({}))
     """Of the job's `throughput:`; rank 0's log is read with them."""
 
+    secrets: tuple[str, ...] = ()
+    """The names of the job's secrets, by which the next agent finds their values in the ranks."""
+
     @property
     def key(self) -> str:
         return f"{self.run}.{self.attempt}"
@@ -58,6 +61,7 @@ class Part:
             "master_port": self.master_port,
             "world_size": self.world_size,
             "throughput": self.patterns.texts,
+            "secrets": self.secrets,
             "nccl_log": None if self.nccl is None else self.nccl.source,
             "shipped": {rank: file.shipped for rank, file in self.folder.logs.items()},
         }
@@ -66,6 +70,11 @@ class Part:
         """NCCL's log of these ranks is read from now on."""
         outputs = {rank: self.folder.log(rank).path for rank in ranks}
         self.nccl = NcclWatch(self.folder.nccl, outputs, self.world_size, source)
+
+    def close_logs(self) -> None:
+        """Nobody writes to its ranks' logs any more: their last bytes are what they are."""
+        for file in map(self.folder.log, self.ranks):
+            file.closed = True
 
     def logs_shipped(self) -> bool:
         if self.nccl is not None and (self.nccl.value is None or self.nccl.pending()):

@@ -6,11 +6,13 @@ import json
 import re
 import signal
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.control.kernel_log import KernelLog
+from orchestrator.control.masking import masked_json
 from orchestrator.control.memory_watch import RankMemory
 from orchestrator.health.evidence import OutOfMemory, RankEnd, Word, Xid
 from orchestrator.health.kernel_lines import Killed
@@ -66,12 +68,15 @@ class EndWatch:
             if rank not in part.ends:
                 memory.look(self._proc, self._cgroups)
 
-    def ended(self, key: str, rank: int, state: Mapping[str, Any], word: Path) -> None:
-        """The rank has ended, as the launcher tells it: `code`, and by `boot_time` `at` and `told_at`."""
+    def ended(self, key: str, rank: int, state: Mapping[str, Any], word: Path, secrets: tuple[bytes, ...] = ()) -> None:
+        """The rank has ended, as the launcher tells it: `code`, and by `boot_time` `at` and `told_at`.
+
+        `word` is where its interpreter has left its last word, in which `secrets` are masked.
+        """
         part = self._parts.setdefault(key, PartEnds())
         if rank in part.ends:
             return
-        said = _word_at(word)
+        said = _word_at(word, secrets)
         end = RankEnd(state["code"], state["at"], state.get("told_at"), said)
         oom = None
         if end.code != 0 and end.told_at is None:
@@ -157,11 +162,16 @@ def _has_host_pids(proc: Path) -> bool:
         return True
 
 
-def _word_at(path: Path) -> Word | None:
+def _word_at(path: Path, secrets: tuple[bytes, ...]) -> Word | None:
     """What the rank's interpreter left (launcher/rank.py); None where it left nothing."""
     try:
         with path.open("rb") as file:
-            return Word.from_json(json.loads(file.read(WORD_BYTES)))
+            left = json.loads(file.read(WORD_BYTES))
+        if secrets and (hidden := masked_json(left, secrets)) != left:
+            left = hidden
+            with suppress(OSError):  # a full disk: it is still told
+                path.write_text(json.dumps(hidden))
+        return Word.from_json(left)
     except (OSError, ValueError):
         return None
 

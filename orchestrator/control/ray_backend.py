@@ -25,6 +25,7 @@ import orchestrator
 from orchestrator.control import bench_script
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
+from orchestrator.control.audit import AuditLog
 from orchestrator.control.backend import (
     Agent,
     AgentGone,
@@ -37,9 +38,12 @@ from orchestrator.control.backend import (
 )
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
-from orchestrator.control.home import ClusterNote, Home, node_folder
+from orchestrator.control.home import ClusterNote, Home, own_node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.monitoring import write_monitoring
+from orchestrator.control.open_doors import open_doors
+from orchestrator.control.private_file import TokenFile
+from orchestrator.control.ray_auth import warning
 from orchestrator.control.ray_calls import RayCalls
 from orchestrator.control.ray_dashboard import ray_exporters, serve_dashboard
 from orchestrator.control.ray_metrics import tell_ray
@@ -90,7 +94,7 @@ class AgentActor:
     def __init__(self, namespace: str, node: str, address: str, home: str, storage: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
-        folder = node_folder(namespace) / f"node-{node}"
+        folder = own_node_folder(namespace) / f"node-{node}"
         # On other nodes than the head ORCH_HOME need not be there.
         disks = {"ORCH_HOME": Path(home), "attempts": folder, "storage": Path(storage), "tmp": Path(gettempdir())}
         self._agent = NodeAgent(namespace, node, address, folder, self._fetch, node_info, disks=disks)
@@ -363,6 +367,7 @@ class ControllerActor:
             preflight=note.preflight,
             keep=Keep(note.keep_runs, note.keep_series, note.keep_logs),
             policy=policy_of(note.policy),
+            open_ray=warning(note.address) if note.ray_auth == "none" else None,
         )
         declared = read_declared(note)
         self._controller = Controller(
@@ -376,9 +381,19 @@ class ControllerActor:
         await self._controller.start()
         self._code = CodeStore(self._home.root / "code", note.code_limit)
         await self._code.put(*await asyncio.to_thread(bench_script.to_store))
-        metrics_token = self._home.metrics_token_file().read_text().strip()
-        api = Api(self._controller, self._code, self._home.token(), self._status, self._down, metrics_token)
-        runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=1)
+        token, metrics_token = TokenFile(self._home.token_file()), TokenFile(self._home.metrics_token_file())
+        audit = AuditLog(self._home.audit_file)
+        api = Api(
+            self._controller,
+            self._code,
+            token.current,
+            self._status,
+            self._down,
+            metrics_token.current,
+            audit,
+            open_doors(note),
+        )
+        runner = api.runner()
         await runner.setup()
         port = await self._listen(runner)
         self._url = f"http://127.0.0.1:{port}"
@@ -387,6 +402,9 @@ class ControllerActor:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         tell_ray(self._controller)
         self._home.write_controller(self._url, orchestrator.__version__)
+        audit.write(
+            {"uid": os.getuid(), "call": "controller started", "said": f"pid {os.getpid()}, {orchestrator.__version__}"}
+        )
         self._controller.runtime.forever("sign of life", self._sign_of_life, SIGN_OF_LIFE_S)
         spare_the_collector()
         return self._url
@@ -415,6 +433,7 @@ class ControllerActor:
             "address": self._note.address,
             "api_url": self._url,
             "dashboard_url": self._note.dashboard_url,
+            "ray_auth": self._note.ray_auth,
             "version": orchestrator.__version__,
         }
 

@@ -65,6 +65,8 @@ class Settings:
     longest_rest_s: float = 1.0
     longest_rest_of_new_s: float = 3.0
     policy: Policy = field(default_factory=Policy)
+    open_ray: str | None = None
+    """Set where Ray lets in everybody: what whoever names secrets is to know of it."""
 
 
 TROUBLE = (DatabaseBusy, DatabaseUnreachable, DatabaseDamaged)

@@ -52,7 +52,12 @@ class Death:
         """The uncaught exception, and those that it came from: as the interpreter told them, else as its log shows them."""
         if self.end.word is not None:
             return self.end.word.errors
-        return last_words.errors(self.seen.lines)
+        return () if self._cut_off else last_words.errors(self.seen.lines)
+
+    @property
+    def _cut_off(self) -> bool:
+        """It was ended in the midst of something: what its log says last is of what it had lived through."""
+        return self.end.code < 0 and self.end.code != -signal.SIGABRT
 
     @property
     def code(self) -> int:
@@ -65,7 +70,7 @@ class Death:
         """What rules search: the exceptions, or the log's end where there is none."""
         if self.errors:
             return "\n".join(f"{kind}: {text}" for kind, text in self.errors)
-        return "\n".join(last_words.plain(self.seen.lines[-LAST_LINES:]))
+        return "" if self._cut_off else "\n".join(last_words.plain(self.seen.lines[-LAST_LINES:]))
 
     @cached_property
     def native(self) -> str:
@@ -232,12 +237,9 @@ def _exit(death: Death) -> Match | None:
 
 
 def _bus(death: Death) -> Match | None:
-    said = _SHM(death)
-    if said is not None:
-        return said
-    if death.end.code == -signal.SIGBUS and re.search(r"shared memory|/dev/shm|shm", death.native):
+    if death.end.code == -signal.SIGBUS and re.search(r"shared memory|\bshm\b", death.native):
         return Match("was ended by SIGBUS: shared memory (/dev/shm) was not enough")
-    return None
+    return _SHM(death)
 
 
 _SHM = _saying(

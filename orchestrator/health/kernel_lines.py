@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.health.evidence import Xid
+from orchestrator.health.xid_meanings import BROKEN
 
-HARDWARE_XIDS = frozenset({48, 64, 74, 79, 94, 95, 119, 120, 140, *range(144, 151)})
-"""Errors of the GPU, its memory or NVLink that end what runs on it."""
+HARDWARE_XIDS = frozenset({*BROKEN, 94})
+"""Errors of the GPU, its memory or NVLink that end what runs on it: a contained one too, though the GPU works on."""
 APPLICATION_XIDS = frozenset({13, 31, 43, 45, 69})
 """Errors that a program's own kernels cause; 45 follows from any end of a process."""
 

@@ -24,6 +24,9 @@ _NATIVE = re.compile(
     r"c10d::|gloo::|\bnccl[A-Z_]|ProcessGroup|c10::ivalue::Future::wait|torch::autograd::Engine"
     r"|cu(da)?(Stream|Event|Ctx|Device)Synchronize|Work::wait"
 )
+# What a rank stands in that waits for a process of its own: an upload, a compiler.
+_CHILD = re.compile(r"(^|/)(subprocess|multiprocessing/popen_\w+)\.py$")
+_CHILD_NATIVE = re.compile(r"^_*(wait4|waitpid|waitid|(libc_|do_)?system)\b")
 _LIBRARY = re.compile(r"^<|/(site|dist)-packages/|/lib(64)?/python3|^torch/|^[\w.-]+\.so")
 
 
@@ -51,6 +54,8 @@ class RankStack:
     """Of its main thread, the innermost first; empty where nobody could look."""
     text: str = ""
     """Everything that was seen, for people."""
+    moved_bytes: int = 0
+    """What it has read and written since it began; 0 where that is not told."""
     recorded: Recorded | None = None
     """Of torch's flight recorder, where it has one."""
 
@@ -66,11 +71,21 @@ class RankStack:
     @property
     def waits(self) -> bool:
         """Whether it stands in a collective, or waits for its GPU, which then does."""
-        inner = self.calls[0] if self.calls else None
-        native = self.frames[: self.frames.index(inner)] if inner else self.frames
         return any(_PYTHON.search(frame.file) for frame in self.calls[:4]) or any(
-            _NATIVE.search(frame.name) for frame in native
+            _NATIVE.search(frame.name) for frame in self._native
         )
+
+    @property
+    def waits_for_child(self) -> bool:
+        """Whether it waits for a process that it has started."""
+        return any(_CHILD.search(frame.file) for frame in self.calls[:4]) or any(
+            _CHILD_NATIVE.search(frame.name) for frame in self._native
+        )
+
+    @property
+    def _native(self) -> tuple[Frame, ...]:
+        """The native frames inside the innermost Python one."""
+        return self.frames[: self.frames.index(self.calls[0])] if self.calls else self.frames
 
     @property
     def place(self) -> str:
@@ -84,13 +99,18 @@ class RankStack:
         return f"{inner.name}, called at {own.file}:{own.line}"
 
 
-def moved(before: Mapping[int, RankStack], after: Mapping[int, RankStack]) -> frozenset[int]:
-    """The ranks whose main thread was somewhere else in the second look: they do something."""
+def busy(before: Mapping[int, RankStack], after: Mapping[int, RankStack]) -> frozenset[int]:
+    """The ranks that do something: their main thread was somewhere else in the second look, or waits for a process of their
+    own, or they have read and written meanwhile."""
     return frozenset(
-        rank
-        for rank in before.keys() & after.keys()
-        if before[rank].calls and after[rank].calls and before[rank].calls != after[rank].calls
+        rank for rank in before.keys() & after.keys() if _busy(before[rank], after[rank]) and not after[rank].stopped
     )
+
+
+def _busy(before: RankStack, after: RankStack) -> bool:
+    moves = bool(before.calls and after.calls and before.calls != after.calls)
+    copies = bool(before.moved_bytes) and after.moved_bytes - before.moved_bytes >= COPYING
+    return moves or copies or after.waits_for_child
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,8 @@ class Evidence:
 
 
 MOST_NAMED = 4
+COPYING = 1 << 20
+"""So many bytes between two looks are those of a file; what torch's own threads read and write is far less."""
 
 
 def missing(found: Evidence) -> Missing | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from orchestrator.history.filters import RunFilter
 from orchestrator.history.groups import check_groups
@@ -46,8 +46,8 @@ def asked(query: Mapping[str, Sequence[str]]) -> Asked:
     sort, live = one("sort"), one("live") == "1"
     wanted = RunFilter(
         **{name: tuple(query[name]) for name in SEVERAL if query.get(name)},  # type: ignore[arg-type]
-        since=_time("since", one("since")),
-        until=_time("until", one("until")),
+        since=moment("since", one("since")),
+        until=moment("until", one("until")),
         tags=dict(tag.partition("=")[::2] for tag in query.get("tag", ())),
         code=one("code"),
         min_throughput=_number("min_throughput", one("min_throughput")),
@@ -73,16 +73,17 @@ def _limit(text: str | None) -> int | None:
     return int(text)
 
 
-def _time(name: str, text: str | None) -> datetime | None:
-    if text is None:
+def moment(name: str, text: str | None) -> datetime | None:
+    """The time that an RFC 3339 text means; None where nothing is said. Raises ValueError in words for the user."""
+    if not text:
         return None
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        if found.tzinfo is not None:
+            return found.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ValueError(f"{name}: {text!r} is not a time") from None
-    if found.tzinfo is None:
-        raise ValueError(f"{name}: {text!r} lacks its zone")
-    return found
+    raise ValueError(f"{name}: {text!r} lacks its zone")
 
 
 def _number(name: str, text: str | None) -> float | None:

@@ -167,6 +167,7 @@ class Observer:
         self.models: list[Any] = []
         self.stepped, self.drawn, self.forget_training = watch_training(file, mapped, self.models)
         self.hook: Any = None
+        self.hook_steps: Callable[[], Any] = lambda: None
         self.depth = 0
         self.thread = _thread.get_ident()
 

@@ -27,12 +27,15 @@ def job(workers: str = "1", name: str = "job", key: str | None = None, **more: A
 
 
 @asynccontextmanager
-async def started(backend: Backend, settings: Settings, **more: Any) -> AsyncIterator[Controller]:
-    """A controller of the database in `settings.home`, until the block ends: then it is gone as if it had been killed.
+async def started(
+    backend: Backend, settings: Settings, *, database: str | None = None, **more: Any
+) -> AsyncIterator[Controller]:
+    """A controller, until the block ends: then it is gone as if it had been killed.
 
+    Its database is in `settings.home`, or at the URL `database`.
     `more` are further arguments of Controller.
     """
-    store = Store.open(f"sqlite:///{settings.home}/orch.db")
+    store = Store.open(database or f"sqlite:///{settings.home}/orch.db")
     controller = Controller(store, backend, settings, **more)
     await controller.start()
     try:

@@ -232,7 +232,8 @@ def _commands(orch: Command, run: int) -> Iterator[str]:
         took = time.monotonic() - began
         if took > ANSWER_S:
             yield f"orch {said} took {took:.1f} s"
-        if "Traceback" in done.stdout + done.stderr:
+        # On standard output a run's own may be shown.
+        if "Traceback" in done.stderr:
             yield f"orch {said} prints a traceback: {done.stderr[-500:]}"
         if done.returncode not in EXIT_CODES:
             yield f"orch {said} ended with {done.returncode}"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -235,3 +239,88 @@ def test_two_agents_tell_whether_a_checkpoint_folder_is_one(tmp_path: Path) -> N
                 assert list(of_first.iterdir()) == []
 
     asyncio.run(story())
+
+
+PRINTS_ITS_SECRET = """
+import os, pathlib, sys, time
+key, gate = os.environ["API_KEY"], pathlib.Path(sys.argv[1])
+print("whole", key, flush=True)
+print("half", key[:9], end="", flush=True)
+while not gate.exists():
+    time.sleep(0.01)
+print(key[9:], "and", key, flush=True)
+print("the last word is", key, end="")
+"""
+
+
+def test_a_secret_that_a_script_prints_is_masked_by_the_agent_and_by_the_one_after_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        gate, secret = tmp_path / "gate", "canary-0123456789"
+        order = replace(part(tmp_path, PRINTS_ITS_SECRET, gate), secrets={"API_KEY": secret})
+        assert secret not in repr(order)
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.start(1, order)
+            before: list[Report] = []
+            await hears(agent, 1, before, "half ")
+            await agent.sync(1, before[-1].sequence, 60, 0)
+            async with an_agent(tmp_path) as next_agent:
+                gate.touch()
+                after: list[Report] = []
+                await hears(next_agent, 2, after, "the last word is ****")
+                stars = "*" * len(secret)
+                assert (
+                    text(before) + text(after) == f"whole {stars}\nhalf {stars} and {stars}\nthe last word is {stars}"
+                )
+        written = [
+            path for path in (tmp_path / "n").rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
+        ]
+        assert written == []
+
+    asyncio.run(story())
+
+
+RAISES_ITS_SECRET = """
+import os
+raise ValueError("denied: " + os.environ["API_KEY"])
+"""
+
+
+def test_a_secret_in_an_exception_is_masked_where_it_is_told_as_the_cause(tmp_path: Path) -> None:
+    async def story() -> None:
+        secret = 'canary-"0123456789"\\é'
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.start(1, replace(part(tmp_path, RAISES_ITS_SECRET), secrets={"API_KEY": secret}))
+            status = await over(agent, 1)
+        assert "denied: ****" in repr(status.ends)
+        assert "canary" not in repr(status)
+        files = [path for path in (tmp_path / "n").rglob("*") if path.is_file()]
+        assert [path for path in files if b"canary" in path.read_bytes()] == []
+
+    asyncio.run(story())
+
+
+LISTENS = """
+import os, socket, sys
+os.setuid(65534)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listens", flush=True)
+listener.accept()[0].recv(1)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+def test_a_launcher_of_another_user_is_told_nothing() -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o777)
+    command = [sys.executable, "-c", LISTENS, str(folder / "launcher.sock")]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stranger:
+            assert stranger.stdout is not None
+            assert stranger.stdout.readline() == "listens\n"
+            with pytest.raises(LauncherGoneError, match=r"another user \(uid 65534\)"):
+                asyncio.run(LauncherClient(folder, dict(os.environ)).connect())
+            assert stranger.wait(10) == 0, "it has heard nothing but the end"
+    finally:
+        shutil.rmtree(folder)

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from measuring import Measured
+from rows import fault, representative
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import RankStart, StartPart
 from orchestrator.control.gang import Gang
 from orchestrator.control.logs import LogFolder
+from orchestrator.hardware.model import Gpu, Node, Shape
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.run import Failure
 from orchestrator.testing import a_spec
@@ -169,3 +172,75 @@ def test_a_kill_for_want_of_memory_is_told_with_peak_and_limit_and_is_no_mere_si
     found = causes["runs out of memory"]
     assert (found.kind, found.cause, found.rank) == ("oom", "user", 1), found.message
     assert re.match(r"rank 1 on a was killed: out of memory, 0\.4 of 0\.4 GiB", found.message)
+
+
+HANGS = """
+import os, pathlib, signal, sys, time
+print("up", flush=True)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+if os.environ["RANK"] == "1":
+    os.abort()
+time.sleep(60)
+"""
+XID = "3,{0},200,-;NVRM: Xid (PCI:0000:{1}:00): {2}, pid=4711, name=python, {3}\n"
+
+
+@representative
+@fault(40)
+@pytest.mark.parametrize(
+    ("line", "kind", "cause", "suspects"),
+    [
+        (XID.format(1, "bb", 79, "GPU has fallen off the bus."), "gpu", "infra", ("a",)),
+        (XID.format(1, "bb", 31, "MMU Fault: ENGINE GRAPHICS"), "cuda", "user", ()),
+        (XID.format(1, "aa", 79, "GPU has fallen off the bus."), "signal", "user", ()),
+        (XID.format(1, "bb", 9999, "something new"), "signal", "user", ()),
+    ],
+    ids=["the hardware's", "the program's own", "another rank's GPU", "an unknown one"],
+)
+def test_what_a_gpu_tells_the_kernel_is_held_against_the_rank_that_has_it(
+    tmp_path: Path, measured: Measured, line: str, kind: str, cause: str, suspects: tuple[str, ...]
+) -> None:
+    kernel, gate, script = tmp_path / "kmsg", tmp_path / "gate", tmp_path / "train.py"
+    kernel.touch()
+    script.write_text(HANGS)
+    gpus = (Gpu(0, bus_id="0000:aa:00.0"), Gpu(1, bus_id="0000:bb:00.0"))
+    order = StartPart(
+        1, 1, (str(script), str(gate)), None, None, {}, {}, "cuda", (RankStart(0, 0, 0), RankStart(1, 1, 1)), 2, 0, "127.0.0.1",
+        0, 60, 1 << 20,
+    )  # fmt: skip
+    gang = Gang(1, 1, a_spec(2), Placement("cuda", "node", (NodePlacement("a", (0, 1), (0, 1)),)))
+
+    async def story() -> None:
+        environ = dict(os.environ) | {"ORCH_KERNEL_LOG": str(kernel)}
+        node = Node("a", Shape(gpus=gpus))
+        agent = NodeAgent("orch-test", "a", "127.0.0.1", tmp_path / "n", no_code, lambda: {"node": node}, environ)
+        logs, ack = LogFolder(tmp_path / "logs"), 0
+        try:
+            async with asyncio.timeout(60):
+                await agent.sync(1, 0, 60, 0)
+                gang.observe("a", await agent.start(1, order), time.monotonic())
+                while not gang.over:
+                    report = await agent.sync(1, ack, 60, 5)
+                    heard, ack = time.monotonic(), report.sequence
+                    for chunk in report.logs:
+                        logs.write(chunk)
+                    if not gate.exists() and all(logs.last_lines(1, 1, rank) for rank in (0, 1)):
+                        kernel.write_text(line)
+                        measured.injected()
+                        gate.touch()
+                    for status in report.parts:
+                        gang.observe("a", status, heard)
+                    if gang.must_stop:
+                        measured.detected()
+                        gang.stop_sent = True
+                        await agent.stop(1, 1, 1, 5.0)
+        finally:
+            await agent.close(1000)
+
+    asyncio.run(story())
+    gang.settle({})
+    found = gang.failure
+    assert found is not None
+    assert (found.kind, found.cause, found.rank, found.suspects) == (kind, cause, 1, suspects)
+    assert "Xid" not in found.message or found.detail == line.partition(";")[2].strip()

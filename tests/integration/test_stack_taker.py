@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from orchestrator.control import stack_taker
 from orchestrator.control.stack_taker import kernel_facts, take
-from orchestrator.health.stacks import RankStack
+from orchestrator.health.stacks import RankStack, busy
 
 WAITS = """
 import sys, time
@@ -36,6 +37,7 @@ pipe = os.open(f"{folder}/ask-{rank}.pipe", os.O_RDONLY | os.O_NONBLOCK)
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 for _ in range(3):
     dist.barrier()
+_dump_fr_trace()  # imports what it needs, which takes long on a busy machine
 print("there", flush=True)
 while not os.read(pipe, 16):
     time.sleep(0.05)
@@ -61,6 +63,8 @@ class Script:
 @pytest.fixture
 def waiting() -> Iterator[Script]:
     script = Script(WAITS)
+    while kernel_facts(script.pid)[0] != "S":
+        time.sleep(0.01)
     yield script
     script.end()
 
@@ -68,6 +72,36 @@ def waiting() -> Iterator[Script]:
 def taken(folder: Path, pids: dict[int, int | None], *, whole: bool = True) -> dict[int, RankStack]:
     found = asyncio.run(asyncio.wait_for(take(pids, folder, whole=whole), 40))
     return {stack.rank: stack for stack in found}
+
+
+COPIES = """
+import time
+print("there", flush=True)
+with open("/dev/zero", "rb") as zero, open("/dev/null", "wb") as null:
+    while True:
+        null.write(zero.read(1 << 20))
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [COPIES, "import subprocess; print('there', flush=True); subprocess.run(['sleep', '300'])"],
+    ids=["copies", "waits for a child"],
+)
+def test_a_process_that_does_something_is_busy_and_one_that_waits_is_not(
+    waiting: Script, tmp_path: Path, script: str
+) -> None:
+    works = Script(script)
+    try:
+        pids: dict[int, int | None] = {0: works.pid, 1: waiting.pid}
+        found = []
+        for whole in (False, True):
+            found.append(taken(tmp_path, pids, whole=whole))
+        assert busy(*found) == {0}
+    finally:
+        for child in psutil.Process(works.pid).children():
+            child.kill()
+        works.end()
 
 
 @pytest.mark.parametrize("whole", [True, False])

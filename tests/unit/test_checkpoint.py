@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import json
 import logging
@@ -143,10 +144,60 @@ class Custom:
     pass
 
 
+Pair = collections.namedtuple("Pair", "a b")
+
+
 def test_what_could_not_be_read_again_is_refused_when_it_is_saved(tmp_path: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match=r"config\['model'\]\[1\] is a .*Custom"):
         checkpoint.save({"config": {"model": [1, Custom()]}}, step=1, dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["attempt-1.json"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            1,
+            2**200,
+            1.5,
+            1j,
+            True,
+            None,
+            "text",
+            b"bytes",
+            bytearray(b"bytes"),
+            {1, 2},
+            frozenset({1}),
+            (1, [{"a": (2,)}]),
+        ),
+        *(
+            collections.OrderedDict(a=1),
+            collections.Counter("aab"),
+            collections.defaultdict(int),
+            collections.deque([1]),
+        ),
+        *(
+            torch.float32,
+            torch.device("cpu"),
+            torch.strided,
+            torch.Size([1]),
+            torch.ones(1),
+            torch.nn.Parameter(torch.ones(1)),
+        ),
+        *(signal.SIGTERM, Path("x"), Pair(1, 2), Custom()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exactly_what_torch_reads_as_data_is_saved(tmp_path: Path, value: Any) -> None:
+    torch.save({"x": value}, tmp_path / "plain.pt")
+    try:
+        torch.load(tmp_path / "plain.pt", weights_only=True)
+    except Exception:
+        with pytest.raises(checkpoint.CheckpointError, match="x is a "):
+            checkpoint.save({"x": value}, step=1, dir=tmp_path / "ckpt")
+    else:
+        checkpoint.save({"x": value}, step=1, dir=tmp_path / "ckpt")
+        assert checkpoint.load(dir=tmp_path / "ckpt") is not None
 
 
 def test_a_part_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_every_column_is_in_the_row_of_its_table(table: Any) -> None:
 
 def test_every_route_of_the_api_has_its_row() -> None:
     nothing: Any = None
-    router = Api(nothing, nothing, "token", dict, nothing).app().router
+    router = Api(nothing, nothing, str, dict, nothing).app().router
     routes = {(route.method, str(route.resource and route.resource.canonical)) for route in router.routes()}
     # A GET brings a HEAD with it, which needs no row of its own.
     asked = {(way, path) for way, path in routes if way != "HEAD" or ("GET", path) not in routes}

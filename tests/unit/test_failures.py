@@ -265,6 +265,19 @@ def test_of_a_recorded_broadcast_that_ran_into_its_time_out_the_ranks_that_said_
     assert "ranks 1,4-7 waited for another" in found.message
 
 
+def test_what_a_rank_had_lived_through_is_not_what_killed_it() -> None:
+    log = [
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1',
+        f"RuntimeError: {CLOSED}",
+        "trying again",
+        "step 12",
+    ]
+    found = judge(of(peer(), RankEnd(-9, 10), lines={1: log}))
+    assert found is not None
+    assert (found.kind, found.rank) == ("signal", 1)
+
+
 def test_an_exit_code_that_an_abort_hid_is_told_as_the_script_asked_for_it() -> None:
     found = judge(of(peer(), RankEnd(-6, 10, word=a_word(exit=3))))
     assert found is not None

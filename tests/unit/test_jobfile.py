@@ -125,7 +125,7 @@ env:
   LR: 2
   "BAD NAME": 1
 secrets: [A, 1B]
-retry: {infra: 3}
+retry: {infra: -3}
 grace: 30
 priority: high
 tags: {sweep: [a]}
@@ -139,7 +139,7 @@ tags: {sweep: [a]}
         "job.yaml:9:3: env.BAD NAME: 'BAD NAME' is no name of a variable: "
         "letters, digits and '_', not beginning with a digit",
         "job.yaml:10:14: secrets.1: '1B' is no name of a variable: letters, digits and '_', not beginning with a digit",
-        "job.yaml:11:1: retry: not available yet. Leave it out; `orch schema` marks the keys that come later",
+        "job.yaml:11:16: retry.infra: must be 0 to 10,000, not -3",
         "job.yaml:12:8: grace: has no unit. Did you mean '30s' (seconds) or '30m' (minutes)?",
         "job.yaml:13:11: priority: must be a whole number, not 'high'",
         "job.yaml:14:15: tags.sweep: must be text, not a list",
@@ -147,10 +147,10 @@ tags: {sweep: [a]}
 
 
 def test_one_mistake_hides_no_other_that_is_about_two_keys() -> None:
-    text = "run: t.py {lr}\npriority: lots\nretry: {infra: 1}\narray: {seed: 0..3}\nbackend: nccl\ndevice: cpu\ngpu: H100\n"
+    text = "run: t.py {lr}\npriority: lots\nretry: {infra: x}\narray: {seed: 0..3}\nbackend: nccl\ndevice: cpu\ngpu: H100\n"
     assert refusal(text) == [
         "job.yaml:2:11: priority: must be a whole number, not 'lots'",
-        "job.yaml:3:1: retry: not available yet. Leave it out; `orch schema` marks the keys that come later",
+        "job.yaml:3:16: retry.infra: must be a whole number, not 'x'",
         "job.yaml:4:8: array: {lr} in run or env is none of its keys (seed); plain text is {{lr}}; "
         "seed is used nowhere: write {seed} into run or env",
         "job.yaml:5:10: backend: nccl needs GPUs, and device is cpu: choose gloo",
@@ -245,7 +245,7 @@ def test_an_override_may_set_an_empty_text_and_hold_an_equals_sign() -> None:
     [
         ("workers=2y8", "--set workers=2y8: workers: must be NODESxPER_NODE"),
         ("workrs=2", "--set workrs=2: workrs: unknown key. Did you mean 'workers'?"),
-        ("retry={infra: 3}", "--set retry={infra: 3}: retry: not available yet"),
+        ("retry={infra: -3}", "--set retry={infra: -3}: retry.infra: must be 0 to 10,000, not -3"),
         ("workers", "--set workers: must be KEY=VALUE"),
         ("=x", "--set =x: must be KEY=VALUE"),
         (

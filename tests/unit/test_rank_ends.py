@@ -208,6 +208,18 @@ def test_a_log_that_may_not_be_read_says_nothing(tmp_path) -> None:
 # Last words
 
 
+def test_a_last_word_passes_no_secret_on(tmp_path) -> None:
+    ends, path = EndWatch(tmp_path / "log"), tmp_path / "progress-0.end"
+    path.write_text(
+        json.dumps({"at": 9.5, "exit": None, "errors": [["HTTPError", "token s3cret-värde refused: s3cret-v"]]})
+    )
+    ends.ended("1.1", 0, {"code": 1, "at": 10.0, "told_at": None}, path, ("s3cret-värde".encode(),))
+    word = ends.ends("1.1")[0].word
+    assert word is not None
+    assert word.errors == (("HTTPError", "token ************* refused: ********"),)
+    assert "s3cret" not in path.read_text()
+
+
 def test_a_last_word_is_taken_with_the_end_and_nonsense_in_its_place_is_not(tmp_path) -> None:
     ends, path = EndWatch(tmp_path / "log"), tmp_path / "progress-0.end"
     path.write_text(json.dumps({"at": 9.5, "exit": None, "errors": [["ValueError", "x"]]}))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -277,12 +278,54 @@ def archive(*members: tuple[str, str, str]) -> io.BytesIO:
         [("hard", "LNKTYPE", "../outside")],
         [("pipe", "FIFOTYPE", "")],
         [("null", "CHRTYPE", "")],
+        [("disk", "BLKTYPE", "")],
+        [("/evil", "REGTYPE", "")],
+        [("a/../../evil", "REGTYPE", "")],
+        [("", "REGTYPE", "")],
+        [("link", "SYMTYPE", "a/../../evil")],
+        [("a", "REGTYPE", ""), ("a", "REGTYPE", "")],
+        [("a", "REGTYPE", ""), ("a", "SYMTYPE", "b")],
+        [("a", "SYMTYPE", "b"), ("a", "DIRTYPE", "")],
+        [("a", "REGTYPE", ""), ("a/b", "REGTYPE", "")],
+        [("a", "REGTYPE", ""), ("hard", "LNKTYPE", "a")],
+        [("x" * 300, "REGTYPE", "")],
     ],
+    ids=str,
 )
 def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path, members):
     with pytest.raises(SnapshotError):
         extract(archive(*members), tmp_path / "back")
     assert {path.name for path in tmp_path.iterdir()} <= {"back"}
+
+
+def test_nothing_is_written_through_a_link_however_far_links_lead(tmp_path):
+    # What the filters of tarfile were blind to: a path so long that realpath gives up on it half way.
+    long = "d" * 240
+    members, inside = [], ""
+    for letter in "abcdefghijklmnop":
+        members += [(f"{inside}{long}", "DIRTYPE", ""), (f"{inside}{letter}", "SYMTYPE", long)]
+        inside += f"{letter}/"
+    members += [
+        (f"{inside}out", "SYMTYPE", "../" * 16),
+        ("out", "SYMTYPE", f"{inside}out/../evil"),
+        ("out/x", "REGTYPE", ""),
+    ]
+    with pytest.raises(SnapshotError):
+        extract(archive(*members), tmp_path / "back")
+    assert [path.name for path in tmp_path.iterdir()] == ["back"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "a/b", "b/a", "../a", "a/../../x", "/tmp/orch-evil", "a/./b", "."]),
+                          st.sampled_from(["REGTYPE", "DIRTYPE", "SYMTYPE", "LNKTYPE"]),
+                          st.sampled_from(["", "a", "b", "..", "../..", "/etc", "a/../.."])), max_size=6))  # fmt: skip
+def test_whatever_an_archive_holds_it_stays_in_its_folder(tmp_path_factory, members):
+    outside = tmp_path_factory.mktemp("outside")
+    with suppress(SnapshotError):
+        extract(archive(*members), outside / "back")
+    assert [path.name for path in outside.iterdir()] == ["back"]
+    assert not os.path.exists("/tmp/orch-evil")
+    for path in (outside / "back").rglob("*"):
+        assert path.is_symlink() or path.resolve().is_relative_to(outside / "back")
 
 
 def test_an_archive_of_unlimited_size_is_refused(tmp_path):

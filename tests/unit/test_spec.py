@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.array import written
+from orchestrator.array import run_id, written
 from orchestrator.checks import NAME, SET_BY_ORCH, default_name
 from orchestrator.jobfile import JobFileError, parse_job
 from orchestrator.schema import job_schema, starter_job
@@ -474,3 +474,21 @@ def test_a_duration_and_a_size_read_back_as_they_are_shown(number: int) -> None:
 @pytest.mark.parametrize(("gbps", "text"), [(231.04, "231 GB/s"), (9.96, "10 GB/s"), (0.487, "0.49 GB/s")])
 def test_a_small_bandwidth_is_not_rounded_to_nothing(gbps: float, text: str) -> None:
     assert format_bandwidth(gbps) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("41", 41),
+        ("0", 0),
+        ("9" * 18, int("9" * 18)),
+        ("9" * 19, "9" * 19),
+        ("9" * 5000, "9" * 5000),
+        ("²", "²"),
+        ("٣", "٣"),
+        ("-1", "-1"),
+    ],
+    ids=lambda value: str(value)[:8],
+)
+def test_what_no_database_has_as_an_id_is_taken_for_a_name(text: str, meant: int | str) -> None:
+    assert run_id(text) == meant

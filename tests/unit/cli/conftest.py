@@ -75,6 +75,7 @@ class Stub:
         self.asked: list[tuple[str, dict[str, list[str]], Any]] = []
         self.code: dict[str, bytes] = {}
         home.mkdir(mode=0o700, exist_ok=True)
+        (home / "token").touch(mode=0o600)
         (home / "token").write_text(TOKEN)
         self.start()
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import pytest
+from rows import fault, representative
 
 from cli.output import clean
 from cli.runs import transport_lines
@@ -248,6 +249,26 @@ def test_a_wrong_token_is_exit_4(orch, stub):
     (stub.home / "token").write_text("another")
     done = orch("nodes")
     assert (done.returncode, "token" in done.stderr) == (4, True)
+
+
+@fault(42)
+@representative
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda token: token.unlink(), "is gone: `orch up` makes a new one"),
+        (lambda token: token.chmod(0o644), "(mode 0644); `chmod 600"),
+        (lambda token: token.write_text(""), "holds no token; remove it for a new one"),
+        (lambda token: token.write_bytes(b"\x1b[2J\r\nX: y"), "holds no token"),
+    ],
+    ids=["missing", "open to others", "empty", "hostile"],
+)
+def test_a_token_that_cannot_be_trusted_is_exit_4_and_is_not_sent(orch, stub, spoil, said):
+    spoil(stub.home / "token")
+    for command in (("ps",), ("cancel", "42"), ("logs", "42")):
+        done = orch(*command)
+        assert (done.returncode, done.stdout, said in done.stderr) == (4, "", True)
+    assert stub.asked == []
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 7])
