@@ -13,8 +13,14 @@ from rows import fault
 
 pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(600)]
 
-LOST = {"*": {"num_failures": -1, "req_failure_prob": 5, "resp_failure_prob": 5}}
-"""Of each call: for ever, 5 % of the requests and 5 % of the replies."""
+NOT_LOST = ("PrepareBundleResources", "CommitBundleResources", "CancelResourceReserve")
+LOST = {f"NodeManagerService.grpc_client.{name}": {"num_failures": 0} for name in NOT_LOST} | {
+    "*": {"num_failures": -1, "req_failure_prob": 5, "resp_failure_prob": 5}
+}
+"""Of each call: for ever, 5 % of the requests and 5 % of the replies.
+
+But for those by which a placement group gets and gives back a node: where one is lost, Ray 2.60 keeps the node's CPUs taken for
+ever, by a group that is removed, and no more than that can be seen from outside (`hold_refused`)."""
 
 
 @fault(38)
