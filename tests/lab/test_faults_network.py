@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -100,12 +99,6 @@ def test_a_run_succeeds_in_one_attempt_though_5_percent_of_packets_are_lost(orch
     assert len(orch.let_end(run).attempts) == 1
 
 
-def flaps(orch: Orch, node: str) -> int:
-    """How often the node's link went down within an hour, as `orch nodes` says."""
-    (found,) = json.loads(orch("nodes", node, "--json"))
-    return next((one["numbers"]["flaps"] for one in found["findings"] if one["what"] == "flaps"), 0)
-
-
 @fault(12)
 def test_a_run_outlives_a_link_that_flaps(orch: Orch, measured) -> None:
     run = orch.trains("2x2", 4)
@@ -120,9 +113,6 @@ def test_a_run_outlives_a_link_that_flaps(orch: Orch, measured) -> None:
     before = len(orch.steps(run)[attempts][0])
     orch.wait_trained(run, attempts, 4, steps=before + 20)
     measured.recovered()
-    # The agent looks every 30 s, and the kernel has counted meanwhile.
-    wait_until(lambda: flaps(orch, host.name) >= 3, 40, "the node's flaps are told")
-    assert "proposed" in [one["what"] for one in json.loads(orch("nodes", "--history", host.name, "--json"))]
     found = orch.let_end(run)
     assert len(found.attempts) <= 2
     one_writer(orch.steps(run))
