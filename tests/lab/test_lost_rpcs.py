@@ -19,8 +19,8 @@ LOST = {f"NodeManagerService.grpc_client.{name}": {"num_failures": 0} for name i
 }
 """Of each call: for ever, 5 % of the requests and 5 % of the replies.
 
-But for those by which a placement group gets and gives back a node: where one is lost, Ray 2.60 keeps the node's CPUs taken for
-ever, by a group that is removed, and no more than that can be seen from outside (`hold_refused`)."""
+But for those by which a placement group gets and gives back a node: with them in the draw a node's CPUs stayed taken though every
+group of ours was removed (seen once with Ray 2.60, cause not proven), and orch can only say `hold_refused`."""
 
 
 @fault(38)
