@@ -88,7 +88,7 @@ class Controller:
         self.roster, self.surveys = self.gangs.roster, self.gangs.surveys
         self.care = NodeCare(self.runtime, self.gangs)
         self.benches = Benches(self.runtime, self.logs, self.roster)
-        self.gangs.on_success = self.benches.take
+        self.gangs.endings.on_success = self.benches.take
         fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
         self.trials = Trials(self.runtime, self.gangs, fitness)
         self.queue = Queue(self.runtime, self.gangs, fitness, self.trials)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,41 +16,33 @@ from orchestrator.control.backend import (
     Backend,
     HoldRefused,
     PartStatus,
-    RankStart,
     Report,
     StartFailed,
     StartPart,
 )
 from orchestrator.control.checkpoint_folders import CheckpointFolders
+from orchestrator.control.endings import Endings
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.limits import Limits
 from orchestrator.control.log_capture import LogCapture
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.measuring import Measuring
+from orchestrator.control.orders import Orders, reading_of
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
-from orchestrator.control.trackers import run_key
 from orchestrator.control.transport import judge
 from orchestrator.control.watch import Watch
 from orchestrator.hardware.model import Cluster
-from orchestrator.health.reading import Reading, reading
-from orchestrator.history import ledger
 from orchestrator.history.book import Changes
-from orchestrator.placement.bandwidth import is_rdma
-from orchestrator.placement.nccl_env import NodeFacts, rank_environment
 from orchestrator.placement.values import NodePlacement
-from orchestrator.scheduling import retry
-from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
+from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
 from orchestrator.scheduling.run import Failure, Run, Stop
-from orchestrator.spec import JobSpec
 
 log = logging.getLogger("orch.gangs")
 
 WORTH_TELLING_S = 10.0
 """A controller that is killed is back sooner than that, and its runs have nothing to tell of it."""
-COUNTED_AT_ONCE = 50
-"""Runs: others' writes wait for them."""
 
 
 class Gangs:
@@ -63,18 +54,14 @@ class Gangs:
         self.surveys = Surveys(runtime, self.roster)
         self.secrets: dict[int, dict[str, str]] = {}
         """By run: in memory alone."""
-        self.on_success: Callable[[Gang], Awaitable[None]] | None = None
-        """Asked before an attempt's success is recorded; again if the controller was killed in between."""
+        self.orders = Orders(runtime, self.roster, self.secrets)
         self._asked_to_end: dict[int, Stop] = {}
         """Live runs that are to end; it may be asked between an attempt's record and its beginning here."""
         self.limits = Limits(runtime, self)
         runtime.on_missed = self._catch_up
-        self.on_ended: Callable[[Run], None] = lambda run: None
-        """Told when the end of an attempt is on record."""
         self._folders = CheckpointFolders(runtime, self.roster)
         self.on_stopping: Callable[[Run, float], None] = lambda run, grace: None
         """Told when a live run is told to end, with how many seconds that may take."""
-        self._uncounted: list[Run] = []
         self._gangs: dict[tuple[int, int], Gang] = {}
         self._finishing: dict[tuple[int, int], Gang] = {}
         """Those that are over, whose end is not on record yet."""
@@ -82,6 +69,7 @@ class Gangs:
         self.measuring = Measuring(runtime)
         self.watch = Watch(runtime, self.roster, self.measuring, logs, lambda: self._gangs.values(), self)
         self.capture = LogCapture(runtime, logs)
+        self.endings = Endings(runtime, self.roster, self.measuring, self.capture, logs)
         self.aside: dict[tuple[int, int], Aside] = {}
         """By run and a negative number: what runs on its nodes and is no attempt of it."""
         self.unwatched_since: datetime | None = None
@@ -110,7 +98,7 @@ class Gangs:
         """Starts the attempt that was just recorded."""
         gang = self._add(run)
         self._runtime.spawn(self._launch(gang, run))
-        if (folder := self._checkpoint_folder(run)) is not None:
+        if (folder := self.orders.checkpoint_folder(run)) is not None:
             self._runtime.spawn(self._folders.check(run, folder))
         self._runtime.spawn(self.surveys.record(run))
 
@@ -162,7 +150,7 @@ class Gangs:
     def _add(self, run: Run) -> Gang:
         assert run.attempt is not None
         gang = Gang(run.id, run.attempt.number, run.spec, run.attempt.placement)
-        gang.judged = self._reading(gang).source is None
+        gang.judged = reading_of(gang).source is None
         gang.stop = self._asked_to_end.get(run.id) or run.attempt.stop
         if run.state is State.STOPPING:
             # It may have been told before the controller that took this down was replaced.
@@ -190,7 +178,7 @@ class Gangs:
                 part.state = PartState.ENDED
         else:
             address = self.roster.nodes[first].facts.address
-            orders = [self.order(gang, run, rank, address, port) for rank in range(len(parts))]
+            orders = [self.orders.part(gang, run, rank, address, port) for rank in range(len(parts))]
             await asyncio.gather(*(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True)))
         await self._take_stock(gang)
 
@@ -212,71 +200,6 @@ class Gangs:
         if gang.stop_sent and gang.parts[part.node].state is PartState.UP:
             # It was still starting when the gang was told to stop, and its agent knew nothing of it yet.
             self._runtime.spawn(self._stop_part(gang, part.node))
-
-    def order(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
-        """What the agent of the gang's node `node_rank` is told to start."""
-        settings, spec = self._runtime.settings, gang.spec
-        part = gang.placement.nodes[node_rank]
-        facts = [self._network_of(node.node) for node in gang.placement.nodes]
-        communication = rank_environment(
-            facts[node_rank],
-            facts,
-            run=gang.run,
-            attempt=gang.attempt,
-            # Where every node can, the bandwidth that placed the gang counts on it: NCCL must not fall back in silence.
-            rdma_promised=all(any(map(is_rdma, node.nics)) for node in facts),
-            nvlink_between_nodes=gang.placement.level == "nvlink",
-            tell_links=self._reading(gang).source == "file",
-            job=spec.env,
-        )
-        env = {"ORCH_BACKEND": _backend_of(spec, gang.placement.device)} | communication.variables
-        # The same on every attempt, as the checkpoint's folder is: trackers continue where they were.
-        env["ORCH_RUN_KEY"] = run_key(run)
-        env["ORCH_TENSORBOARD_DIR"] = str(settings.storage / "tensorboard" / run_key(run))
-        if (folder := self._checkpoint_folder(run)) is not None:
-            env["ORCH_CHECKPOINT_DIR"] = folder
-        return StartPart(
-            run=gang.run,
-            attempt=gang.attempt,
-            argv=tuple(spec.argv),
-            python=spec.python,
-            code=run.code.sha256 if run.code else None,
-            env=env,
-            secrets=self.secrets.get(run.id, {}),
-            device=gang.placement.device,
-            ranks=tuple(RankStart(r, i, g) for i, (r, g) in enumerate(zip(part.ranks, part.gpus, strict=True))),
-            world_size=gang.world_size,
-            node_rank=node_rank,
-            master_addr=address,
-            master_port=port,
-            lease_s=settings.lease_s,
-            log_limit=settings.log_limit,
-            max_restarts=max(gang.attempt - 1, spec.retry.infra + spec.retry.user),
-            cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
-            nccl_log=self._reading(gang).source,
-            throughput=dict(spec.throughput),
-        )
-
-    def _checkpoint_folder(self, run: Run) -> str | None:
-        """The same on every attempt, and no other run's. An absolute path is the user's own choice."""
-        if run.spec.checkpoint is None:
-            return None
-        return str(self._runtime.settings.storage / "checkpoints" / str(run.id) / run.spec.checkpoint)
-
-    @staticmethod
-    def _reading(gang: Gang) -> Reading:
-        return reading(gang.placement.device, gang.spec.backend, gang.world_size, gang.spec.env)
-
-    def _network_of(self, node: str) -> NodeFacts:
-        known = self.roster.nodes[node]
-        probed = known.info.get("node")
-        return NodeFacts(
-            node,
-            interface=known.info.get("interface"),
-            nics=() if probed is None else probed.nics,
-            host_id=known.info.get("boot_id"),
-            cpus_pinned=bool(known.info.get("pins_cpus")),
-        )
 
     # -- what is reported ----------------------------------------------------------------------------------------
 
@@ -446,103 +369,21 @@ class Gangs:
     async def _end_of(self, gang: Gang) -> None:
         runtime = self._runtime
         self.limits.forget(gang)
-        if gang.seen_broken:
-            # A second for a thousand ranks, whose logs are read.
-            await asyncio.to_thread(lambda: gang.settle(self._last_lines(gang)))
-        event, outcome = gang.verdict()
-        if event is Event.SUCCEEDED and self.on_success is not None:
-            await self.on_success(gang)
-        failure = None if outcome is Outcome.CANCELLED else gang.failure
-        reason = failure.message if failure else None
-        if gang.stop is not None and event is Event.FAILED and failure is None:
-            reason = gang.stop.reason
-            suspects = () if gang.stop.node is None else (gang.stop.node,)
-            failure = Failure(gang.stop.kind, str(reason), gang.stop.rank, gang.stop.node, suspects=suspects)
-        elif gang.stop is not None and event is Event.REQUEUED and failure is None:
-            reason = gang.stop.reason
-        await self.measuring.end(gang.run, gang.attempt)
-        self.capture.end(gang.run, gang.attempt)
-        now = runtime.now()
-        if failure is not None and event is not Event.STOPPED:
-            event, reason = self._tried_again(gang.run, outcome, failure, now)
-        until = {node: self.roster.lease_end(node) for node in gang.fenced_nodes}
-        run = await self._record_end(
-            gang.run,
-            event,
-            outcome,
-            now,
-            reason=reason,
-            failure=failure,
-            exit_codes=gang.exit_codes,
-            fenced=until,
-            number=gang.attempt,
-        )
-        runtime.counts.attempts[outcome.value] += 1
-        self._count(run)
-        self.on_ended(run)
+        run, fences, soon = await self.endings.record(gang)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
-            runtime.counts.used(run.spec.team, _parts_s(run, runtime.now()))
-        for end in until.values():
+        for end in fences:
             runtime.wake_in((end - runtime.now()).total_seconds() + 0.1)
         for node, part in gang.parts.items():
             # A node that is lost comes back as another one, of which nothing is held.
             runtime.spawn(
                 self.roster.release(node, self.needs) if part.fenced else self._leave(node, gang.run, gang.attempt)
             )
-        if failure is not None and failure.kind == "hold_refused":
-            runtime.wake_in(2.0)
-        else:
+        if soon:
             runtime.wake.set()
-
-    def _tried_again(self, run: int, outcome: Outcome, failure: Failure, now: datetime) -> tuple[Event, str]:
-        """Whether another attempt follows the one that has just broken, and the failure's words with that decision."""
-        known = self._runtime.book.runs[run]
-        ended = replace(known.attempts[-1], ended_at=now, outcome=outcome, failure=failure)
-        decision = retry.decide(replace(known, attempts=(*known.attempts[:-1], ended)))
-        event = Event.REQUEUED if isinstance(decision, retry.Again) else Event.FAILED
-        return event, failure.message if decision.reason is None else f"{failure.message}; {decision.reason}"
-
-    def _count(self, run: Run) -> None:
-        """What its GPU time was used for; what a controller that dies leaves uncounted, the next one counts."""
-        self._uncounted.append(run)
-        if len(self._uncounted) == 1:
-            self._runtime.spawn(self._count_all())
-
-    async def _count_all(self) -> None:
-        """Those that end while others are counted are counted together."""
-        try:
-            while runs := self._uncounted[:COUNTED_AT_ONCE]:
-                await self._runtime.persist("GPU time", self._runtime.store.count, runs, self._runtime.now())
-                del self._uncounted[: len(runs)]
-        finally:
-            self._uncounted.clear()
-
-    async def _record_end(self, *what: Any, **more: Any) -> Run:
-        """Tried until it is written: an end that is not recorded would hold its GPUs for ever."""
-        runtime = self._runtime
-        try:
-            return await runtime.persist(f"the end of run {what[0]}", runtime.store.finish, *what, **more)
-        except IllegalTransition as refused:
-            known = await runtime.read(runtime.store.get, what[0])
-            ended = known is not None and known.attempts[more["number"] - 1].outcome is not None
-            if known is not None and ended:
-                return known  # it was on record, though the answer to that was lost
-            # A cancel was recorded while the last rank ended by itself: the cancel stands.
-            if refused.state is not State.STOPPING or what[1] is Event.STOPPED:
-                raise
-            what = (what[0], Event.STOPPED, Outcome.CANCELLED, *what[3:])
-            return await self._record_end(*what, **more | {"reason": None, "failure": None})
-
-    def _last_lines(self, gang: Gang) -> dict[int, tuple[str, ...]]:
-        """By rank that ended badly: the end of its log."""
-        lines: dict[int, tuple[str, ...]] = {}
-        for rank in gang.ended_badly:
-            # A log that cannot be read must not keep the end from being recorded.
-            with suppress(OSError):
-                lines[rank] = self._logs.last_lines(gang.run, gang.attempt, rank)
-        return lines
+        else:
+            runtime.wake_in(2.0)
 
     async def _leave(self, node: str, run: int, attempt: int) -> None:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""
@@ -556,15 +397,3 @@ def _no_trace(gang: Gang, node: str) -> Failure:
         return Failure("ranks_gone", f"{node} has no trace of the run's ranks any more", node=node)
     # Whoever started it died before this node was told. That says nothing of the run.
     return Failure("controller", "the controller was restarted while it started this attempt")
-
-
-def _parts_s(run: Run, now: datetime) -> dict[str, float]:
-    """What its GPUs were used for, in seconds, up to its end."""
-    used = ledger.gpu_time(run, now)
-    return {part.name: getattr(used, part.name) / 1000 for part in fields(used)}
-
-
-def _backend_of(spec: JobSpec, device: str) -> str:
-    if spec.backend != "auto":
-        return spec.backend
-    return "nccl" if device == "cuda" else "gloo"

@@ -29,7 +29,7 @@ class NodeCare:
         self._drains = Drains(runtime, gangs, self.marks, self.watch.unwell)
         gangs.roster.out, gangs.roster.health = self.out, self.watch.degraded
         gangs.roster.on_vitals = self.watch.look
-        gangs.on_ended = self.quarantines.ended
+        gangs.endings.on_ended = self.quarantines.ended
 
     async def load(self) -> None:
         """Reads what was decided; before any node is looked at."""

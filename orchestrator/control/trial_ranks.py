@@ -83,7 +83,7 @@ class TrialRanks:
         refused: dict[str, str] = {}
 
         async def start(at: int, part: NodePlacement) -> None:
-            order = self._gangs.order(model, run, names.index(part.node), address, port)
+            order = self._gangs.orders.part(model, run, names.index(part.node), address, port)
             try:
                 status = await roster.agent(part.node).start(
                     self._runtime.epoch, self._made_trial(order, gang, at, deadline)
