@@ -65,7 +65,7 @@ class NodesApi:
             "runs": sorted(set(taken.values())),
             "gpus": [asdict(gpu) for gpu in node.info["node"].gpus] if "node" in node.info else [],
             "versions": node.info.get("versions", {}),
-            "note": self._controller.roster.note(node, taken),
+            "note": self._controller.roster.note(node, taken) or care.marks.of(name).shunned,
         } | care.json(name)
 
     async def _drain(self, request: web.Request) -> web.Response:

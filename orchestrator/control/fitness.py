@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from orchestrator.control.preflight import Preflight
+from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
 from orchestrator.placement.preflight import Problem
 from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Topology
-from orchestrator.placement.values import Rejection
+from orchestrator.placement.values import Rejection, Request
 from orchestrator.scheduling import retry
 from orchestrator.scheduling.ask import device_of, request_of
 from orchestrator.scheduling.decision import Start
@@ -26,10 +27,6 @@ class Fitness:
     def __init__(self, runtime: Runtime, surveys: Surveys, preflight: Preflight) -> None:
         self._runtime, self._surveys, self._preflight = runtime, surveys, preflight
 
-    def _usable(self) -> Free:
-        """The cluster as if nobody held anything of it: only what is down or unhealthy is left out."""
-        return self._preflight.roster.free({})
-
     def unfit(self, waiting: Sequence[Run], topology: Topology) -> dict[int, Mapping[str, str]]:
         """By run: the nodes that it must not get now, and why."""
         for python in {run.spec.python for run in waiting}:
@@ -37,6 +34,7 @@ class Fitness:
         self._preflight.keep(run.id for run in waiting)
         found: dict[int, Mapping[str, str]] = {}
         judged: dict[object, dict[str, str]] = {}
+        others = _Others(self._preflight.roster, topology)
         for run in waiting:
             device = device_of(run.spec, topology)
             # Runs of a sweep ask for the same.
@@ -45,21 +43,10 @@ class Fitness:
                 fail, unknown = self._surveys.judge(run.spec, device)
                 judged[key] = fail | unknown
             out = judged[key] | dict(self._preflight.left_out(run.id))
-            if run.attempts and (broke := self._broke_on(run, out, topology)):
-                out = out | dict(broke)
-            if out:
+            broke_on = retry.avoided(run, self._runtime.now()) if run.attempts else {}
+            if out := out | others.will_do(run, out, broke_on):
                 found[run.id] = out
         return found
-
-    def _broke_on(self, run: Run, out: Mapping[str, str], topology: Topology) -> Mapping[str, str]:
-        """The nodes that its attempts broke on, where the cluster has others for it that are well."""
-        suspects = retry.avoided(run, self._runtime.now())
-        if not suspects:
-            return {}
-        # That the others are busy is no reason to go back; that they are down or unfit is.
-        well = self._usable()
-        request = request_of(run.spec, topology, exclude={**out, **suspects})
-        return {} if isinstance(place(request, topology, well), Rejection) else suspects
 
     async def fit(self, starts: Sequence[Start]) -> list[Start]:
         """Those whose nodes are well at this moment; the others are placed again, without the nodes that are not."""
@@ -82,3 +69,28 @@ class Fitness:
         with suppress(IllegalTransition):  # it was cancelled meanwhile
             await runtime.write(runtime.store.record, run.id, Event.NOTED, runtime.now(), text)
             runtime.tell(run.id)
+
+
+class _Others:
+    """Whether a run can do without the nodes that are better left alone. That the others are busy is no reason to go back to
+    those; that they are down or unfit is."""
+
+    def __init__(self, roster: Roster, topology: Topology) -> None:
+        self._roster, self._topology = roster, topology
+        self._shunned = dict(roster.shunned())
+        self._well: Free | None = None
+        self._known: dict[Request, bool] = {}
+
+    def will_do(self, run: Run, out: Mapping[str, str], broke_on: Mapping[str, str]) -> dict[str, str]:
+        """The nodes that its attempts broke on, and those in quarantine: both, or what of them it can do without."""
+        for avoided in ({**self._shunned, **broke_on}, self._shunned, dict(broke_on)):
+            if avoided and self._fits(request_of(run.spec, self._topology, exclude={**out, **avoided})):
+                return avoided
+        return {}
+
+    def _fits(self, request: Request) -> bool:
+        if request not in self._known:
+            # The cluster as if nobody held anything of it: only what is down or unhealthy is left out.
+            self._well = self._well or self._roster.free({})
+            self._known[request] = not isinstance(place(request, self._topology, self._well), Rejection)
+        return self._known[request]

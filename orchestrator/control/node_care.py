@@ -28,6 +28,7 @@ class NodeCare:
         self.quarantines = Quarantines(runtime, gangs.roster, self.marks)
         self._drains = Drains(runtime, gangs, self.marks, self.watch.unwell)
         gangs.roster.out, gangs.roster.health = self.out, self.watch.degraded
+        gangs.roster.shunned = self.shunned
         gangs.roster.on_vitals = self.watch.look
         gangs.endings.on_ended = self.quarantines.ended
 
@@ -44,6 +45,10 @@ class NodeCare:
         """Why nothing new is placed on the node; None where it may be used."""
         decided, unfit = self.marks.of(node).out, self.watch.unfit(node)
         return f"{decided}; {unfit}" if decided and unfit else decided or unfit
+
+    def shunned(self) -> dict[str, str]:
+        """The nodes in quarantine, and why: nothing is placed there that others will do for."""
+        return {node: why for node, mark in self.marks if (why := mark.shunned) is not None}
 
     def findings(self, node: str) -> tuple[Finding, ...]:
         """What is wrong with it, the worst first."""

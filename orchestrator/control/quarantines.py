@@ -148,7 +148,10 @@ class Quarantines:
         there = {name: node for name, node in self._roster.nodes.items() if node.task is not None}
         stages = [self._marks.of(name).quarantine for name in there]
         out = sum(1 for one in stages if one is not None and one.stage == "quarantined")
-        usable = sum(1 for name, node in there.items() if node.up and self._roster.out(name) is None)
+        shunned = self._roster.shunned()
+        usable = sum(
+            1 for name, node in there.items() if node.up and name not in shunned and self._roster.out(name) is None
+        )
         share = self._runtime.settings.policy.quarantine
         return min(lemon.room(share, len(there), out), max(0, usable - 1))
 

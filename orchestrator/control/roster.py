@@ -115,6 +115,8 @@ class Roster:
         self._inventory: tuple[object, Inventory] = (None, take_inventory((), declared))
         self.out: Callable[[str], str | None] = lambda node: None
         """Why nothing new is placed on a node, by decision or for its health; None where it may be."""
+        self.shunned: Callable[[], Mapping[str, str]] = dict
+        """The nodes that nothing is placed on that others will do for, and why."""
         self.health: Callable[[], Mapping[str, float]] = dict
         """The nodes that are not quite well, by a number below 1."""
         self.on_vitals: Callable[[Node], Awaitable[None]] = _ignore

@@ -71,11 +71,13 @@ class Mark:
     @property
     def out(self) -> str | None:
         """Why nothing new is placed on the node; None where it may be used."""
-        if self.drain is not None:
-            return self.drain.text
-        if self.quarantine is not None and self.quarantine.stage == "quarantined":
-            return self.quarantine.text
-        return None
+        return None if self.drain is None else self.drain.text
+
+    @property
+    def shunned(self) -> str | None:
+        """Why nothing is placed on the node that other nodes will do for; None where it is as good as any."""
+        found = self.quarantine
+        return None if found is None or found.stage != "quarantined" else found.text
 
     @property
     def counts_from(self) -> datetime | None:
