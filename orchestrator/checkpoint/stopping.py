@@ -75,10 +75,6 @@ class Stopping:
         if self._store is None:
             self._last, self._held = self._reached + 1, True
             self._known.set()
-        elif self._thread is not None and not self._thread.is_alive() and not self._held:
-            # The store went before anybody was told: there is nobody to agree with.
-            self.agreed, self._held = False, True
-            self._known.set()
 
     def reached(self, step: int) -> bool:
         """Whether to stop now that `step` steps are done; waits for the other ranks' answers once any of them was told to."""
@@ -122,8 +118,11 @@ class Stopping:
         try:
             agreed = self._agree()
         except Exception:
-            # The store is gone, and rank 0 with it: there is nobody left to agree with.
-            agreed = not (self._told or self._held)
+            # The store is gone, and rank 0 with it: once this rank is told to stop, there is nobody to agree with.
+            while not (self._told or self._held or self._ended.is_set()):
+                if self._signals.wait(LOOK_S):
+                    self._told = True
+            agreed = self._ended.is_set()
         self.agreed = agreed
         self._held = self._held or not agreed
         self._known.set()

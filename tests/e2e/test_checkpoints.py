@@ -39,7 +39,8 @@ with checkpoint.Saver(model=model, optimizer=optimizer, every=None if sys.argv[1
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_what_came_after_the_one_before_is_lost(
     home, job, measured
 ):
-    run = home.submit(job(TRAINS, workers=2, checkpoint="ckpt", retry="{infra: 10, user: 1}"), "--wait")
+    run = home.submit(job(TRAINS, workers=2, checkpoint="ckpt", retry="{infra: 10, user: 1}"))
+    home.reaches(run, "succeeded", timeout=150)
     assert "from 0 again 0 of 11" in home.logs(run, "--rank", 0, "--attempt", 1)
     said = home.logs(run, "--rank", 0, "--attempt", 2)
     assert "from 40 again 1 of 11" in said
@@ -48,7 +49,6 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_what_came_after_
     assert "step-40-attempt-1 is used instead" in warning
     measured.lost(steps=55 - 40)
     found = home.show(run)
-    assert found["state"] == "succeeded"
     # Steps 51 to 55, as far as orch can know: that the newest one is damaged nobody has told it.
     assert 0 < found["gpu_seconds"]["lost"] < found["gpu_seconds"]["productive"]
 
