@@ -250,7 +250,7 @@ def test_a_host_that_fails_every_second_attempt_is_avoided_after_five_at_most(
         async with controlling(tmp_path, cluster, now=clock) as controller:
             attempts = 0
             measured.injected()
-            while controller.care.out("a") is None:
+            while controller.care.shunned().get("a") is None:
                 attempts += 1
                 assert attempts <= 5
                 await (_works if attempts % 2 else _breaks)(controller, cluster, "a")
@@ -259,9 +259,7 @@ def test_a_host_that_fails_every_second_attempt_is_avoided_after_five_at_most(
             measured.detected()
             measured.note("out at its 4th attempt; machines are fakes")
             words = "quarantined until 2026-01-05 10:00 UTC: it broke 2 of 4 attempts"
-            assert str(controller.care.out("a")).startswith(words)
-            run, _ = await controller.submit(job("1", only=["a"], retry={"infra": 0}), {})
-            await _waits_because(controller, run, words)
+            assert str(controller.care.shunned().get("a")).startswith(words)
             others = [(await controller.submit(job("1"), {}))[0] for _ in range(3)]
             for other in others[:2]:
                 await reaches(controller, other, State.RUNNING)
@@ -271,10 +269,11 @@ def test_a_host_that_fails_every_second_attempt_is_avoided_after_five_at_most(
             for other in others:
                 await controller.cancel(str(other.id))
             clock.advance(3600)
+            run, _ = await controller.submit(job("1", only=["a"], retry={"infra": 0}), {})
             await reaches(controller, run, State.RUNNING)
             cluster.agents["a"].parts[run.id, 1].lease_expired = True
             cluster.agents["a"].end(run.id, 1, -9)
-            await until(lambda: _is(lambda: controller.care.out("a")))
+            await until(lambda: _is(lambda: controller.care.shunned().get("a")))
             found = controller.care.marks.of("a").quarantine
             assert found is not None
             assert (found.times, found.until) == (2, clock.now + timedelta(hours=2))
@@ -287,10 +286,10 @@ def test_a_host_that_fails_every_second_attempt_is_avoided_after_five_at_most(
         async with controlling(tmp_path, cluster, now=clock) as controller:
             assert controller.care.marks.of("a").quarantine == found
             await controller.care.undrain(["a"], "ana")
-            assert controller.care.out("a") is None
+            assert controller.care.shunned().get("a") is None
             clock.advance(1)
             await controller.care.quarantines.judge()
-            assert controller.care.out("a") is None
+            assert controller.care.shunned().get("a") is None
 
     asyncio.run(story())
 
@@ -301,9 +300,9 @@ def test_a_probation_without_failure_clears_a_node(tmp_path: Path) -> None:
         async with controlling(tmp_path, cluster, now=clock) as controller:
             for _ in range(2):
                 await _breaks(controller, cluster, "a")
-            await until(lambda: _is(lambda: controller.care.out("a")))
+            await until(lambda: _is(lambda: controller.care.shunned().get("a")))
             clock.advance(3600)
-            await until(lambda: _is(lambda: not controller.care.out("a")))
+            await until(lambda: _is(lambda: not controller.care.shunned().get("a")))
             (finding,) = controller.care.findings("a")
             assert finding.text.startswith("on probation since 2026-01-05 10:00 UTC, after it broke 2 of 2 attempts")
             for _ in range(10):
@@ -311,6 +310,24 @@ def test_a_probation_without_failure_clears_a_node(tmp_path: Path) -> None:
             await until(lambda: _recorded(controller, 3))
             assert controller.care.findings("a") == ()
             assert [what for what, _, _ in await _events(controller, "a")] == ["quarantined", "probation", "cleared"]
+
+    asyncio.run(story())
+
+
+def test_a_gang_that_needs_a_node_in_quarantine_gets_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1, c=1)
+        async with controlling(tmp_path, cluster) as controller:
+            for _ in range(2):
+                await _breaks(controller, cluster, "a")
+            await until(lambda: _is(lambda: "a" in controller.care.shunned()))
+            small, _ = await controller.submit(job("1"), {})
+            small = await reaches(controller, small, State.RUNNING)
+            assert small.attempt is not None
+            assert small.attempt.placement.nodes[0].node != "a"
+            whole, _ = await controller.submit(job("3x1"), {})
+            cluster.agents[small.attempt.placement.nodes[0].node].end(small.id, 1)
+            await reaches(controller, whole, State.RUNNING)
 
     asyncio.run(story())
 
@@ -330,7 +347,7 @@ def test_errors_of_users_and_a_fault_that_all_nodes_have_put_nobody_out(tmp_path
             for node in "abc":
                 await _breaks(controller, cluster, node)
             await controller.care.quarantines.judge()
-            assert [controller.care.out(node) for node in "abc"] == [None, None, None]
+            assert controller.care.shunned() == {}
             assert controller.care.quarantines.scores["a"].attempts == 7
 
     asyncio.run(story())
@@ -348,10 +365,10 @@ def test_no_more_than_a_share_of_the_nodes_is_quarantined_and_of_the_others_it_i
                     await _works(controller, cluster, node)
             for node in "ab":
                 for _ in range(3):
-                    if controller.care.out(node) is None:
+                    if node not in controller.care.shunned():
                         await _breaks(controller, cluster, node)
             await controller.care.quarantines.judge()
-            assert [node for node in "abcd" if controller.care.out(node)] == out
+            assert sorted(controller.care.shunned()) == out
             told = [one.text for node in "ab" for one in controller.care.findings(node) if "as may be" in one.text]
             assert len(told) == 2 - len(out)
             kept = [what for node in "ab" for what, _, _ in await _events(controller, node)]
