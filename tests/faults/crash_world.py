@@ -178,7 +178,7 @@ class World:
             LEASE_S,
             watch_s=0.5,
             lost_after_s=2.0,
-            policy=Policy(min_runtime=0.0, quarantine=0.0),  # a node that is left out for an hour ends no story
+            policy=Policy(min_runtime=0.0),
             preflight="on" if self.chance.random() < 0.25 else "quick",
         )
         self.cluster = FakeCluster()
