@@ -8,6 +8,7 @@ import os
 import pickle
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ from orchestrator.history.store import Store
 pytest_plugins = ["measuring"]
 
 SHOWN = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+
+# A shell that runs its command in the background has it ignore SIGINT; commands that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long one example takes says something of the machine, not of the code.
 settings.register_profile("orch", deadline=None)
