@@ -9,6 +9,7 @@ from datetime import datetime
 
 import pytest
 from orch_home import OrchHome
+from rows import fault, representative
 
 pytestmark = pytest.mark.ray
 
@@ -126,6 +127,8 @@ def test_a_key_makes_a_repeat_harmless(home, job):
     assert home.submit(path, "--wait") == first + 1
 
 
+@fault(18)
+@representative
 def test_an_interrupted_wait_is_130_and_a_late_one_124_and_the_run_goes_on(home, waiting_job, gate):
     path = waiting_job()
     with home.popen("submit", path, "--follow") as client:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from orch_home import until
+from rows import fault, representative
 
 pytestmark = pytest.mark.ray
 
@@ -20,6 +21,8 @@ print(f"{number} lines", flush=True)
 """
 
 
+@fault(17)
+@representative
 @pytest.mark.parametrize("title", ["ray::ControllerActor", "ray::AgentActor"])
 def test_a_run_is_not_disturbed_when_it_is_killed_and_no_line_is_lost_or_told_twice(title, home, job, gate, tmp_path):
     path = job(COUNTS, arguments=gate, workers=2)
@@ -53,6 +56,8 @@ def _is_another(home, title, pid):
         return False
 
 
+@fault(17)
+@representative
 def test_a_run_that_ends_while_there_is_no_controller_is_accounted_for(home, job, waiting_job, gate):
     run = home.submit(waiting_job())
     home.prints(run, "at the gate")

@@ -6,6 +6,7 @@ import re
 
 import pexpect
 import pytest
+from rows import fault, representative
 
 WAITS = {"state": "queued", "position": 2, "reason": "needs 8 GPUs"}
 
@@ -159,6 +160,8 @@ def test_waiting_is_one_line_that_is_written_over(terminal, stub, job, a_run, st
     assert "succeeded after 3m00s" in text
 
 
+@fault(18)
+@representative
 @pytest.mark.parametrize("how", ["--follow", "--wait"])
 def test_ctrl_c_ends_the_follower_and_not_the_run(terminal, stub, job, how):
     stub.answers["GET /runs/42/follow"] = endless(WAITS)
@@ -174,6 +177,8 @@ def test_ctrl_c_ends_the_follower_and_not_the_run(terminal, stub, job, how):
     assert not [call for call in stub.calls() if "cancel" in call]
 
 
+@fault(18)
+@representative
 def test_ctrl_c_ends_following_logs(terminal, stub, a_run):
     stub.answers["GET /runs/42"] = (200, a_run(state="running"))
     stub.answers["GET /runs/42/logs"] = endless({"rank": 0, "attempt": 1, "offset": 6, "line": "step 1"})
