@@ -106,11 +106,11 @@ def test_the_beginning_of_a_secret_at_the_end_is_seen(data: bytes, secret: bytes
 
 def test_the_values_are_found_in_a_process_by_their_names() -> None:
     environ = {"PATH": os.environ["PATH"], "API_KEY": "canary-1234", "API_KEY_2": "canary-5678", "PIN": "1"}
-    with subprocess.Popen([sys.executable, "-c", "input()"], env=environ, stdin=subprocess.PIPE) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], env=environ, **pipes) as process:
         try:
-            # Until exec it has its parent's environment.
-            while "python" not in os.readlink(f"/proc/{process.pid}/exe"):
-                pass
+            assert process.stdout is not None
+            process.stdout.readline()  # until exec it has its parent's environment
             assert values_in_process(process.pid, ("API_KEY", "PIN")) == (b"canary-1234",)
             assert values_in_process(process.pid, ()) == ()
         finally:
