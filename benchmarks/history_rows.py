@@ -156,7 +156,7 @@ class Year:
             )
             yield "attempts", (
                 run, number, json.dumps(placement), start, start, end, outcome, json.dumps(failure) if failure else None,
-                "{}",
+                "{}", None, None, None,
             )  # fmt: skip
             seconds = (end - start).total_seconds() * each * len(nodes)
             kept, gone = (0.0, 0.9) if outcome == "infra_error" else (0.9, 0.0)
