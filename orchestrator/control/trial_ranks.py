@@ -139,7 +139,6 @@ class TrialRanks:
 
     async def _end(self, aside: Aside) -> None:
         gang, epoch = aside.gang, self._runtime.epoch
-
         roster = self._gangs.roster
         if not gang.over:
             up = [node for node, part in gang.parts.items() if part.state is PartState.UP]
@@ -147,9 +146,11 @@ class TrialRanks:
                 with suppress(AgentGone):
                     await roster.agent(node).stop(epoch, gang.run, gang.attempt, 0.0)
             await self._wait(aside, self._runtime.monotonic() + END_S, lambda: gang.over)
-        for node in gang.parts:
-            with suppress(AgentGone):
-                await roster.agent(node).forget(epoch, gang.run, gang.attempt)
+        for node, part in gang.parts.items():
+            # Ranks of which nobody knows may live, or still start: their node tells of them, and they are cleared away.
+            if part.state is PartState.ENDED:
+                with suppress(AgentGone):
+                    await roster.agent(node).forget(epoch, gang.run, gang.attempt)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
