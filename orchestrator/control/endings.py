@@ -38,8 +38,8 @@ class Endings:
         self.on_ended: Callable[[Run], None] = lambda run: None
         """Told when the end of an attempt is on record."""
 
-    async def record(self, gang: Gang) -> tuple[Run, Iterable[datetime], bool]:
-        """The run as it is then, when its fences end, and whether it is worth looking at the queue at once."""
+    async def record(self, gang: Gang) -> tuple[Run, Iterable[datetime]]:
+        """The run as it is then, and when its fences end."""
         runtime = self._runtime
         if gang.seen_broken:
             # A second for a thousand ranks, whose logs are read.
@@ -77,8 +77,7 @@ class Endings:
         self.on_ended(run)
         if run.ended:
             runtime.counts.used(run.spec.team, _parts_s(run, runtime.now()))
-        # Other work that holds a node is there for longer than a moment.
-        return run, until.values(), failure is None or failure.kind != "hold_refused"
+        return run, until.values()
 
     def _tried_again(self, run: int, outcome: Outcome, failure: Failure, now: datetime) -> tuple[Event, str]:
         """Whether another attempt follows the one that has just broken, and the failure's words with that decision."""

@@ -369,7 +369,7 @@ class Gangs:
     async def _end_of(self, gang: Gang) -> None:
         runtime = self._runtime
         self.limits.forget(gang)
-        run, fences, soon = await self.endings.record(gang)
+        run, fences = await self.endings.record(gang)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)
@@ -380,10 +380,7 @@ class Gangs:
             runtime.spawn(
                 self.roster.release(node, self.needs) if part.fenced else self._leave(node, gang.run, gang.attempt)
             )
-        if soon:
-            runtime.wake.set()
-        else:
-            runtime.wake_in(2.0)
+        runtime.wake.set()
 
     async def _leave(self, node: str, run: int, attempt: int) -> None:
         """The part's end is recorded: its agent may forget it, and the cluster gets the node back if no run is left on it."""

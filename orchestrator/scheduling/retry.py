@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 
 from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Attempt, Run
@@ -22,6 +23,8 @@ LONG_ENOUGH = timedelta(minutes=10)
 """An attempt of which nothing can be seen has got on if its ranks ran for that long."""
 FIRST_PAUSE_S, GROWTH, LONGEST_PAUSE_S = 10.0, 1.5, 600.0
 """The first retry is at once; after that each waits longer, until the run gets on again."""
+FIRST_HOLD_S, LONGEST_HOLD_S = 2.0, 60.0
+"""Before a node that other work of the cluster holds is asked for again."""
 AVOIDED = timedelta(minutes=10)
 """How long a run keeps away from the nodes that its attempts broke on."""
 
@@ -53,7 +56,8 @@ def decide(run: Run) -> Again | Enough:
     last = run.attempts[-1]
     assert last.failure is not None
     if last.failure.kind in FREE:
-        return Again(0.0, "tried again at once, which counts as no retry")
+        pause = _pause_s(run)
+        return Again(pause, f"tried again {_when(pause)}, which counts as no retry")
     if last.failure.kind in FINAL:
         return Enough(None)
     by_cluster = last.outcome is Outcome.INFRA_ERROR
@@ -66,14 +70,13 @@ def decide(run: Run) -> Again | Enough:
     if by_cluster and (vain := _in_vain(run)) is not None:
         return Enough(vain)
     pause = _pause_s(run)
-    when = f"in {pause:.0f} s" if pause else "at once"
-    return Again(pause, f"tried again {when}, retry {drawn} of {budget} for {what}")
+    return Again(pause, f"tried again {_when(pause)}, retry {drawn} of {budget} for {what}")
 
 
 def not_before(run: Run) -> datetime | None:
     """When a waiting run may have its next attempt; None where nothing but room keeps it."""
     last = run.attempt
-    if last is None or last.ended_at is None or not _counts(last) or run.queued_at > last.ended_at:
+    if last is None or last.ended_at is None or last.failure is None or run.queued_at > last.ended_at:
         return None
     pause = _pause_s(run)
     return last.ended_at + timedelta(seconds=pause) if pause else None
@@ -139,7 +142,16 @@ def _in_vain(run: Run) -> str | None:
     return None
 
 
+def _when(pause_s: float) -> str:
+    return f"in {pause_s:.0f} s" if pause_s else "at once"
+
+
 def _pause_s(run: Run) -> float:
     """Before the next attempt of a run whose last one broke."""
+    last = run.attempts[-1]
+    if last.failure is not None and last.failure.kind == "hold_refused":
+        # Other work of the cluster is there for longer than a moment.
+        alike = takewhile(lambda one: one.failure is not None and one.failure.kind == "hold_refused", _asked_since(run))
+        return min(LONGEST_HOLD_S, FIRST_HOLD_S * GROWTH ** (sum(1 for _ in alike) - 1))
     turn = len(_row(run))
     return 0.0 if turn <= 1 else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * GROWTH ** (turn - 2))

@@ -91,10 +91,20 @@ def test_errors_of_the_script_count_for_good() -> None:
 
 def test_what_was_preempted_or_says_nothing_of_the_run_draws_on_nothing() -> None:
     assert isinstance(decide(broken(Outcome.PREEMPTED, INFRA, retry={"infra": 1})), Again)
-    many = broken(*(INFRA,) * 30, kind="hold_refused", retry={"infra": 0})
-    assert decide(many) == Again(0.0, "tried again at once, which counts as no retry")
-    assert not_before(many) is None
-    assert avoided(many, START) == {}
+    assert decide(broken(INFRA, kind="controller", retry={"infra": 0})) == Again(
+        0.0, "tried again at once, which counts as no retry"
+    )
+
+
+def test_a_node_that_other_work_holds_is_asked_for_ever_more_seldom_and_for_ever() -> None:
+    for count, pause in ((1, 2.0), (2, 3.0), (3, 4.5), (30, 60.0)):
+        run = broken(*(INFRA,) * count, kind="hold_refused", retry={"infra": 0})
+        decision = decide(run)
+        assert isinstance(decision, Again)
+        assert decision.pause_s == pause
+        assert run.attempts[-1].ended_at is not None
+        assert not_before(run) == run.attempts[-1].ended_at + timedelta(seconds=pause)
+        assert avoided(run, START) == {}
 
 
 @pytest.mark.parametrize("kind", sorted(retry.FINAL))
