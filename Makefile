@@ -39,7 +39,7 @@ demo: $(READY) ## starts a cluster on this machine, trains on real digits with t
 test: $(READY) ## runs every test, of the faults some; what this machine lacks (PostgreSQL, network namespaces) is skipped and named
 	@units=0; reports="$$(mktemp)"; trap 'rm -f "$$reports"' EXIT; some='not fault or representative'; \
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 -m "$$some" --write-reports="$$reports" tests/unit || units=$$?; \
-	$(BIN)/python -m pytest -q -m "$$some" --add-reports="$$reports" --ignore=tests/unit tests; exit $$units
+	$(BIN)/python -m pytest -q --durations=15 -m "$$some" --add-reports="$$reports" --ignore=tests/unit tests; exit $$units
 
 faults: $(READY) ## brings about every fault of docs/reliability.md that this machine can, and renews the table there; many minutes
 	@went=0; ORCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -q -m fault --fault-results=.orch/faults.jsonl tests || went=$$?; \

@@ -115,11 +115,12 @@ def test_a_real_prometheus_scrapes_orch_and_ray(home: OrchHome, job: Any, tmp_pa
     home.submit(job("print()"), "--wait")
     config = tmp_path / "prometheus.yml"
     config.write_text((home.home.monitoring / "prometheus.yml").read_text().replace("15s", "1s"))
-    (home.home.monitoring / "quick.yml").write_text(config.read_text())
+    quick = home.home.monitoring / "quick.yml"  # its paths are relative to where it lies
+    quick.write_text(config.read_text())
     listen = "127.0.0.1:19191"
     command = [
         "prometheus",
-        f"--config.file={home.home.monitoring / 'quick.yml'}",
+        f"--config.file={quick}",
         f"--storage.tsdb.path={tmp_path / 'data'}",
     ]
     with subprocess.Popen(
@@ -137,3 +138,4 @@ def test_a_real_prometheus_scrapes_orch_and_ray(home: OrchHome, job: Any, tmp_pa
             until(lambda: up() >= {"orch", "ray"}, 30, "orch and Ray are scraped")
         finally:
             server.terminate()
+            quick.unlink()

@@ -14,7 +14,7 @@ import pytest
 from served import METRICS_TOKEN, TOKEN, Served, serving
 from test_api_fuzz import SPEC, SUBMISSION, routes
 
-from orchestrator.control import api
+from orchestrator.control import api, api_body
 from orchestrator.control.audit import records
 from orchestrator.testing.cluster import FakeCluster
 
@@ -118,7 +118,7 @@ class served_run:  # noqa: N801 - reads as a sentence
 
 def test_a_connection_without_a_whole_request_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "IDLE_S", 0.2)
-    monkeypatch.setattr(api, "BODY_S", 0.2)
+    monkeypatch.setattr(api_body, "BODY_S", 0.2)
     with serving(tmp_path, FakeCluster(a=1)) as served:
         for said in (b"", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: a"):
             with closing(socket.create_connection(("127.0.0.1", served.port), timeout=20)) as idle:
