@@ -298,6 +298,7 @@ class Gangs:
     async def _noted(self, gang: Gang, text: str) -> None:
         with suppress(IllegalTransition):
             await self._runtime.write(self._runtime.store.record, gang.run, Event.NOTED, self._runtime.now(), text)
+            self._runtime.tell(gang.run)
 
     async def _started(self, gang: Gang, now: datetime) -> None:
         # A cancel may be on its way to the database before it is here: then the run does not start any more.
@@ -323,6 +324,7 @@ class Gangs:
         store, now = self._runtime.store, self._runtime.now()
         what = f"the transport of run {gang.run}"
         await self._runtime.persist(what, store.set_transport, gang.run, gang.attempt, value, now, note)
+        self._runtime.tell(gang.run)
 
     def cancel(self, run: Run) -> None:
         """Somebody asked for the end of a live run; it is recorded already."""
@@ -370,6 +372,7 @@ class Gangs:
         runtime = self._runtime
         self.limits.forget(gang)
         run, fences = await self.endings.record(gang)
+        runtime.tell(gang.run)
         self._asked_to_end.pop(run.id, None)
         if run.ended:
             self.secrets.pop(run.id, None)

@@ -689,3 +689,19 @@ def test_a_run_of_which_all_nodes_see_the_folder_hears_nothing_of_it(tmp_path: P
             assert [event.reason for event in found.events if event.event is Event.NOTED] == []
 
     asyncio.run(story())
+
+
+def test_whoever_follows_a_run_hears_of_its_end_as_soon_as_it_is_on_record(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1)
+        async with controlling(tmp_path, cluster) as controller:
+            run, _ = await controller.submit(job(), {})
+            await reaches(controller, run, State.RUNNING)
+            cluster.agents["a"].end(run.id, 1)
+            while True:
+                news = controller.runtime.watch(run.id)
+                if (await controller.find(str(run.id))).state is State.SUCCEEDED:
+                    break
+                await asyncio.wait_for(news.wait(), 3)
+
+    asyncio.run(story())
