@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 from orchestrator.bench.results import MARK, read_output
 from orchestrator.bench.trial import Pair, Tried
@@ -43,6 +44,17 @@ class TrialRanks:
     def __init__(self, runtime: Runtime, gangs: Gangs) -> None:
         self._runtime, self._gangs = runtime, gangs
         self._count = 0
+        self._unknown: list[tuple[int, str, tuple[int, ...], datetime]] = []
+        """Run, node, GPUs: of ranks that may live until then, by their lease."""
+
+    def may_live(self) -> dict[str, dict[int, int]]:
+        """The GPUs that ranks of a trial may still have, though nobody knows of them: node -> GPU -> the run that was tried."""
+        now = self._runtime.now()
+        self._unknown = [one for one in self._unknown if one[3] > now]
+        found: dict[str, dict[int, int]] = {}
+        for run, node, gpus, _ in self._unknown:
+            found.setdefault(node, {}).update(dict.fromkeys(gpus, run))
+        return found
 
     async def run(
         self, run: Run, whole: Placement, pair: Pair, deadline: float, given_up: Callable[[Run], bool]
@@ -151,6 +163,9 @@ class TrialRanks:
             if part.state is PartState.ENDED:
                 with suppress(AgentGone):
                     await roster.agent(node).forget(epoch, gang.run, gang.attempt)
+            else:
+                gpus = next(one.gpus for one in gang.placement.nodes if one.node == node)
+                self._unknown.append((gang.run, node, gpus, roster.lease_end(node)))
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

@@ -92,7 +92,9 @@ class Trials:
 
     def with_taken(self, busy: Mapping[str, Mapping[int, int]]) -> dict[str, dict[int, int]]:
         """Who has which GPU, with those that are tried."""
-        found = {node: dict(gpus) for node, gpus in busy.items()}
+        found = self._ranks.may_live()
+        for node, gpus in busy.items():
+            found.setdefault(node, {}).update(gpus)
         for run, taken in self._taken.items():
             for part in taken.start.placement.nodes:
                 found.setdefault(part.node, {}).update(dict.fromkeys(part.gpus, run))
@@ -198,6 +200,8 @@ class Trials:
                 runtime.spawn(self._gangs.roster.release(node, self._gangs.needs))
             runtime.tell(start.run.id)
             runtime.wake.set()
+            if self._ranks.may_live():
+                runtime.wake_in(runtime.settings.lease_s + 0.1)
 
     def _is_up(self, node: str) -> bool:
         roster = self._gangs.roster

@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def test_the_whole_head_is_killed_and_comes_back_with_its_state_on_disk(
     family = {child.pid for pid in launcher for child in psutil.Process(pid).children(recursive=True)} | launcher
     for process in home.services():
         if process.pid not in family:
-            os.kill(process.pid, 9)
+            with suppress(ProcessLookupError):  # it ended with its parent
+                os.kill(process.pid, 9)
     measured.injected()
     until(lambda: home("status", code=None).returncode == 6, 10, "status says that it is down")
     measured.detected()
