@@ -214,7 +214,10 @@ class Orch:
                 found[:] = [one for one in attempts if one.number == number and one.ended_at is not None]
                 return bool(found)
 
-            wait_until(ended, timeout, f"attempt {number} of run {run} has ended")
+            try:
+                wait_until(ended, timeout, f"attempt {number} of run {run} has ended")
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self.ask('show', run).stdout}\n{self.ask('nodes').stdout}") from None
         return found[0]
 
     # -- runs of STEPS -----------------------------------------------------------------------------------------------
