@@ -181,12 +181,13 @@ def serve(url: str, home: Path) -> None:
 
         async def down() -> None: ...
 
-        api = Api(controller, CodeStore(home / "code", 1 << 20), "token", dict, down)
+        api = Api(controller, CodeStore(home / "code", 1 << 20), lambda: "token", dict, down)
         runner = web.AppRunner(api.app())
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
+        (home / "token").touch(mode=0o600)
         (home / "token").write_text("token")
         making = home / ".controller.json"
         making.write_text(json.dumps({"url": f"http://127.0.0.1:{port}", "pid": os.getpid()}))
