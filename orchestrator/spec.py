@@ -158,6 +158,13 @@ class Retry(Value):
     user: Count = 0
     """For errors of the script, since somebody last asked for an attempt."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_cause(cls, value: Any) -> Any:
+        if isinstance(value, dict | cls):
+            return value
+        raise ValueError(f"must say for which cause, such as {{infra: 10, user: 0}}, not {shown(value)}")
+
 
 def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value

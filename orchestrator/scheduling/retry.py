@@ -38,7 +38,6 @@ FINAL = frozenset({"time_limit", "degraded", "code_missing", "secrets_missing"})
 class Again:
     """It goes back to the queue, where it is kept back until `not_before`."""
 
-    pause_s: float
     reason: str
     """Which of how many retries it is, and when it comes."""
 
@@ -56,8 +55,7 @@ def decide(run: Run) -> Again | Enough:
     last = run.attempts[-1]
     assert last.failure is not None
     if last.failure.kind in FREE:
-        pause = _pause_s(run)
-        return Again(pause, f"tried again {_when(pause)}, which counts as no retry")
+        return Again(f"tried again {_when(run)}, which counts as no retry")
     if last.failure.kind in FINAL:
         return Enough(None)
     by_cluster = last.outcome is Outcome.INFRA_ERROR
@@ -69,8 +67,7 @@ def decide(run: Run) -> Again | Enough:
         return Enough(f"all {budget} retries for {what} are used" if budget else None)
     if by_cluster and (vain := _in_vain(run)) is not None:
         return Enough(vain)
-    pause = _pause_s(run)
-    return Again(pause, f"tried again {_when(pause)}, retry {drawn} of {budget} for {what}")
+    return Again(f"tried again {_when(run)}, retry {drawn} of {budget} for {what}")
 
 
 def not_before(run: Run) -> datetime | None:
@@ -142,8 +139,9 @@ def _in_vain(run: Run) -> str | None:
     return None
 
 
-def _when(pause_s: float) -> str:
-    return f"in {pause_s:.0f} s" if pause_s else "at once"
+def _when(run: Run) -> str:
+    pause = _pause_s(run)
+    return f"in {pause:.0f} s" if pause else "at once"
 
 
 def _pause_s(run: Run) -> float:

@@ -245,6 +245,7 @@ def test_an_override_may_set_an_empty_text_and_hold_an_equals_sign() -> None:
     [
         ("workers=2y8", "--set workers=2y8: workers: must be NODESxPER_NODE"),
         ("workrs=2", "--set workrs=2: workrs: unknown key. Did you mean 'workers'?"),
+        ("retry=3", "--set retry=3: retry: must say for which cause, such as {infra: 10, user: 0}, not '3'"),
         ("retry={infra: -3}", "--set retry={infra: -3}: retry.infra: must be 0 to 10,000, not -3"),
         ("workers", "--set workers: must be KEY=VALUE"),
         ("=x", "--set =x: must be KEY=VALUE"),

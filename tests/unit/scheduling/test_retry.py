@@ -54,7 +54,7 @@ def broken(
 def test_an_error_of_the_script_is_not_repeated_unless_the_job_says_so() -> None:
     assert decide(broken(USER, kind="exit")) == Enough(None)
     again = decide(broken(USER, kind="exit", retry={"user": 1}))
-    assert again == Again(0.0, "tried again at once, retry 1 of 1 for errors of the script")
+    assert again == Again("tried again at once, retry 1 of 1 for errors of the script")
     assert decide(broken(USER, USER, kind="exit", retry={"user": 1})) == Enough(
         "all 1 retries for errors of the script are used"
     )
@@ -92,16 +92,14 @@ def test_errors_of_the_script_count_for_good() -> None:
 def test_what_was_preempted_or_says_nothing_of_the_run_draws_on_nothing() -> None:
     assert isinstance(decide(broken(Outcome.PREEMPTED, INFRA, retry={"infra": 1})), Again)
     assert decide(broken(INFRA, kind="controller", retry={"infra": 0})) == Again(
-        0.0, "tried again at once, which counts as no retry"
+        "tried again at once, which counts as no retry"
     )
 
 
 def test_a_node_that_other_work_holds_is_asked_for_ever_more_seldom_and_for_ever() -> None:
     for count, pause in ((1, 2.0), (2, 3.0), (3, 4.5), (30, 60.0)):
         run = broken(*(INFRA,) * count, kind="hold_refused", retry={"infra": 0})
-        decision = decide(run)
-        assert isinstance(decision, Again)
-        assert decision.pause_s == pause
+        assert decide(run) == Again(f"tried again in {pause:.0f} s, which counts as no retry")
         assert run.attempts[-1].ended_at is not None
         assert not_before(run) == run.attempts[-1].ended_at + timedelta(seconds=pause)
         assert avoided(run, START) == {}
@@ -143,9 +141,8 @@ def test_the_first_retry_is_at_once_and_each_that_follows_without_getting_on_com
         ended = run.attempts[-1].ended_at
         assert ended is not None
         pauses.append(0.0 if (then := not_before(run)) is None else (then - ended).total_seconds())
-        decision = decide(run)
-        assert isinstance(decision, Again)
-        assert decision.pause_s == pauses[-1]
+        when = f"in {pauses[-1]:.0f} s" if pauses[-1] else "at once"
+        assert decide(run) == Again(f"tried again {when}, retry {count} of 10 for faults of the cluster in 24 h")
     assert pauses == [0.0, 10.0, 15.0, 22.5]
     assert not_before(broken(*(INFRA,) * 9, got_on=True)) is None
 
