@@ -75,7 +75,7 @@ class Year:
             yield from self._run(index + 1, job, START + step * index, waits=index >= self.count - WAITING)
         for table, sums in self.sums.items():
             for key, values in sums.items():
-                yield table, (*key, *values) if table != "node_days" else (*key, *values[:2], None, *values[2:])
+                yield table, (*key, *values) if table != "node_days" else (*key, *values[:2], None, *[0] * 4, *values[2:])
 
     def _run(self, run: int, job: Job, submitted: datetime, waits: bool) -> Iterator[Row]:
         chance = self.chance

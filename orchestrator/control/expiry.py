@@ -17,6 +17,7 @@ log = logging.getLogger("orch.expiry")
 EVERY_S = 3600.0
 RUNS_AT_ONCE = 50
 """Of a transaction, which the controller's other writes wait for."""
+NODE_EVENTS_AT_ONCE = 1000
 BREATH_S = 0.05
 UNSENT_S = 86_400.0
 """A snapshot that no run names yet may be about to be submitted."""
@@ -39,6 +40,7 @@ class Expiry:
             await self._drop_series(self._keep.series)
         if self._keep.runs is not None:
             await self._expire_runs(self._keep.runs)
+            await self._expire_node_events(self._keep.runs)
         # The logs of runs that have expired go in any case.
         limits = [limit for limit in (self._keep.logs, self._keep.runs) if limit is not None]
         if limits:
@@ -55,6 +57,12 @@ class Expiry:
             await asyncio.sleep(BREATH_S)
         if count:
             log.info("%d runs have expired", count)
+
+    async def _expire_node_events(self, keep_s: float) -> None:
+        runtime = self._runtime
+        before = runtime.now() - timedelta(seconds=keep_s)
+        while await runtime.write(runtime.store.expire_node_events, before, NODE_EVENTS_AT_ONCE):
+            await asyncio.sleep(BREATH_S)
 
     async def _drop_series(self, keep_s: float) -> None:
         runtime, after, more = self._runtime, 0, True

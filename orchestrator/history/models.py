@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.scheduling.lifecycle import LIVE, TERMINAL, Event, Outcome, State
 
-SCHEMA = "0009"
+SCHEMA = "0010"
 """The newest migration. Revisions are numbers, so that newer and older can be told apart without importing Alembic."""
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
 
 from orchestrator.health.marks import Drain, Mark, Quarantine
 from orchestrator.history.models import AttemptRow, NodeEventRow, NodeMarkRow, NodeRow
+from orchestrator.history.summaries import count_node_events
 from orchestrator.history.summary_models import AttemptNodeRow
 from orchestrator.scheduling.lifecycle import Outcome
 
@@ -82,8 +83,48 @@ def _timed(data: Mapping[str, Any], *times: str) -> dict[str, Any]:
 
 
 def add_events(connection: Connection, events: Sequence[NodeEvent]) -> None:
-    if events:
-        connection.execute(insert(NodeEventRow), [vars(event) for event in events])
+    """Tells them in their nodes' history, and counts those that are news in the sums over days."""
+    if not events:
+        return
+    news = []
+    latest: dict[tuple[str, tuple[str, ...]], str | None] = {}
+    for event in events:
+        kind = next((kind for kind in _LASTING if event.what in kind), None)
+        if kind is not None:
+            if (event.node, kind) not in latest:
+                latest[event.node, kind] = _latest(connection, event.node, kind)
+            if latest[event.node, kind] == event.what:
+                continue
+            latest[event.node, kind] = event.what
+        news.append((event.at, event.node, event.what))
+    connection.execute(insert(NodeEventRow), [vars(event) for event in events])
+    count_node_events(connection, news)
+
+
+_LASTING = (("drained", "undrained"), ("degraded", "fatal", "recovered"))
+"""What holds until the next of its kind. A controller that starts tells anew what still does, which is no news."""
+
+
+def _latest(connection: Connection, node: str, kind: Sequence[str]) -> str | None:
+    """The word of the node's newest event of a kind."""
+    there = select(NodeEventRow.what).where(NodeEventRow.node == node, NodeEventRow.what.in_(kind))
+    return connection.execute(there.order_by(NodeEventRow.id.desc()).limit(1)).scalar()
+
+
+def expire_events(connection: Connection, before: datetime, most: int) -> int:
+    """Deletes up to `most` events from before a time, the oldest first; gives how many.
+
+    The newest of each kind that lasts stays: it says since when a node is as it is.
+    """
+    kind = case(*((NodeEventRow.what.in_(words), number) for number, words in enumerate(_LASTING)))
+    holds = select(func.max(NodeEventRow.id)).where(kind.is_not(None)).group_by(NodeEventRow.node, kind)
+    old = (
+        select(NodeEventRow.id)
+        .where(NodeEventRow.at < before, NodeEventRow.id.not_in(holds))
+        .order_by(NodeEventRow.id)
+        .limit(most)
+    )
+    return connection.execute(delete(NodeEventRow).where(NodeEventRow.id.in_(old))).rowcount
 
 
 def events(connection: Connection, names: Sequence[str], limit: int) -> list[NodeEvent]:

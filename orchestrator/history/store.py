@@ -507,6 +507,11 @@ class Store:
         with self._write() as connection:
             return retention.expire_runs(connection, before, now, most)
 
+    def expire_node_events(self, before: datetime, most: int) -> int:
+        """Deletes up to `most` of what happened to nodes before `before`; how often it happened stays in the sums."""
+        with self._write() as connection:
+            return nodes.expire_events(connection, before, most)
+
     def drop_series(self, before: datetime, after: int, most: int) -> tuple[int, bool]:
         """Deletes the series of runs that ended before `before`; looks at `most` runs with ids above `after`.
 

@@ -8,10 +8,10 @@ whole numbers, so they do not drift.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -39,7 +39,9 @@ from orchestrator.scheduling.run import Attempt, Run
 
 TIMES = tuple(GpuTime.__annotations__)
 """The columns of GPU time."""
-_SUMMED = {*TIMES, *Counted.__annotations__, "infra_failures", "cost"}
+NODE_COUNTS = {"drained": "drains", "quarantined": "quarantines", "degraded": "degraded", "fatal": "fatal"}
+"""By the word of a node's event: the column that counts it."""
+_SUMMED = {*TIMES, *Counted.__annotations__, *NODE_COUNTS.values(), "infra_failures", "cost"}
 _MILLISECOND = timedelta(milliseconds=1)
 
 # Statements are made once: to make one takes SQLAlchemy longer than SQLite takes to run it.
@@ -297,6 +299,18 @@ class _Sums:
 
 _NO_ATTEMPT = {"attempts": 0, "infra_failures": 0}
 _NO_TIME = dict.fromkeys(TIMES, 0)
+
+
+def count_node_events(connection: Connection, happened: Sequence[tuple[datetime, str, str]]) -> None:
+    """Puts what happened to nodes (when, to which, the word of it) into the rows of their days."""
+    days: dict[tuple[date, str], Counter[str]] = defaultdict(Counter)
+    for at, node, what in happened:
+        if column := NODE_COUNTS.get(what):
+            days[day_of(at), node][column] += 1
+    if days:
+        none = _NO_ATTEMPT | _NO_TIME | {"last_failure_at": None} | dict.fromkeys(NODE_COUNTS.values(), 0)
+        rows = [none | {"day": day, "node": node} | counts for (day, node), counts in sorted(days.items())]
+        connection.execute(_adding(connection.dialect.name, NodeDayRow), rows)
 
 
 @cache

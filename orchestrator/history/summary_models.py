@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 
-from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, PrimaryKeyConstraint
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, PrimaryKeyConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from orchestrator.history.models import Base, Key, one_of
@@ -160,7 +160,7 @@ class GpuDayRow(GpuTime, Base):
 
 
 class NodeDayRow(GpuTime, Base):
-    """GPU time of ended runs on one node on one day (UTC), and how the attempts that ended on that day did."""
+    """One node on one day (UTC): GPU time of ended runs, how the attempts that ended there did, and what happened to it."""
 
     __tablename__ = "node_days"
     day: Mapped[date]
@@ -169,6 +169,11 @@ class NodeDayRow(GpuTime, Base):
     infra_failures: Mapped[int]
     """Attempts that broke through infrastructure with this node named."""
     last_failure_at: Mapped[datetime | None]
+    drains: Mapped[int] = mapped_column(server_default=text("0"))
+    quarantines: Mapped[int] = mapped_column(server_default=text("0"))
+    degraded: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often its health became so, from well or from worse."""
+    fatal: Mapped[int] = mapped_column(server_default=text("0"))
 
     __table_args__ = (PrimaryKeyConstraint("day", "node"),)
 

@@ -46,6 +46,24 @@ def at_revision(raw, url, revision):
 # --- the schema ---
 
 
+def test_what_had_happened_to_nodes_is_counted_by_the_upgrade(new_database, raw, open_store):
+    url = new_database(empty=True)
+    at_revision(raw, url, "0009")
+    told = ("drained", "fatal", "fatal", "recovered", "fatal", "quarantined", "proposed", "quarantined")
+    with raw(url) as connection:
+        for number, what in enumerate(told):
+            at = f"2026-01-0{1 + number // 4} 12:00:00.000000" + ("" if url.startswith("sqlite") else "+00")
+            connection.execute(text(f"INSERT INTO node_events (at, node, what) VALUES ('{at}', 'n0', '{what}')"))
+    open_store(url)
+    with raw(url) as connection:
+        there = connection.execute(
+            text("SELECT day, drains, quarantines, degraded, fatal, attempts FROM node_days ORDER BY day")
+        ).all()
+    assert [(str(day), *counts) for day, *counts in there] == [
+        ("2026-01-01", 1, 0, 0, 1, 0), ("2026-01-02", 0, 2, 0, 1, 0),
+    ]  # fmt: skip
+
+
 def test_the_code_knows_its_newest_migration_and_they_are_numbered_in_order():
     assert REVISIONS[-1] == SCHEMA
     assert sorted(REVISIONS) == REVISIONS

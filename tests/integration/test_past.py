@@ -18,7 +18,9 @@ from orchestrator.history import export
 from orchestrator.history.export import FIELDS, Csv, JsonLines, Parquet, whole_file
 from orchestrator.history.filters import RunFilter
 from orchestrator.history.models import Base, GangSampleRow, ProgressRow
+from orchestrator.history.nodes import NodeEvent
 from orchestrator.history.retention import Keep
+from orchestrator.history.summary_models import NodeDayRow
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
 from orchestrator.scheduling.run import Code, Failure, NewRun
@@ -228,9 +230,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 # --- forgotten ---
 
 
-def count(store, table):
+def rows_of(store, table):
     with store._database.read() as connection:
-        return len(connection.execute(select(table)).all())
+        return connection.execute(select(table)).all()
+
+
+def count(store, table):
+    return len(rows_of(store, table))
 
 
 def test_a_run_that_expired_is_gone_with_all_its_details_and_still_counted(store, clock):
@@ -305,12 +311,27 @@ def test_series_go_earlier_than_their_runs(store, clock):
     assert store.drop_series(clock() + timedelta(1), 0, 1) == (young, True)
 
 
+def test_what_happened_to_nodes_expires_except_since_when_they_are_as_they_are(store, clock):
+    for what in ("degraded", "recovered", "fatal", "quarantined", "drained", "undrained", "drained"):
+        store.mark_nodes({}, [NodeEvent(clock(), "n0", what)])
+    clock.advance(10 * DAY)
+    store.mark_nodes({}, [NodeEvent(clock(), "n1", "degraded")])
+    before = clock() - timedelta(days=5)
+    assert [store.expire_node_events(before, 3) for _ in range(3)] == [3, 2, 0]
+    assert [(one.node, one.what) for one in store.node_events([], 10)] == [
+        ("n0", "fatal"), ("n0", "drained"), ("n1", "degraded"),
+    ]  # fmt: skip
+    (first, _) = rows_of(store, NodeDayRow)
+    assert (first.degraded, first.fatal, first.quarantines, first.drains) == (1, 1, 1, 2)
+
+
 def test_a_sweep_forgets_runs_series_logs_and_code_that_nobody_names(store, clock, tmp_path):
     old = ran(store, clock, code="a" * 64)
     clock.advance(20 * DAY)
     middle = ran(store, clock, code="b" * 64)
     clock.advance(10 * DAY)
     young = ran(store, clock, code="c" * 64)
+    store.mark_nodes({}, [NodeEvent(clock() - timedelta(days=age), "n0", "quarantined") for age in (26, 24)])
     for run in (old, middle, young):
         (tmp_path / "logs" / str(run) / "1").mkdir(parents=True)
     (tmp_path / "code").mkdir()
@@ -329,6 +350,7 @@ def test_a_sweep_forgets_runs_series_logs_and_code_that_nobody_names(store, cloc
     asyncio.run(sweep())
     assert {run.id for run in store.runs()} == {middle, young}
     assert {row["run_id"] for row in store.export("series", RunFilter())} == {young}
+    assert len(store.node_events([], 10)) == 1
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {str(young)}
     assert {letter for letter, path in snapshots.items() if path.exists()} == {"b", "c", "d"}
 

@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
 
+from orchestrator.health.marks import Drain, Mark, Quarantine, cleared
 from orchestrator.history.ledger_days import periods_of, shares, spread
 from orchestrator.history.models import GpuTimeRow
-from orchestrator.history.summaries import TIMES, recounting
+from orchestrator.history.nodes import NodeEvent
+from orchestrator.history.summaries import NODE_COUNTS, TIMES, recounting
 from orchestrator.history.summary_models import (
     AttemptNodeRow,
     GpuDayRow,
@@ -21,7 +23,7 @@ from orchestrator.history.summary_models import (
 )
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure
+from orchestrator.scheduling.run import Failure, NodeRecord
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
 
 FABRIC = {"a": NodeFabric("l1", "H100"), "b": NodeFabric("l1", "H100"), "c": NodeFabric("l2", "A100")}
@@ -154,8 +156,6 @@ def test_the_view_of_gpu_time_has_what_live_runs_have_used_so_far(store, clock):
 
 
 def test_the_view_of_node_reliability_counts_failures_over_node_days(store, clock, raw, url):
-    from orchestrator.scheduling.run import NodeRecord
-
     for node in ("a", "b"):
         store.upsert_node(NodeRecord(node, "10.0.0.1", "up", clock(), clock(), {"total": 4}, {}))
     run = store.submit(a_new_run(), clock())[0].id
@@ -169,6 +169,65 @@ def test_the_view_of_node_reliability_counts_failures_over_node_days(store, cloc
     # Two of its four GPUs for two days are one day of the node.
     assert (first["node_days"], first["mtbf_hours"], first["failures_per_1000_node_days"]) == (1.0, 24.0, 1000.0)
     assert (second["attempts"], second["mtbf_hours"], second["last_failure_at"]) == (0, None, None)
+
+
+def test_the_view_of_node_reliability_says_what_happened_to_a_node_and_what_holds_now(store, clock):
+    for node in ("a", "b"):
+        store.upsert_node(NodeRecord(node, "10.0.0.1", "up", clock(), clock(), {"total": 4}, {}))
+    drain = Drain(clock(), "ana", "new cables")
+    quarantine = Quarantine("quarantined", clock(), clock() + HOUR, 1, "it broke 2 of 4 attempts")
+    at = clock()
+    store.mark_nodes({"a": Mark(drain, quarantine)}, [NodeEvent(at, "a", "drained", "ana", "new cables")])
+    store.mark_nodes({}, [NodeEvent(at, "a", "quarantined"), NodeEvent(at, "a", "probation")])
+    for what in ("degraded", "fatal", "recovered"):
+        store.remember_node("a", {}, [NodeEvent(at, "a", what)])
+    with store._database.read() as connection:
+        first, second = connection.execute(text("SELECT * FROM v_node_reliability ORDER BY node")).mappings()
+    assert {name: first[name] for name in NODE_COUNTS.values()} == {
+        "drains": 1, "quarantines": 1, "degraded": 1, "fatal": 1,
+    }  # fmt: skip
+    assert str(first["drained_at"]).startswith("2026-01-05 ")
+    assert first["quarantine"] == "quarantined"
+    assert {name: second[name] for name in (*NODE_COUNTS.values(), "drained_at", "quarantine")} == {
+        "drains": 0, "quarantines": 0, "degraded": 0, "fatal": 0, "drained_at": None, "quarantine": None,
+    }  # fmt: skip
+    store.mark_nodes({"a": Mark(None, cleared(quarantine, clock()))}, [NodeEvent(at, "a", "undrained")])
+    with store._database.read() as connection:
+        now = connection.execute(text("SELECT drained_at, quarantine FROM v_node_reliability ORDER BY node")).first()
+    assert now == (None, None)
+
+
+def test_what_is_told_of_a_node_anew_counts_once(store, clock):
+    """As a controller that was started tells it; or who drains a node again, with another reason."""
+    told = (
+        "fatal",
+        "fatal",
+        "degraded",
+        "degraded",
+        "fatal",
+        "recovered",
+        "fatal",
+        "drained",
+        "fatal",
+        "drained",
+        "undrained",
+        "drained",
+    )
+    for what in told:
+        store.mark_nodes({}, [NodeEvent(clock(), "a", what)])
+    store.mark_nodes({}, [NodeEvent(clock(), "b", what) for what in told])
+    for row in rows(store, NodeDayRow):
+        assert (row["fatal"], row["degraded"], row["drains"], row["attempts"]) == (3, 1, 2, 0), row["node"]
+    assert len(store.node_events(["a"], 100)) == len(told)
+
+
+def test_what_happened_to_a_node_and_what_its_attempts_did_share_a_day_s_row(store, clock):
+    store.mark_nodes({}, [NodeEvent(clock(), "a", "drained")])
+    run = store.submit(a_new_run(), clock())[0].id
+    end(store, clock, run, begin(store, clock, run, "a"), 60)
+    store.mark_nodes({}, [NodeEvent(clock(), "a", "quarantined")])
+    (day,) = rows(store, NodeDayRow)
+    assert (day["attempts"], day["drains"], day["quarantines"], day["allocated_ms"]) == (1, 1, 1, 120_000)
 
 
 def expected_sums(store):
