@@ -3,7 +3,7 @@
 RUNS runs over 365 days by 200 users in 12 teams, under 1,000 names of which some are used far more than others, on 512 nodes
 of 8 GPUs (three in four H100, the others A100) under 16 leaves; gangs of 1 GPU to 16 nodes. Seven of ten succeed, two fail, one
 is cancelled; infrastructure ends one attempt in ten, and the next one follows. 300 runs wait. Each run's throughput stands for 50
-samples of ten seconds. The last day's runs have series too.
+samples of ten seconds. Their series: history_series.py.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def jobs(chance: random.Random) -> list[Job]:
 class Year:
     """Yields rows in the order of `runs.id`; the sums over days are kept meanwhile and come last."""
 
-    def __init__(self, runs: int, seed: int = 1, series: bool = False) -> None:
-        self.count, self.series = runs, series
+    def __init__(self, runs: int, seed: int = 1) -> None:
+        self.count = runs
         self.chance = random.Random(seed)
         self.sums: dict[str, dict[tuple[Any, ...], list[float]]] = defaultdict(dict)
 
@@ -75,7 +75,10 @@ class Year:
             yield from self._run(index + 1, job, START + step * index, waits=index >= self.count - WAITING)
         for table, sums in self.sums.items():
             for key, values in sums.items():
-                yield table, (*key, *values) if table != "node_days" else (*key, *values[:2], None, *[0] * 4, *values[2:])
+                yield (
+                    table,
+                    (*key, *values) if table != "node_days" else (*key, *values[:2], None, *[0] * 4, *values[2:]),
+                )
 
     def _run(self, run: int, job: Job, submitted: datetime, waits: bool) -> Iterator[Row]:
         chance = self.chance

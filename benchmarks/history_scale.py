@@ -25,11 +25,12 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import history_series
 import psutil
 from harness import REPOSITORY, record, spread, table
 from history_rows import Year
@@ -56,16 +57,30 @@ COMMANDS = (
 )
 
 
-def build(url: str, runs: int) -> None:
-    """Creates the database at `url` and fills it: indices last, foreign keys not checked meanwhile."""
+def build(url: str, runs: int, days: float) -> None:
+    """Creates the database at `url` and fills it, with the series of the last `days`; foreign keys are not checked meanwhile."""
     began = time.monotonic()
     database = open_database(url)
     fill = _fill_sqlite if url.startswith("sqlite") else _fill_postgres
     try:
         fill(database, runs)
+        print(f"{runs:,} runs in {time.monotonic() - began:.0f} s", flush=True)
+        series(database, days)
     finally:
         database.close()
-    print(f"{runs:,} runs in {time.monotonic() - began:.0f} s")
+
+
+def series(database: Database, days: float) -> None:
+    """Adds the series that are there where `keep_series` is so many days."""
+    began = time.monotonic()
+    rows = history_series.fill(database, days)
+    with database.plain() as connection:
+        if database.path is None:
+            connection.autocommit = True
+            connection.execute("VACUUM ANALYZE")
+        else:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    print(f"{rows:,} rows of series in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def _chunks(runs: int) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
@@ -142,9 +157,6 @@ def _fill_postgres(database: Database, runs: int) -> None:
             cursor.execute(
                 f"SELECT setval(pg_get_serial_sequence('{name}', '{column}'), (SELECT max({column}) FROM {name}))"
             )
-    with database.plain() as connection:
-        connection.autocommit = True
-        connection.execute("VACUUM ANALYZE")
 
 
 @contextmanager
@@ -310,15 +322,19 @@ def plans(url: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("build", "measure", "plans", "serve"))
+    parser.add_argument("what", choices=("build", "series", "measure", "plans", "serve"))
     parser.add_argument("url")
     parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--days", type=float, default=60, help="of which there are series, as keep_series has it")
     parser.add_argument("-n", type=int, default=5)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--record", action="store_true", help="write the results to docs/performance.md")
     given = parser.parse_args()
     if given.what == "build":
-        build(given.url, given.runs)
+        build(given.url, given.runs, given.days)
+    elif given.what == "series":
+        with closing(open_database(given.url)) as database:
+            series(database, given.days)
     elif given.what == "serve":
         serve(given.url, given.home)
     elif given.what == "plans":
