@@ -224,10 +224,13 @@ def _ask(
         if name not in _CALENDAR:
             return source.keys[name]
         day = source.keys["day"]
-        return cast(day, Text) if name == period != "month" else _calendar(name, day, dialect)
+        # Not as text already: that would be made for each row.
+        return day if name == period != "month" else _calendar(name, day, dialect)
 
     keys = [key(name) for name in by]
-    asked = [one.label(f"key_{name}") for name, one in zip(by, keys, strict=True)]
+    asked = [
+        (cast(one, Text) if name in _CALENDAR else one).label(f"key_{name}") for name, one in zip(by, keys, strict=True)
+    ]
     sums = [cast(func.sum(source.figures[name]), BigInteger).label(name) for name in _WHOLE]
     sums += [cast(func.sum(source.figures[name]), Double).label(name) for name in _REAL]
     return select(*asked, *sums).select_from(source.rows).where(where).group_by(*keys)
