@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote as quote_word
 from typing import Any
 from urllib.parse import quote
 
@@ -319,9 +320,12 @@ def _damage(where: str, detail: str, path: Path | None) -> str:
     kept = sorted(path.parent.glob(f"{path.name}.schema-*.bak"), key=lambda copy: copy.stat().st_mtime)
     if kept:
         return f"{said}: move it and its -wal and -shm away, and put a copy in its place; the newest that orch made is {kept[-1]}."
+    # Not .recover: many sqlite3 are built without what it needs. A .dump goes on behind what it cannot read.
+    saved = path.with_name(f"saved-{path.name}")
     return (
-        f"{said}: move it and its -wal and -shm away, and put a copy in its place, or save what can be read: "
-        f"sqlite3 {path} .recover | sqlite3 new.db"
+        f"{said}. Save what can be read: sqlite3 {quote_word(str(path))} .dump"
+        f" | sed 's/^ROLLBACK.*/COMMIT;/' | sqlite3 {quote_word(str(saved))}; "
+        "then move it and its -wal and -shm away, and put that, or a copy that you have, in its place."
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,39 @@ def test_prometheus_takes_the_metrics_and_the_configuration(home: OrchHome, job:
         if job["job_name"] == "ray"
     )
     assert json.loads(Path(files[0]).read_text())[0]["targets"], "Ray lists its exporters in the file that is named"
+
+
+def test_rays_own_exporter_has_orchs_totals_where_prometheus_is_told_to_look(
+    home: OrchHome, waiting_job: Callable[..., Path], gate: Path
+) -> None:
+    run = home.submit(waiting_job(workers=2))
+    config = yaml.safe_load((home.home.monitoring / "prometheus.yml").read_text())
+    (found,) = (job["file_sd_configs"] for job in config["scrape_configs"] if job["job_name"] == "ray")
+    (listed,) = found[0]["files"]
+
+    def totals() -> dict[tuple[str, str], float]:
+        """By metric and by its word for the use or state: what the exporters in Ray's list say."""
+        said = {}
+        for target in (target for one in json.loads(Path(listed).read_text()) for target in one["targets"]):
+            for line in get(f"http://{target}/metrics").splitlines():
+                if words := re.match(r"(ray_orch_\w+)\{.*\b(?:use|state)=\"(\w+)\".*\} (\S+)", line):
+                    said[words[1], words[2]] = float(words[3])
+        return said
+
+    try:
+        until(lambda: totals().get(("ray_orch_runs", "running")) == 1, 45, "Ray's exporter tells of the run")
+        assert {state for name, state in totals() if name == "ray_orch_runs"} == {
+            "queued",
+            "starting",
+            "running",
+            "stopping",
+        }
+        assert {name: value for name, value in totals().items() if name[0] == "ray_orch_gpus"} == {
+            ("ray_orch_gpus", use): 0 for use in ("busy", "free", "unfit")
+        }
+    finally:
+        gate.touch()
+    home("logs", "-f", str(run))
 
 
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Prometheus (Debian: prometheus)")

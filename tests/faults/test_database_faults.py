@@ -441,7 +441,7 @@ def test_a_damaged_database_is_refused_and_it_is_said_where_a_copy_is(
     with pytest.raises(DatabaseDamaged) as refused:
         Store.open(url)
     assert refused.value.exit_code == 8
-    assert (str(copy) if copies else ".recover") in str(refused.value)
+    assert (str(copy) if copies else ".dump") in str(refused.value)
     assert (tmp_path / "orch.db").read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 """Opening: what is whole is opened, upgraded and kept private; what is not is refused, and left as it is."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -41,6 +42,35 @@ def at_revision(raw, url, revision):
         path_of(url).parent.mkdir(exist_ok=True)
     with raw(url) as connection:
         upgrade(connection, revision)
+
+
+# --- what a refusal advises ---
+
+
+@pytest.mark.skipif(not shutil.which("sqlite3"), reason="needs the sqlite3 program")
+def test_what_can_be_read_of_a_damaged_file_is_saved_by_the_command_that_its_refusal_says(
+    new_sqlite, open_store, tmp_path
+):
+    path = tmp_path / "an ORCH_HOME" / "orch.db"
+    path.parent.mkdir()
+    shutil.copy(path_of(new_sqlite()), path)
+    url = f"sqlite:///{path}"
+    store = open_store(url)
+    store.claim_epoch("test", START)
+    ids = [store.submit(a_new_run(name=f"run-{number}"), START)[0].id for number in range(300)]
+    store.close()  # the last connection to close folds the -wal into the file
+    whole = path.read_bytes()
+    page = whole.index(b'"name": "run-150"') // 4096
+    path.write_bytes(whole[: page * 4096] + b"\xa5" * 4096 + whole[(page + 1) * 4096 :])
+    with pytest.raises(DatabaseDamaged) as refused:
+        Store.open(url)
+    command = str(refused.value).partition("Save what can be read: ")[2].partition("; then move")[0]
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+    path.rename(tmp_path / "damaged.db")
+    (path.parent / "saved-orch.db").rename(path)
+    saved = open_store(url)
+    assert 250 < len(saved.runs()) < 300
+    assert saved.verify(ids[-1])
 
 
 # --- the schema ---
