@@ -37,4 +37,5 @@ QUESTIONS: tuple[tuple[str, Callable[[Store], Any]], ...] = (
     ("show", lambda store: store.against_its_like(store.get(777777) or store.runs(RunFilter(limit=1))[0])),
     ("compare RUN", lambda store: store.compare([777777])),
     ("compare RUN RUN", lambda store: store.compare([777777, 777700])),
+    ("report RUN", lambda store: store.run_pictured(990000, datetime(2026, 11, 2, tzinfo=UTC))),
 )

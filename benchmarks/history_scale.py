@@ -54,6 +54,9 @@ COMMANDS = (
     ("show 777777", "one run whole"),
     ("compare 777777", "a run against its like"),
     ("compare 777777 777700", "two runs"),
+    ("show 990000", "one run that has series"),
+    ("compare 990000 989900", "two runs that have series"),
+    ("report 990000", "one run's page, drawn from its series"),
 )
 
 
