@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Row, Select, func, or_, select
 from orchestrator.array import Ref, at, parse_ref
 from orchestrator.history.book import Book, Gpu, Hold
 from orchestrator.history.filters import RunFilter, among, page
+from orchestrator.history.measured_models import ProgressRow
 from orchestrator.history.measurements import measured, progress_of, used_by
 from orchestrator.history.models import (
     LIVE_STATES,
@@ -27,7 +28,6 @@ from orchestrator.history.models import (
     DependencyRow,
     EventRow,
     NodeRow,
-    ProgressRow,
     RunRow,
     WaitRow,
 )

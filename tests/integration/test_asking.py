@@ -14,7 +14,7 @@ from orchestrator.history.asking import asked
 from orchestrator.history.filters import SORTS, RunFilter
 from orchestrator.history.groups import DIMENSIONS, FIGURES
 from orchestrator.history.listing import COLUMNS
-from orchestrator.history.models import GpuTimeRow, ProgressRow
+from orchestrator.history.measured_models import GpuTimeRow, ProgressRow
 from orchestrator.history.store import Store
 from orchestrator.history.summaries import recounting
 from orchestrator.history.summary_models import RunSumRow

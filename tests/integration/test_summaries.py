@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
 
 from orchestrator.history.ledger_days import periods_of, shares, spread
-from orchestrator.history.models import GpuTimeRow
+from orchestrator.history.measured_models import GpuTimeRow
 from orchestrator.history.summaries import TIMES, recounting
 from orchestrator.history.summary_models import (
     AttemptNodeRow,

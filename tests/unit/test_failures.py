@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.health.death import LAST_LINES, Death
 from orchestrator.health.evidence import Evidence, Loss, OutOfMemory, RankEnd, Seen, Word, Xid
 from orchestrator.health.failure import KINDS, Failure
-from orchestrator.health.failure_table import LAST_LINES, RULES, Death, Weight, read
+from orchestrator.health.failure_table import RULES, Weight, read
 from orchestrator.health.failures import judge
 
 GIB = 1 << 30

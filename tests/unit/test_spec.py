@@ -17,7 +17,9 @@ from orchestrator.array import run_id, written
 from orchestrator.checks import NAME, SET_BY_ORCH, default_name
 from orchestrator.jobfile import JobFileError, parse_job
 from orchestrator.schema import job_schema, starter_job
-from orchestrator.spec import JobSpec, Workers, problems
+from orchestrator.spec import JobSpec
+from orchestrator.spec_problems import problems
+from orchestrator.spec_values import Workers
 from orchestrator.units import format_bandwidth, format_duration, format_size, parse_duration, parse_size
 
 CONTRACT_KEYS = [
