@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.array import Ref
 from orchestrator.bench.results import Bench
 from orchestrator.bench.trial import Kept
+from orchestrator.health.failure import Failure
 from orchestrator.health.marks import Mark
 from orchestrator.history import (
     benches,
@@ -74,7 +75,7 @@ from orchestrator.scheduling.lifecycle import (
     advance,
     replay,
 )
-from orchestrator.scheduling.run import Array, Attempt, Dependency, Failure, NewRun, NodeRecord, Run, Stop
+from orchestrator.scheduling.run import Array, Attempt, Dependency, NewRun, NodeRecord, Run, Stop
 from orchestrator.spec import JobSpec
 
 _ENDS_AN_ATTEMPT = frozenset({Event.SUCCEEDED, Event.FAILED, Event.REQUEUED, Event.STOPPED})
