@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
 
+from orchestrator.health.failure import Failure
 from orchestrator.health.marks import Drain, Mark, Quarantine, cleared
 from orchestrator.history.ledger_days import periods_of, shares, spread
-from orchestrator.history.models import GpuTimeRow
+from orchestrator.history.measured_models import GpuTimeRow
 from orchestrator.history.nodes import NodeEvent
 from orchestrator.history.summaries import NODE_COUNTS, TIMES, recounting
 from orchestrator.history.summary_models import (
@@ -23,7 +24,7 @@ from orchestrator.history.summary_models import (
 )
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure, NodeRecord
+from orchestrator.scheduling.run import NodeRecord
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
 
 FABRIC = {"a": NodeFabric("l1", "H100"), "b": NodeFabric("l1", "H100"), "c": NodeFabric("l2", "A100")}
