@@ -87,8 +87,8 @@ class Base(DeclarativeBase):
 class OfAttempt:
     """What is of one attempt of one run."""
 
-    run_id: Mapped[int] = mapped_column(Key)
-    attempt: Mapped[int]
+    run_id: Mapped[int] = mapped_column(Key, sort_order=-2)
+    attempt: Mapped[int] = mapped_column(sort_order=-1)
 
 
 def attempt_key(*more: str) -> tuple[Constraint, ...]:
