@@ -84,11 +84,13 @@ def test_what_had_happened_to_nodes_is_counted_by_the_upgrade(new_database, raw,
         for number, what in enumerate(told):
             at = f"2026-01-0{1 + number // 4} 12:00:00.000000" + ("" if url.startswith("sqlite") else "+00")
             connection.execute(text(f"INSERT INTO node_events (at, node, what) VALUES ('{at}', 'n0', '{what}')"))
+        connection.execute(text("CREATE VIEW somebodys AS SELECT node, gpu_hours FROM v_node_reliability"))
     open_store(url)
     with raw(url) as connection:
         there = connection.execute(
             text("SELECT day, drains, quarantines, degraded, fatal, attempts FROM node_days ORDER BY day")
         ).all()
+        assert connection.execute(text("SELECT * FROM somebodys")).all() == []
     assert [(str(day), *counts) for day, *counts in there] == [
         ("2026-01-01", 1, 0, 0, 1, 0), ("2026-01-02", 0, 2, 0, 1, 0),
     ]  # fmt: skip

@@ -24,7 +24,8 @@ def upgrade() -> None:
         op.add_column("node_days", sa.Column(name, sa.BigInteger(), nullable=False, server_default=sa.text("0")))
     dialect = op.get_bind().dialect.name
     op.execute(_counted(dialect))
-    op.execute("DROP VIEW v_node_reliability")
+    if dialect == "sqlite":
+        op.execute("DROP VIEW v_node_reliability")
     op.execute(_view(dialect))
 
 
@@ -44,6 +45,7 @@ def _counted(dialect: str) -> str:
 
 
 def _view(dialect: str) -> str:
+    """New columns come last: PostgreSQL then replaces a view on which somebody's own are built, and would not drop it."""
     sqlite = dialect == "sqlite"
     size = "json_extract(n.hardware, '$.total')" if sqlite else "CAST(n.hardware ->> 'total' AS double precision)"
     node_days = f"(CAST(d.allocated_ms AS double precision) / nullif({size}, 0) / 86400000)"
@@ -51,7 +53,7 @@ def _view(dialect: str) -> str:
     stage = "json_extract(m.quarantine, '$.stage')" if sqlite else "m.quarantine ->> 'stage'"
     counts = ("attempts", "infra_failures", *COUNTS)
     return f"""
-        CREATE VIEW v_node_reliability AS
+        CREATE {"" if sqlite else "OR REPLACE"} VIEW v_node_reliability AS
         SELECT n.name AS node, n.state, n.first_seen, n.last_seen,
                coalesce(d.attempts, 0) AS attempts, coalesce(d.infra_failures, 0) AS infra_failures,
                coalesce({node_days}, 0) AS node_days,
