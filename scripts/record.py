@@ -67,7 +67,7 @@ def shortened(text: str, most: int) -> str:
     lines = text.rstrip("\n").split("\n")
     if len(lines) <= most:
         return "\n".join(lines)
-    head = most // 2
+    head = most * 2 // 5  # what a command says last is what has become of it
     tail = most - head - 1
     return "\n".join([*lines[:head], f"\x1b[2m... {len(lines) - head - tail} lines ...\x1b[0m", *lines[-tail:]])
 

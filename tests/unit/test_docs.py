@@ -101,4 +101,4 @@ def test_a_line_that_was_drawn_over_is_recorded_in_its_last_form() -> None:
 def test_a_long_output_says_how_much_of_it_was_left_out() -> None:
     text = script("record").shortened("\n".join(map(str, range(40))), 11)
 
-    assert text.split("\n")[4:7] == ["4", "\x1b[2m... 30 lines ...\x1b[0m", "35"]
+    assert text.split("\n")[3:6] == ["3", "\x1b[2m... 30 lines ...\x1b[0m", "34"]
