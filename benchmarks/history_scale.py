@@ -251,15 +251,19 @@ def timed(
     return took[1:]
 
 
-def postmaster() -> list[psutil.Process]:
-    """The PostgreSQL server of this machine, if it has one."""
-    found = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "postgres"]
-    return [one for one in found if (parent := one.parent()) is None or parent.name() != "postgres"]
+def postmaster(url: str) -> list[psutil.Process]:
+    """The PostgreSQL server that has this database, where it is on this machine."""
+    with closing(open_database(url, readonly=True)) as database, database.read() as connection:
+        backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        with suppress(psutil.Error):
+            one = psutil.Process(backend)
+            return [server] if one.name() == "postgres" and (server := one.parent()) is not None else []
+    return []
 
 
 def measure(url: str, n: int) -> str:
     sqlite = url.startswith("sqlite")
-    servers = [] if sqlite else postmaster()
+    servers = [] if sqlite else postmaster(url)
     with tempfile.TemporaryDirectory(prefix="ohs-", dir="/tmp") as folder:
         home = Path(folder)
         alone = {command: timed(home, url, command.split(), n, servers) for command, _ in COMMANDS}
