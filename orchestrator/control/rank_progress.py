@@ -42,7 +42,6 @@ class RankProgress:
     own_time: int = 0
     """One step's own work before it waits for other ranks, where DDP has measured it, and when that was read."""
     own_time_at: int = 0
-    comm_time: int = 0
     saves_begun: int = 0
     saves_ended: int = 0
     save_began_at: int = 0

@@ -35,10 +35,9 @@ VARIABLE = "ORCH_PROGRESS"
     S_BATCH_AT,
     S_FIRST_BATCH_AT,
     S_DATA_WAIT,
-    # What DistributedDataParallel measured of one step: the rank's own work, and its communication.
+    # What DistributedDataParallel measured of one step: the rank's own work before it waits for others.
     S_OWN_TIME,
     S_OWN_TIME_AT,
-    S_COMM_TIME,
     # Saves: under way while more have begun than ended.
     S_SAVES_BEGUN,
     S_SAVES_ENDED,
@@ -60,7 +59,7 @@ VARIABLE = "ORCH_PROGRESS"
     # How much of the save time was before the first step.
     S_EARLY_SAVE_TIME,
     SLOTS,
-) = range(34)
+) = range(33)
 
 METRICS = 512
 METRIC_COUNT = 16

@@ -147,7 +147,6 @@ def look_at_ddp(file: Any, slots: Any, models: list[Any], now: int) -> bool:
         own = int(found.get("forward_compute_time", 0)) + int(found.get("backward_compute_time", 0))
         if own > 0:
             slots[file.S_OWN_TIME] = own
-            slots[file.S_COMM_TIME] = int(found.get("backward_comm_time", 0))
             slots[file.S_OWN_TIME_AT] = now
             return True
     return False
