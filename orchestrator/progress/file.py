@@ -15,7 +15,7 @@ import os
 
 SIZE = 8192
 MAGIC = 0x3152504843524F  # "ORCHPR1" as the machine's bytes
-VERSION = 1
+VERSION = 2
 VARIABLE = "ORCH_PROGRESS"
 """The environment variable that names a rank's file."""
 
