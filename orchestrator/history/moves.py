@@ -129,6 +129,12 @@ def attempt_is(rows: Rows, run: Run, **values: Any) -> Run:
     return replace(run, attempts=(*run.attempts[:-1], replace(attempt, **values)))
 
 
+def with_attempt(run: Run, number: int, **values: Any) -> Run:
+    """The run with these values of one attempt, of which nothing is written."""
+    attempts = tuple(replace(one, **values) if one.number == number else one for one in run.attempts)
+    return replace(run, attempts=attempts)
+
+
 def write_attempt(rows: Rows, run: int, number: int, **values: Any) -> None:
     """These values of one attempt."""
     row = {f"new_{key}": _AS_ROW.get(key, lambda same: same)(value) for key, value in values.items()}

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator.control.expiry import Expiry
 from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.health.failure import Failure
 from orchestrator.history import export
 from orchestrator.history.export import FIELDS, Csv, JsonLines, Parquet, whole_file
 from orchestrator.history.filters import RunFilter
@@ -22,7 +23,7 @@ from orchestrator.history.retention import Keep
 from orchestrator.history.schema import METADATA
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Code, Failure, NewRun
+from orchestrator.scheduling.run import Code, NewRun
 from orchestrator.testing import START, a_placement, a_spec
 
 FABRIC = {f"n{number}": NodeFabric(f"leaf-{number // 2}", "H100") for number in range(6)}
