@@ -202,7 +202,7 @@ def _ray(home: Home, address: str, env: Mapping[str, str]) -> Iterator[Any]:
 
 def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
     with _ray(home, address, env) as ray:
-        from orchestrator.control.ray_backend import ensure_controller
+        from orchestrator.control.ray_controller import ensure_controller
 
         actor = ensure_controller(home, home.namespace)
         try:

@@ -1,8 +1,8 @@
 """The controller: observe, decide, record, act.
 
 It holds nothing that the database does not, but for secrets: killed anywhere, the next one takes up the runs where they are. The
-nodes are roster.py's, the live attempts gangs.py's, what waits queue.py's; the API (api.py) and the Ray actor (ray_backend.py) are
-around it.
+nodes are roster.py's, the live attempts gangs.py's, what waits queue.py's; the API (api.py) and the Ray actor (ray_controller.py)
+are around it.
 """
 
 from __future__ import annotations
