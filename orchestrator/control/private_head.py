@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.config import Config, HeadStorage
+from orchestrator.config import Config
+from orchestrator.config_keys import HeadStorage
 from orchestrator.control.cluster_error import ClusterError
 from orchestrator.control.home import ClusterNote, Home, node_folder, own_node_folder
 from orchestrator.control.monitoring import dashboards_folder
