@@ -1,7 +1,7 @@
 """One node's agent: takes orders from the controller, has the launcher carry them out, ships logs, says what it sees.
 
 It holds nothing that the launcher and the node's disk do not: a new agent finds the ranks of the one before it and goes on.
-The Ray actor around it is in ray_backend.py.
+The Ray actor around it is in ray_agent.py.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class AttemptFolder:
         return self.path / f"progress-{rank}"
 
     def last_word(self, rank: int) -> Path:
-        """Where the rank's interpreter says how its script ended (launcher/rank.py)."""
+        """Where the rank's interpreter says how its script ended (launcher/last_word.py)."""
         return self.path / f"progress-{rank}.end"
 
     def write_note(self, note: dict[str, Any]) -> None:

@@ -119,6 +119,10 @@ def test_a_log_tells_rates_and_counts_where_nothing_else_does() -> None:
     counted = seen([look(1, samples_total=100)], [look(3, samples_total=300)]).summary()
     assert counted is not None
     assert counted.samples_per_s == pytest.approx(100)
+    # A new agent has read no line of before, and may find another pattern first.
+    taken_over = seen([look(1, samples_total=100)], [look(3, samples_total=300)], [look(4, step=9)]).summary()
+    assert taken_over is not None
+    assert taken_over.samples_per_s == pytest.approx(100)
     # A loss alone says nothing of the speed: that is measured.
     both = replace(stepping(0, 10), logged={"loss": 1.0}, logged_at=9 * S)
     assert seen([both]).summary().source == "auto"  # type: ignore[union-attr]
