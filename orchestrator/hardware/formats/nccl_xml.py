@@ -8,6 +8,7 @@ through one switch, PXB through several, PHB through one CPU, SYS between CPUs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -45,6 +46,8 @@ _MODELS = {
 _NVIDIA = "0x10de"
 _SWITCH_CLASS, _NVSWITCH_CLASS = "0x0604", "0x068000"
 _MOST_DEPTH = 64
+_BEGIN = re.compile(r"(?m)^[\ufeff \t]*<(?=[A-Za-z?!])")
+"""Where the XML begins."""
 
 
 @dataclass
@@ -135,9 +138,12 @@ def _read(text: str) -> _Element:
     """The outermost element. Entities can only be declared in a DOCTYPE, so refusing that refuses entity bombs."""
     # The text is decoded already: what its XML declaration says of an encoding is no longer true.
     parser = expat.ParserCreate("utf-8")
-    # Blank lines before the XML declaration are an error to a parser, and common in what people paste.
-    trimmed = text.lstrip("\ufeff \t\r\n")
+    # Blank lines and prompts around the XML are an error to a parser, and common in what people paste.
+    begin = _BEGIN.search(text)
+    trimmed = text[begin.start() :].lstrip() if begin else text.lstrip("\ufeff \t\r\n")
     blank = text.count("\n", 0, len(text) - len(trimmed))
+    whole, end_tag, _ = trimmed.rpartition("</system>")
+    trimmed = whole + end_tag or trimmed
     stack: list[_Element] = []
     roots: list[_Element] = []
 
