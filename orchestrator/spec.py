@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -577,6 +577,15 @@ def unknown_key(key: str) -> tuple[str, str]:
     return "unknown key", f"Did you mean '{meant}'?" if meant else nearest(key, JobSpec.model_fields)
 
 
+def _unknown_within(path: tuple[str | int, ...]) -> tuple[str, str]:
+    """The same of a key within another key: `cudnn.bench`."""
+    inner = JobSpec.model_fields[str(path[0])].annotation if str(path[0]) in JobSpec.model_fields else None
+    for kind in (inner, *get_args(inner)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return "unknown key", nearest(str(path[-1]), kind.model_fields)
+    return "unknown key", ""
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
@@ -609,7 +618,7 @@ def _problem(detail: Any) -> Problem:
         path = path[:-1]
     match kind:
         case "extra_forbidden":
-            message, hint = unknown_key(str(path[-1])) if len(path) == 1 else ("unknown key", "")
+            message, hint = unknown_key(str(path[-1])) if len(path) == 1 else _unknown_within(path)
             return Problem(path, message, hint, about_key=True)
         case "missing":
             return Problem(path, "is missing: the script and its arguments, such as `run: train.py`")
