@@ -11,7 +11,7 @@ import click
 from cli import context, history, measured
 from cli import output as out
 from cli.output import Column
-from cli.times import between, local, now, span
+from cli.times import between, local, moment, now, span
 from cli.versions import version_lines
 
 
@@ -63,6 +63,8 @@ _REASON = Column("reason", _why)
 
 ON_A_SCREEN = 200
 ENDED = ("succeeded", "failed", "cancelled")
+ENDED_AT_MOST = 1000
+"""Ended runs that `ps --all` looks at."""
 
 PS = (
     _ID,
@@ -115,13 +117,36 @@ def ps(everything: bool, limit: int | None, output: str) -> None:
     rows = history.many({"live": 1, "arrays": one_row, "limit": most and most + 1})
     more, rows = len(rows) > (most or len(rows)), rows[:most]
     if everything:
-        day_ago = (now() - timedelta(days=1)).isoformat()
-        shown = {row["id"] for row in rows}
-        ended = [row for row in history.many({"since": day_ago, "limit": 1000}) if row["state"] in ENDED]
-        rows += [row for row in ended if row["id"] not in shown]
+        rows += _ended_today(rows, one_row is not None)
     out.print_rows(rows, PS, output, "id", "nothing runs and nothing waits")
     if more and output == "table":
         out.say(f"only the first {most} rows are shown: `orch ps --limit N` shows more, `orch ps --json` all")
+
+
+def _ended_today(live: list[dict[str, Any]], one_row: bool) -> list[dict[str, Any]]:
+    """What ended within the last day, the latest first, and is not among `live`; with `one_row` an array once."""
+    day_ago = now() - timedelta(days=1)
+    latest = history.many({"state": list(ENDED), "sort": "-finished", "limit": ENDED_AT_MOST})
+    shown = {row["id"] for row in live}
+    rows: dict[Any, dict[str, Any]] = {}
+    for run in latest:
+        if run["id"] in shown or (moment(run.get("finished_at")) or day_ago) <= day_ago:
+            continue
+        element = run.get("array")
+        if not one_row or not element:
+            rows[run["id"]] = run
+        elif (array := f"{element['array']}[]") not in shown:
+            counts = rows.setdefault(array, _array_row(run, array))["array"]["states"]
+            counts[run["state"]] = counts.get(run["state"], 0) + 1
+    for row in rows.values():
+        if states := (row.get("array") or {}).get("states"):
+            row["state"] = next(state for state in ("failed", "cancelled", "succeeded") if state in states)
+    return list(rows.values())
+
+
+def _array_row(run: dict[str, Any], array: str) -> dict[str, Any]:
+    """An array's row from the last of its runs that ended."""
+    return run | {"id": array, "reason": None, "attempts": [], "array": {"states": {}}}
 
 
 @click.command()

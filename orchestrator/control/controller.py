@@ -294,7 +294,7 @@ class Controller:
         """Another attempt of a run that failed or was cancelled. Raises Refused."""
         run = await self.find(ref)
         if not run.ended or run.state is State.SUCCEEDED:
-            raise Refused(7, f"run {run.id} is {run.state}: only one that failed or was cancelled is tried again")
+            raise Refused(7, f"run {run.id} {run.state.said}: only one that failed or was cancelled is tried again")
         again = await self._retry([run], secrets, by)
         if not again:
             raise Refused(7, f"run {run.id} was tried again by somebody else just now")
@@ -472,10 +472,10 @@ class Controller:
 def _check_state(run: Run, change: Change) -> None:
     """Raises Refused(7) where it is too late for a change."""
     if run.ended or run.state is State.STOPPING:
-        raise Refused(7, f"run {run.id} is {run.state}: nothing of it can be changed any more")
+        raise Refused(7, f"run {run.id} {run.state.said}: nothing of it can be changed any more")
     if run.live and not change.live:
         late = sorted(change.keys.keys() - {"time_limit"})
-        raise Refused(7, f"run {run.id} is {run.state}: {' and '.join(late)} can be changed only while a run waits")
+        raise Refused(7, f"run {run.id} {run.state.said}: {' and '.join(late)} can be changed only while a run waits")
 
 
 def _check_limit(run: Run, spec: JobSpec, now: datetime, reservations: Sequence[Reservation]) -> None:

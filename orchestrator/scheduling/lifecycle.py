@@ -20,6 +20,12 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    @property
+    def said(self) -> str:
+        """What follows `run 7`: `has succeeded`, `was cancelled`, `is running`."""
+        verb = {State.SUCCEEDED: "has", State.FAILED: "has", State.CANCELLED: "was"}.get(self, "is")
+        return f"{verb} {self.value}"
+
 
 class Event(StrEnum):
     """What happened to a run, as a fact in the past tense."""
