@@ -180,7 +180,29 @@ def state_color(state: str | None) -> str | None:
 
 def say(text: str) -> None:
     """Talk: one line on stderr."""
-    click.echo(clean(text), err=True)
+    click.echo(wrapped(clean(text), err=True), err=True)
+
+
+def wrapped(text: str, err: bool = False, room: int = 0) -> str:
+    """Sentences with their line ends between words where a terminal would have them anywhere; `room` columns of the first
+    line are taken. Anywhere else the text as it is."""
+    if not on_terminal(err):
+        return text
+    import textwrap
+
+    width = shutil.get_terminal_size().columns - 1
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())] + "  "
+        held = "x" * room + line
+        parts = (
+            textwrap.wrap(held, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            if len(held) > width
+            else [held]
+        )
+        lines += [part[room:] if number == 0 else part for number, part in enumerate(parts or [""])]
+        room = 0
+    return "\n".join(lines)
 
 
 def lines_of(pairs: Iterable[tuple[str, Any]]) -> None:
