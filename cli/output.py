@@ -183,9 +183,10 @@ def say(text: str) -> None:
     click.echo(wrapped(clean(text), err=True), err=True)
 
 
-def wrapped(text: str, err: bool = False, room: int = 0) -> str:
+def wrapped(text: str, err: bool = False, room: int = 0, indent: int | None = None) -> str:
     """Sentences with their line ends between words where a terminal would have them anywhere; `room` columns of the first
-    line are taken. Anywhere else the text as it is."""
+    line are taken, and `indent` (by default 2 more than a line's own) is before the others. Anywhere else the text as it
+    is."""
     if not on_terminal(err):
         return text
     import textwrap
@@ -193,10 +194,10 @@ def wrapped(text: str, err: bool = False, room: int = 0) -> str:
     width = shutil.get_terminal_size().columns - 1
     lines = []
     for line in text.split("\n"):
-        indent = line[: len(line) - len(line.lstrip())] + "  "
+        before = " " * (len(line) - len(line.lstrip()) + 2 if indent is None else indent)
         held = "x" * room + line
         parts = (
-            textwrap.wrap(held, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            textwrap.wrap(held, width, subsequent_indent=before, break_long_words=False, break_on_hyphens=False)
             if len(held) > width
             else [held]
         )
@@ -214,4 +215,4 @@ def lines_of(pairs: Iterable[tuple[str, Any]]) -> None:
         return
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        click.echo(f"{paint(name.ljust(width), dim=True)}  {value}")
+        click.echo(f"{paint(name.ljust(width), dim=True)}  {wrapped(value, room=width + 2, indent=width + 2)}")

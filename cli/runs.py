@@ -173,14 +173,34 @@ def show(run: str, lock: bool, output: str) -> None:
         print_lock(context.one_run(found), output)
     elif "size" in (found.get("array") or {}) and output in ("table", "csv", "name"):
         _show_array(found, output)
-    elif output == "json":
-        out.print_json(found)
-    elif output == "jsonl":
-        click.echo(json.dumps(found))
+    elif output in ("json", "jsonl"):
+        whole = _whole_array(found) if "size" in (found.get("array") or {}) else found
+        out.print_json(whole) if output == "json" else click.echo(json.dumps(whole))
     elif output in ("csv", "name"):
         out.print_rows([found], RUNS, output, "id", "")
     else:
         _show(found)
+
+
+def _whole_array(array: dict[str, Any]) -> dict[str, Any]:
+    """An array under the names that a run has: when the first of its runs started and the last ended, and their GPU time."""
+    ref = array["id"]
+    (sums,) = history.many({"array": ref, "by": "name"})
+    ends = {
+        key: history.many({"array": ref, "columns": key, "sort": sort, "limit": 1})[0][key]
+        for key, sort in (("started_at", "started"), ("finished_at", "-finished"))
+    }
+    parts = ("allocated", "starting", "productive", "checkpoint", "lost", "idle")
+    return array | {
+        "reason": None,
+        "started_at": ends["started_at"],
+        "finished_at": ends["finished_at"] if array["state"] in ENDED else None,
+        "code": history.one(str(array["array"]["first"]))["code"],
+        "attempts": [],
+        "throughput": None,
+        "gpu_seconds": {part: sums[f"{part}_s"] for part in parts},
+        "events": [{"at": array["submitted_at"], "state": "queued", "reason": None}],
+    }
 
 
 def _show_array(array: dict[str, Any], output: str) -> None:
@@ -284,7 +304,9 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         click.echo(out.clean(f"  {text}"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
     if nodes:
-        click.echo(out.clean(f"  {placement.get('level', 'cluster')}"))
+        bandwidth = placement.get("busbw_predicted")
+        promised = f", {bandwidth:.3g} GB/s predicted, {placement.get('busbw_bottleneck')}" if bandwidth else ""
+        click.echo(out.wrapped(out.clean(f"  placed: {placement.get('level', 'cluster')}{promised}")))
     codes = attempt.get("exit_codes") or {}
     for number, part in enumerate(nodes):
         branch, trunk = ("└─", "   ") if number == len(nodes) - 1 else ("├─", "│  ")

@@ -205,6 +205,28 @@ def test_the_clusters_tree_is_drawn_and_what_disagrees_goes_to_stderr(orch, stub
     assert json.loads(orch("topo", "--json").stdout)["absent"] == ["gpu-02"]
 
 
+def test_the_clusters_tree_is_a_list_too(orch, stub):
+    nodes = [{"name": "gpu-01", "gpus": [{"index": 0, "model": "H100"}] * 2}, {"name": "gpu-02", "gpus": []}]
+    domains = [
+        {"level": "pod", "name": "p1", "parent": None, "members": ["l1"]},
+        {"level": "leaf", "name": "l1", "parent": "p1", "members": ["gpu-01"]},
+        {"level": "nvlink", "name": "n1", "parent": None, "members": ["gpu-01", "gpu-02"]},
+    ]
+    answer = {"nodes": nodes, "domains": domains, "notes": [], "drawing": [], "absent": [], "busy": {}}
+    stub.answers["GET /topo"] = (200, answer)
+    assert orch("topo", "-o", "csv").stdout.splitlines() == [
+        "node,gpus,model,pod,leaf,nvlink",
+        "gpu-01,2,H100,p1,l1,n1",
+        "gpu-02,0,,,,n1",
+    ]
+    assert [json.loads(line) for line in orch("topo", "-o", "jsonl").stdout.splitlines()] == nodes
+
+
+def test_a_file_without_its_option_is_no_question_about_the_cluster(orch, stub, tmp_path):
+    done = orch("topo", tmp_path / "topology.conf")
+    assert (done.returncode, "files are named with --from" in done.stderr) == (2, True)
+
+
 def test_status_is_what_the_controller_says(orch, stub):
     done = orch("status", "--json")
     assert json.loads(done.stdout)["gpus"] == {"total": 16, "busy": 4}
