@@ -14,7 +14,7 @@ from orchestrator.placement.values import Request
 from orchestrator.scheduling.simulate.jobs import Job
 from orchestrator.scheduling.simulate.pollux_profile import usual_s
 from orchestrator.scheduling.simulate.world import Parts
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 
 
 def request(job: Job) -> Request:
