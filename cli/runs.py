@@ -238,7 +238,7 @@ def _show(run: dict[str, Any]) -> None:
     position = run.get("position")
     out.lines_of(
         [
-            ("run", f"{run['id']} ({_named(run)})" if out.on_terminal() else run["id"]),
+            ("run", f"{run['id']} ({_named(run)})") if out.on_terminal() else ("id", run["id"]),
             ("name", None if out.on_terminal() else _named(run)),
             ("state", out.word(run["state"]) if out.on_terminal() else run["state"]),
             ("position", position),
