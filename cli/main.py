@@ -69,14 +69,15 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
             return super().resolve_command(ctx, args)
-        except click.UsageError as error:
+        except click.UsageError:
             if args[:1] and args[0].startswith("-"):
                 raise
             from orchestrator.document import nearest
             from orchestrator.terminal import clean
 
-            error.message = f"there is no command {clean(args[0])!r}. {nearest(args[0], COMMANDS)}"
-            raise
+            raise click.UsageError(
+                f"there is no command {clean(args[0])!r}. {nearest(args[0], COMMANDS)}", ctx
+            ) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
