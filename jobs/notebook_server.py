@@ -34,6 +34,10 @@ def main() -> None:
         "--ServerApp.port_retries=0",
         "--no-browser",
     ]
+    if kept := os.environ.get("ORCH_CHECKPOINT_DIR"):
+        # What is written beside the script goes with the run's copy of the code.
+        os.makedirs(kept, exist_ok=True)
+        command.append(f"--ServerApp.root_dir={kept}")
     if os.geteuid() == 0:
         command.append("--allow-root")
     # The ranks' launcher asks for the end with SIGTERM, which Jupyter takes as its own.

@@ -43,6 +43,16 @@ def test_the_token_is_new_at_every_start_and_on_no_command_line(tmp_path):
     assert min(map(len, seen)) >= 40
 
 
+def test_notebooks_are_kept_in_the_checkpoint_folder(tmp_path):
+    (tmp_path / "jupyterlab").mkdir()
+    (tmp_path / "jupyterlab" / "__main__.py").write_text(STUB)
+    (tmp_path / "jupyterlab" / "__init__.py").touch()
+    kept = tmp_path / "storage" / "notebooks"
+    *_, started = _lines(tmp_path, PYTHONPATH=str(tmp_path), ORCH_CHECKPOINT_DIR=str(kept))
+    assert f"'--ServerApp.root_dir={kept}'" in started
+    assert kept.is_dir()
+
+
 def test_an_interpreter_without_jupyter_is_told_so(tmp_path):
     done = subprocess.run(
         [sys.executable, "-I", "-S", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False
