@@ -157,7 +157,7 @@ def _check(run: dict[str, Any], rank: int | None, attempt: int | None) -> None:
     if rank is not None and rank >= (size := world_size(run)):
         raise Fail(f"run {run['id']} has no rank {rank}: its ranks are 0 to {size - 1}", NOT_FOUND)
     if not attempts:
-        from orchestrator.scheduling.lifecycle import State
+        from orchestrator.scheduling.lifecycle import said
 
         why = f": {run['reason']}" if run.get("reason") else ""
-        out.say(f"run {run['id']} ({run['name']}) {State(run['state']).said} and has printed nothing yet{why}")
+        out.say(f"run {run['id']} ({run['name']}) {said(run['state'])} and has printed nothing yet{why}")

@@ -98,10 +98,9 @@ def submit(
     else:
         _print(run, output)
         if output == "table":
-            from orchestrator.scheduling.lifecycle import State
+            from orchestrator.scheduling.lifecycle import said
 
-            said = State(run["state"]).said
-            out.say(f"run {run['id']} ({run['name']}) {said}: `orch logs -f {run['id']}` follows it")
+            out.say(f"run {run['id']} ({run['name']}) {said(run['state'])}: `orch logs -f {run['id']}` follows it")
 
 
 def _snapshot(spec: Job, job: Path, limit: int) -> Snapshot:

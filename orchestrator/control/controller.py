@@ -49,7 +49,7 @@ from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.ask import device_of, request_of
 from orchestrator.scheduling.decision import Reservation, Sure
-from orchestrator.scheduling.lifecycle import Event, State
+from orchestrator.scheduling.lifecycle import Event, State, said
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
 from orchestrator.secrecy import exposed
@@ -295,7 +295,7 @@ class Controller:
         """Another attempt of a run that failed or was cancelled. Raises Refused."""
         run = await self.find(ref)
         if not run.ended or run.state is State.SUCCEEDED:
-            raise Refused(7, f"run {run.id} {run.state.said}: only one that failed or was cancelled is tried again")
+            raise Refused(7, f"run {run.id} {said(run.state)}: only one that failed or was cancelled is tried again")
         again = await self._retry([run], secrets, by)
         if not again:
             raise Refused(7, f"run {run.id} was tried again by somebody else just now")
@@ -473,10 +473,10 @@ class Controller:
 def _check_state(run: Run, change: Change) -> None:
     """Raises Refused(7) where it is too late for a change."""
     if run.ended or run.state is State.STOPPING:
-        raise Refused(7, f"run {run.id} {run.state.said}: nothing of it can be changed any more")
+        raise Refused(7, f"run {run.id} {said(run.state)}: nothing of it can be changed any more")
     if run.live and not change.live:
         late = sorted(change.keys.keys() - {"time_limit"})
-        raise Refused(7, f"run {run.id} {run.state.said}: {' and '.join(late)} can be changed only while a run waits")
+        raise Refused(7, f"run {run.id} {said(run.state)}: {' and '.join(late)} can be changed only while a run waits")
 
 
 def _check_limit(run: Run, spec: JobSpec, now: datetime, reservations: Sequence[Reservation]) -> None:

@@ -20,11 +20,11 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    @property
-    def said(self) -> str:
-        """What follows `run 7`: `has succeeded`, `was cancelled`, `is running`."""
-        verb = {State.SUCCEEDED: "has", State.FAILED: "has", State.CANCELLED: "was"}.get(self, "is")
-        return f"{verb} {self.value}"
+
+def said(state: str) -> str:
+    """What follows `run 7`: `has succeeded`, `was cancelled`, `is running`."""
+    verb = {State.SUCCEEDED.value: "has", State.FAILED.value: "has", State.CANCELLED.value: "was"}.get(state, "is")
+    return f"{verb} {state}"
 
 
 class Event(StrEnum):
