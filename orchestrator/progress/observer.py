@@ -139,13 +139,14 @@ def watch_training(
 
 
 def look_at_ddp(file: Any, slots: Any, models: list[Any], now: int) -> bool:
-    """DDP times every hundredth step: forward, backward until the last gradient is there, and the all-reduces."""
+    """DDP times every hundredth step: the all-reduces, and forward and backward, of which counts what is not under those."""
     for reference in models:
         model = reference()
         if model is None or model.logger is None:
             continue
         found = model._get_ddp_logging_data()
         own = int(found.get("forward_compute_time", 0)) + int(found.get("backward_compute_time", 0))
+        own -= int(found.get("backward_compute_comm_overlap_time", 0))
         if own > 0:
             slots[file.S_OWN_TIME] = own
             slots[file.S_COMM_TIME] = int(found.get("backward_comm_time", 0))
