@@ -72,8 +72,10 @@ def retry(run: str, output: str) -> None:
     api = context.answering_controller()
     found = context.get_run(api, run)
     if not found.get("array") and found["state"] not in ("failed", "cancelled"):
+        from orchestrator.scheduling.lifecycle import said
+
         raise Fail(
-            f"run {found['id']} is {found['state']}: only one that failed or was cancelled is tried again",
+            f"run {found['id']} {said(found['state'])}: only one that failed or was cancelled is tried again",
             CONFLICT,
         )
     secrets = context.secrets_of((found.get("spec") or {}).get("secrets") or [], f"run {found['id']}")

@@ -68,8 +68,8 @@ def down(force: bool) -> None:
     orch down
     orch down --force
     """
-    _cluster(context.config(), "down", *(["--force"] if force else []))
-    out.say("down; the history stays")
+    was_up = _cluster(context.config(), "down", *(["--force"] if force else []))
+    out.say("down; the history stays" if was_up else "nothing was up; the history stays")
 
 
 @click.command()
@@ -176,8 +176,8 @@ def start_local(settings: Config) -> None:
     _cluster(settings, "up")
 
 
-def _cluster(settings: Config, *arguments: str) -> None:
-    """Runs the part that needs Ray in a process of its own, so that this one never imports it."""
+def _cluster(settings: Config, *arguments: str) -> bool:
+    """Runs the part that needs Ray in a process of its own, so that this one never imports it. Whether anything was changed."""
     command = [sys.executable, "-m", "orchestrator.control.cluster", *arguments]
     # It reads the configuration itself; what flags have overruled reaches it as variables.
     environment = {
@@ -206,7 +206,7 @@ def _cluster(settings: Config, *arguments: str) -> None:
         if answer.keys() & {"ok", "error"}:
             if "error" in answer:
                 raise Fail(answer["error"], int(answer.get("code", UNREACHABLE)))
-            return
+            return bool(answer.get("changed", True))
         complaints.seek(0)
         last = (complaints.read().strip().splitlines() or ["it said nothing"])[-1]
         raise Fail(f"`{' '.join(command[1:])}` ended with exit code {process.returncode}: {last}", UNREACHABLE)

@@ -100,12 +100,12 @@ def _show(seen: NcclLog) -> None:
     )
     wrong = meaning(seen)
     for one in wrong:
-        click.echo(out.clean(one.text))
+        click.echo(out.wrapped(out.clean(one.text)))
         for cause in one.causes[:CAUSES_SHOWN]:
-            click.echo(out.clean(f"  {'because' if cause.shown else 'perhaps'} {cause.text}"))
-            click.echo(out.clean(f"    {cause.mend}"))
+            click.echo(out.wrapped(out.clean(f"  {'because' if cause.shown else 'perhaps'} {cause.text}")))
+            click.echo(out.wrapped(out.clean(f"    {cause.mend}")))
     for text, count in seen.warnings[:WARNINGS_SHOWN]:
-        click.echo(out.clean(f"NCCL warns{f' ({count} times)' if count > 1 else ''}: {text}"))
+        click.echo(out.wrapped(out.clean(f"NCCL warns{f' ({count} times)' if count > 1 else ''}: {text}")))
     if not wrong and not seen.warnings:
         click.echo("Nothing is wrong with these links.")
 

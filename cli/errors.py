@@ -18,7 +18,9 @@ class Fail(click.ClickException):
 
     def format_message(self) -> str:
         """Line by line, as it may name what others have chosen."""
-        return "\n".join(map(clean, self.message.split("\n")))
+        from cli.output import wrapped
+
+        return wrapped("\n".join(map(clean, self.message.split("\n"))), err=True, room=len("Error: "))
 
 
 class Unreachable(Fail):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import context
+from cli import output as out
 from cli.errors import USAGE, Fail
 
 if TYPE_CHECKING:
@@ -56,7 +57,13 @@ class Job:
 
 def checked(settings: Config, path: Path, overrides: tuple[str, ...]) -> Job:
     """The job of a file. Ends the command with code 2 and every complaint where something is wrong with it."""
-    return _by_the_controller(settings, path, overrides) or _here(path, overrides)
+    job = _by_the_controller(settings, path, overrides) or _here(path, overrides)
+    if axes := job.spec.get("array"):
+        from orchestrator.array import unused
+
+        if note := unused(axes, job.spec["run"], job.spec["env"]):
+            out.say(f"{path}: array: {note}")
+    return job
 
 
 def _by_the_controller(settings: Config, path: Path, overrides: tuple[str, ...]) -> Job | None:

@@ -157,5 +157,7 @@ def _check(run: dict[str, Any], rank: int | None, attempt: int | None) -> None:
     if rank is not None and rank >= (size := world_size(run)):
         raise Fail(f"run {run['id']} has no rank {rank}: its ranks are 0 to {size - 1}", NOT_FOUND)
     if not attempts:
+        from orchestrator.scheduling.lifecycle import said
+
         why = f": {run['reason']}" if run.get("reason") else ""
-        out.say(f"run {run['id']} ({run['name']}) is {run['state']} and has printed nothing yet{why}")
+        out.say(f"run {run['id']} ({run['name']}) {said(run['state'])} and has printed nothing yet{why}")

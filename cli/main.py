@@ -64,6 +64,21 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, cmd_name if hasattr(module, cmd_name) else f"{cmd_name}_")
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            if args[:1] and args[0].startswith("-"):
+                raise
+            from orchestrator.document import nearest
+            from orchestrator.terminal import clean
+
+            raise click.UsageError(
+                f"there is no command {clean(args[0])!r}. {nearest(args[0], COMMANDS)}", ctx
+            ) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])

@@ -127,10 +127,10 @@ def _print(found: dict[str, Any], whole: bool) -> None:
             _print_rest(facts, width)
     for one in found["findings"][:FINDINGS_SHOWN]:
         who = f"{_few(one['nodes'])}: " if one["nodes"] and len(names) > 1 else ""
-        click.echo(
-            f"{out.paint(one['severity'], COLORS[one['severity']], bold=True)}: {out.clean(who + one['problem'])}"
-        )
-        click.echo(out.clean(f"  {one['mend']}"))
+        severity = out.paint(one["severity"], COLORS[one["severity"]], bold=True)
+        problem = out.wrapped(out.clean(who + one["problem"]), room=len(one["severity"]) + 2)
+        click.echo(f"{severity}: {problem}")
+        click.echo(out.wrapped(out.clean(f"  {one['mend']}")))
     if more := found["findings"][FINDINGS_SHOWN:]:
         click.echo(f"{len(more)} more findings: --json has them")
     if not found["findings"]:

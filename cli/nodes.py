@@ -106,7 +106,8 @@ def _show(node: dict[str, Any], events: list[dict[str, Any]]) -> None:
     )
     for one in node.get("findings") or []:
         severity = out.paint(one["severity"], SEVERITY_COLORS.get(one["severity"]))
-        click.echo(f"{severity}: {out.clean(one['text'])}\n    {out.clean(one['fix'])}")
+        text = out.wrapped(out.clean(one["text"]), room=len(one["severity"]) + 2)
+        click.echo(f"{severity}: {text}\n{out.wrapped('    ' + out.clean(one['fix']))}")
     if events:
         out.print_rows(events, EVENTS, "table", "node", "")
 

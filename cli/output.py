@@ -180,7 +180,30 @@ def state_color(state: str | None) -> str | None:
 
 def say(text: str) -> None:
     """Talk: one line on stderr."""
-    click.echo(clean(text), err=True)
+    click.echo(wrapped(clean(text), err=True), err=True)
+
+
+def wrapped(text: str, err: bool = False, room: int = 0, indent: int | None = None) -> str:
+    """Sentences with their line ends between words where a terminal would have them anywhere; `room` columns of the first
+    line are taken, and `indent` (by default 2 more than a line's own) is before the others. Anywhere else the text as it
+    is."""
+    if not on_terminal(err):
+        return text
+    import textwrap
+
+    width = shutil.get_terminal_size().columns - 1
+    lines = []
+    for line in text.split("\n"):
+        before = " " * (len(line) - len(line.lstrip()) + 2 if indent is None else indent)
+        held = "x" * room + line
+        parts = (
+            textwrap.wrap(held, width, subsequent_indent=before, break_long_words=False, break_on_hyphens=False)
+            if len(held) > width
+            else [held]
+        )
+        lines += [part[room:] if number == 0 else part for number, part in enumerate(parts or [""])]
+        room = 0
+    return "\n".join(lines)
 
 
 def lines_of(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -192,4 +215,4 @@ def lines_of(pairs: Iterable[tuple[str, Any]]) -> None:
         return
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        click.echo(f"{paint(name.ljust(width), dim=True)}  {value}")
+        click.echo(f"{paint(name.ljust(width), dim=True)}  {wrapped(value, room=width + 2, indent=width + 2)}")

@@ -45,7 +45,7 @@ def plan(job: Path, overrides: tuple[str, ...], output: str) -> None:
         click.echo(json.dumps({"name": spec.name} | answer))
     else:
         for line in lines(spec.name, answer):
-            click.echo(line)
+            click.echo(out.wrapped(line))
 
 
 def lines(name: str, answer: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import click
 from cli import context, history, measured
 from cli import output as out
 from cli.output import Column
-from cli.times import between, local, now, span
+from cli.times import between, local, moment, now, span
 from cli.versions import version_lines
 
 
@@ -63,6 +63,8 @@ _REASON = Column("reason", _why)
 
 ON_A_SCREEN = 200
 ENDED = ("succeeded", "failed", "cancelled")
+ENDED_AT_MOST = 1000
+"""Ended runs that `ps --all` looks at."""
 
 PS = (
     _ID,
@@ -115,13 +117,36 @@ def ps(everything: bool, limit: int | None, output: str) -> None:
     rows = history.many({"live": 1, "arrays": one_row, "limit": most and most + 1})
     more, rows = len(rows) > (most or len(rows)), rows[:most]
     if everything:
-        day_ago = (now() - timedelta(days=1)).isoformat()
-        shown = {row["id"] for row in rows}
-        ended = [row for row in history.many({"since": day_ago, "limit": 1000}) if row["state"] in ENDED]
-        rows += [row for row in ended if row["id"] not in shown]
+        rows += _ended_today(rows, one_row is not None)
     out.print_rows(rows, PS, output, "id", "nothing runs and nothing waits")
     if more and output == "table":
         out.say(f"only the first {most} rows are shown: `orch ps --limit N` shows more, `orch ps --json` all")
+
+
+def _ended_today(live: list[dict[str, Any]], one_row: bool) -> list[dict[str, Any]]:
+    """What ended within the last day, the latest first, and is not among `live`; with `one_row` an array once."""
+    day_ago = now() - timedelta(days=1)
+    latest = history.many({"state": list(ENDED), "sort": "-finished", "limit": ENDED_AT_MOST})
+    shown = {row["id"] for row in live}
+    rows: dict[Any, dict[str, Any]] = {}
+    for run in latest:
+        if run["id"] in shown or (moment(run.get("finished_at")) or day_ago) <= day_ago:
+            continue
+        element = run.get("array")
+        if not one_row or not element:
+            rows[run["id"]] = run
+        elif (array := f"{element['array']}[]") not in shown:
+            counts = rows.setdefault(array, _array_row(run, array))["array"]["states"]
+            counts[run["state"]] = counts.get(run["state"], 0) + 1
+    for row in rows.values():
+        if states := (row.get("array") or {}).get("states"):
+            row["state"] = next(state for state in ("failed", "cancelled", "succeeded") if state in states)
+    return list(rows.values())
+
+
+def _array_row(run: dict[str, Any], array: str) -> dict[str, Any]:
+    """An array's row from the last of its runs that ended."""
+    return run | {"id": array, "reason": None, "attempts": [], "array": {"states": {}}}
 
 
 @click.command()
@@ -148,14 +173,34 @@ def show(run: str, lock: bool, output: str) -> None:
         print_lock(context.one_run(found), output)
     elif "size" in (found.get("array") or {}) and output in ("table", "csv", "name"):
         _show_array(found, output)
-    elif output == "json":
-        out.print_json(found)
-    elif output == "jsonl":
-        click.echo(json.dumps(found))
+    elif output in ("json", "jsonl"):
+        whole = _whole_array(found) if "size" in (found.get("array") or {}) else found
+        out.print_json(whole) if output == "json" else click.echo(json.dumps(whole))
     elif output in ("csv", "name"):
         out.print_rows([found], RUNS, output, "id", "")
     else:
         _show(found)
+
+
+def _whole_array(array: dict[str, Any]) -> dict[str, Any]:
+    """An array under the names that a run has: when the first of its runs started and the last ended, and their GPU time."""
+    ref = array["id"]
+    (sums,) = history.many({"array": ref, "by": "name"})
+    ends = {
+        key: history.many({"array": ref, "columns": key, "sort": sort, "limit": 1})[0][key]
+        for key, sort in (("started_at", "started"), ("finished_at", "-finished"))
+    }
+    parts = ("allocated", "starting", "productive", "checkpoint", "lost", "idle")
+    return array | {
+        "reason": None,
+        "started_at": ends["started_at"],
+        "finished_at": ends["finished_at"] if array["state"] in ENDED else None,
+        "code": history.one(str(array["array"]["first"]))["code"],
+        "attempts": [],
+        "throughput": None,
+        "gpu_seconds": {part: sums[f"{part}_s"] for part in parts},
+        "events": [{"at": array["submitted_at"], "state": "queued", "reason": None}],
+    }
 
 
 def _show_array(array: dict[str, Any], output: str) -> None:
@@ -193,7 +238,7 @@ def _show(run: dict[str, Any]) -> None:
     position = run.get("position")
     out.lines_of(
         [
-            ("run", f"{run['id']} ({_named(run)})" if out.on_terminal() else run["id"]),
+            ("run", f"{run['id']} ({_named(run)})") if out.on_terminal() else ("id", run["id"]),
             ("name", None if out.on_terminal() else _named(run)),
             ("state", out.word(run["state"]) if out.on_terminal() else run["state"]),
             ("position", position),
@@ -259,7 +304,9 @@ def _show_attempt(attempt: dict[str, Any]) -> None:
         click.echo(out.clean(f"  {text}"))
     kind = "slot" if placement.get("device") == "cpu" else "GPU"
     if nodes:
-        click.echo(out.clean(f"  {placement.get('level', 'cluster')}"))
+        bandwidth = placement.get("busbw_predicted")
+        promised = f", {bandwidth:.3g} GB/s predicted, {placement.get('busbw_bottleneck')}" if bandwidth else ""
+        click.echo(out.wrapped(out.clean(f"  placed: {placement.get('level', 'cluster')}{promised}")))
     codes = attempt.get("exit_codes") or {}
     for number, part in enumerate(nodes):
         branch, trunk = ("└─", "   ") if number == len(nodes) - 1 else ("├─", "│  ")

@@ -89,9 +89,14 @@ def simulate(trace: Path | None, history: bool, policy: str, plot: Path | None, 
     policies = [name.strip() for name in policy.split(",") if name.strip()]
     jobs = _trace(trace, history, given)
     clusters = _clusters(given)
+    profiles = _profiles(given)
+    if any(job.duration_s is None and not any(profile.knows(job) for profile in profiles) for job in jobs.jobs):
+        out.say(
+            "the workload says work and no durations: Pollux's on nodes of four T4 are taken; --profiles DIR names others"
+        )
     progress = _Progress()
     try:
-        rows = study(jobs, clusters, policies, _rules(given), _profiles(given), progress)
+        rows = study(jobs, clusters, policies, _rules(given), profiles, progress)
     except ValueError as error:
         raise Fail(str(error), USAGE) from None
     except RuntimeError as error:

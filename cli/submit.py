@@ -98,7 +98,9 @@ def submit(
     else:
         _print(run, output)
         if output == "table":
-            out.say(f"run {run['id']} ({run['name']}) is {run['state']}: `orch logs -f {run['id']}` follows it")
+            from orchestrator.scheduling.lifecycle import said
+
+            out.say(f"run {run['id']} ({run['name']}) {said(run['state'])}: `orch logs -f {run['id']}` follows it")
 
 
 def _snapshot(spec: Job, job: Path, limit: int) -> Snapshot:

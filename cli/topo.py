@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,7 @@ from cli import output as out
 from cli.errors import NOT_FOUND, USAGE, Fail
 
 if TYPE_CHECKING:
-    from orchestrator.hardware.model import Cluster, Domain, Node
+    from orchestrator.hardware.model import Cluster, Domain
 
 
 @click.command("topo")
@@ -40,6 +40,8 @@ def topo(files: Sequence[Path], more: Sequence[Path], node: str | None, output: 
     orch topo --from topology.conf --json
     """
     if not files:
+        if more:
+            raise click.UsageError(f"files are named with --from {' '.join(map(str, more[:3]))}")
         _of_the_cluster(node, output)
         return
     from orchestrator.hardware.formats import FormatError, read_hardware
@@ -61,8 +63,15 @@ def _of_the_cluster(node: str | None, output: str) -> None:
         out.print_json(answer)
     elif output == "name":
         click.echo("\n".join(out.clean(one["name"]) for one in answer["nodes"]))
-    elif output in ("jsonl", "csv"):
-        raise Fail(f"-o {output} is for --from FILE; the cluster's tree has -o json", USAGE)
+    elif output == "jsonl":
+        click.echo("\n".join(json.dumps(one) for one in answer["nodes"]))
+    elif output == "csv":
+        levels, places = _places(answer["domains"])
+        rows = [
+            (one["name"], [gpu["model"] for gpu in one["gpus"]], [places.get((one["name"], level)) for level in levels])
+            for one in answer["nodes"]
+        ]
+        click.echo("\n".join(map(out.clean, _csv(levels, rows))))
     else:
         click.echo("\n".join(map(out.clean, answer["drawing"])))
 
@@ -83,21 +92,43 @@ def _lines(cluster: Cluster, name: str | None, output: str) -> list[str]:
     if output == "jsonl":
         return [json.dumps(node_to_json(node)) for node in chosen]
     if output == "csv":
-        return _csv(cluster, chosen)
+        levels = list(cluster.levels)
+        return _csv(
+            levels,
+            [
+                (one.name, [gpu.model for gpu in one.gpus], [cluster.place(one.name, level) for level in levels])
+                for one in chosen
+            ],
+        )
     if output == "json":
         return [json.dumps(to_json(cluster if name is None else Hardware(chosen, _around(cluster, chosen[0].name))))]
     return draw(cluster) if name is None else draw_node(cluster, chosen[0])
 
 
-def _csv(cluster: Cluster, nodes: Sequence[Node]) -> list[str]:
-    """A row for each node: what it has and where it is, in the form that --from reads."""
+def _places(domains: Sequence[dict[str, Any]]) -> tuple[list[str], dict[tuple[str, str], str]]:
+    """The levels, widest first, and by node and level the domain that it is in."""
+    above: dict[str, list[tuple[str, str]]] = {}
+    for domain in domains:
+        for member in domain["members"]:
+            above.setdefault(member, []).append((domain["level"], domain["name"]))
+    places: dict[tuple[str, str], str] = {}
+    for name, found in above.items():
+        found = list(found)
+        for level, at in found:  # it grows by what is above, once
+            if (name, level) not in places:
+                places[name, level] = at
+                found += above.get(at, ())
+    return list(dict.fromkeys(domain["level"] for domain in domains)), places
+
+
+def _csv(levels: Sequence[str], nodes: Iterable[tuple[str, Sequence[str | None], Sequence[str | None]]]) -> list[str]:
+    """A row for each node, given with its GPUs' models and its place on each level, in the form that --from reads."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["node", "gpus", "model", *cluster.levels])
-    for node in nodes:
-        models = dict.fromkeys(gpu.model for gpu in node.gpus if gpu.model)
-        places = [cluster.place(node.name, level) or "" for level in cluster.levels]
-        rows.writerow([node.name, len(node.gpus), " + ".join(models), *places])
+    rows.writerow(["node", "gpus", "model", *levels])
+    for name, models, places in nodes:
+        kinds = dict.fromkeys(filter(None, models))
+        rows.writerow([name, len(models), " + ".join(kinds), *(place or "" for place in places)])
     return text.getvalue().splitlines()
 
 

@@ -34,7 +34,7 @@ def why(run: str, output: str) -> None:
         click.echo(str(answer["id"]))
     else:
         for line in lines(answer):
-            click.echo(out.clean(line))
+            click.echo(out.wrapped(out.clean(line)))
 
 
 def lines(answer: dict[str, Any]) -> list[str]:

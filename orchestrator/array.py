@@ -107,13 +107,20 @@ def check(axes: Axes, run: str, env: Mapping[str, str], checkpoint: str | None) 
         wrong.append(
             f"{_braced(unknown)} in run or env is none of its keys ({', '.join(axes)}); plain text is {{{{{unknown[0]}}}}}"
         )
-    if unused := [name for name in axes if name not in used]:
-        verb = "is" if len(unused) == 1 else "are"
-        wrong.append(f"{', '.join(unused)} {verb} used nowhere: write {_braced(unused)} into run or env")
     if checkpoint is not None and checkpoint.startswith("/"):
         wrong.append("its runs would all write the same absolute checkpoint folder: name one without a leading /")
     if wrong:
         raise ValueError("; ".join(wrong))
+
+
+def unused(axes: Axes, run: str, env: Mapping[str, str]) -> str | None:
+    """What to say of keys that no placeholder stands for: the runs differ in them by name only."""
+    used = placeholders([*shlex.split(run), *env.values()])
+    names = [name for name in axes if name not in used]
+    if not names:
+        return None
+    verb = "is" if len(names) == 1 else "are"
+    return f"{', '.join(names)} {verb} used nowhere, so runs are alike: write {_braced(names)} into run or env"
 
 
 def _braced(names: Iterable[str]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from orchestrator.document import nearest, printable, shown
 from orchestrator.spec import JobSpec
@@ -31,6 +31,15 @@ def unknown_key(key: str) -> tuple[str, str]:
     """Why JobSpec does not take this key: a message, and a hint (which may be empty)."""
     meant = SYNONYMS.get(key.lower())
     return "unknown key", f"Did you mean '{meant}'?" if meant else nearest(key, JobSpec.model_fields)
+
+
+def _unknown_within(path: tuple[str | int, ...]) -> tuple[str, str]:
+    """The same of a key within another key: `cudnn.bench`."""
+    inner = JobSpec.model_fields[str(path[0])].annotation if str(path[0]) in JobSpec.model_fields else None
+    for kind in (inner, *get_args(inner)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return "unknown key", nearest(str(path[-1]), kind.model_fields)
+    return "unknown key", ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def _problem(detail: Any) -> Problem:
         path = path[:-1]
     match kind:
         case "extra_forbidden":
-            message, hint = unknown_key(str(path[-1])) if len(path) == 1 else ("unknown key", "")
+            message, hint = unknown_key(str(path[-1])) if len(path) == 1 else _unknown_within(path)
             return Problem(path, message, hint, about_key=True)
         case "missing":
             return Problem(path, "is missing: the script and its arguments, such as `run: train.py`")

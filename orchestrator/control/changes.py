@@ -13,7 +13,7 @@ from orchestrator.checks import at_least_one, whole
 from orchestrator.control.refused import Refused
 from orchestrator.document import nearest, shown
 from orchestrator.scheduling.decision import Reservation, Sure
-from orchestrator.scheduling.lifecycle import State
+from orchestrator.scheduling.lifecycle import State, said
 from orchestrator.scheduling.run import Run
 from orchestrator.spec import SETTABLE, SETTABLE_OF_ARRAYS, JobSpec
 from orchestrator.spec_problems import problems
@@ -84,10 +84,10 @@ def parse_changes(texts: Mapping[str, str], *, array: bool) -> Change:
 def check_state(run: Run, change: Change) -> None:
     """Raises Refused(7) where it is too late for a change."""
     if run.ended or run.state is State.STOPPING:
-        raise Refused(7, f"run {run.id} is {run.state}: nothing of it can be changed any more")
+        raise Refused(7, f"run {run.id} {said(run.state)}: nothing of it can be changed any more")
     if run.live and not change.live:
         late = sorted(change.keys.keys() - {"time_limit"})
-        raise Refused(7, f"run {run.id} is {run.state}: {' and '.join(late)} can be changed only while a run waits")
+        raise Refused(7, f"run {run.id} {said(run.state)}: {' and '.join(late)} can be changed only while a run waits")
 
 
 def check_limit(run: Run, spec: JobSpec, now: datetime, reservations: Sequence[Reservation]) -> None:

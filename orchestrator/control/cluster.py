@@ -25,7 +25,7 @@ from orchestrator.config import Config, load_config
 from orchestrator.control.cluster_error import ClusterError
 from orchestrator.control.home import ClusterNote, Home
 from orchestrator.control.private_file import InsecureHome
-from orchestrator.control.private_head import Head, Say, end_local, listens, local_head, ray_env
+from orchestrator.control.private_head import Head, Say, end_local, listens, local_head, ray_env, ray_processes
 from orchestrator.control.ray_auth import ray_auth
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
@@ -173,22 +173,30 @@ def _given_head(config: Config) -> Head:
     return Head(address, None, config.dashboard_proxy)
 
 
-def down(home: Home, environ: Mapping[str, str], *, force: bool, say: Say) -> None:
-    """Ends the controller, the agents' launchers and, where orch started it, Ray. Raises ClusterError(7) while runs live."""
+def down(home: Home, environ: Mapping[str, str], *, force: bool, say: Say) -> bool:
+    """Ends the controller, the agents' launchers and, where orch started it, Ray; False where nothing of them was there.
+
+    Raises ClusterError(7) while runs live.
+    """
     if not home.root.exists():
-        return
+        return False
     with one_at_a_time(home):
         note = home.read_cluster()
-        if controller_url(home):
+        was_up = bool(controller_url(home))
+        if was_up:
             say("asking the controller to end")
             _ask_down(home, force=force)
         if note is not None and note.local:
-            say("ending Ray")
+            if ray_processes(home):
+                was_up = True
+                say("ending Ray")
             end_local(home)
         elif note is not None and listens(note.address):
+            was_up = True
             say("ending the controller and the agents")
             _end_actors(home, note, ray_env(home, environ, local=False))
         home.controller_file.unlink(missing_ok=True)
+    return was_up
 
 
 def _ask_down(home: Home, *, force: bool) -> None:
@@ -251,17 +259,18 @@ def main() -> None:
     limit.start()
     try:
         config = load_config(os.environ, Path.cwd(), {})
+        changed = True
         if verb == "up":
             up(Home(config.home), config, dict(os.environ), say)
         else:
-            down(Home(config.home), dict(os.environ), force="--force" in sys.argv, say=say)
+            changed = down(Home(config.home), dict(os.environ), force="--force" in sys.argv, say=say)
     except (ClusterError, InsecureHome, DocumentError) as error:
         print(json.dumps({"error": str(error), "code": getattr(error, "code", 4)}), flush=True)
         sys.exit(1)
     except OSError as error:  # a disk that is full or read-only
         print(json.dumps({"error": f"{error.filename or 'the home folder'}: {error.strerror}", "code": 4}), flush=True)
         sys.exit(1)
-    print(json.dumps({"ok": True, "seconds": round(time.monotonic() - began, 1)}), flush=True)
+    print(json.dumps({"ok": True, "changed": changed, "seconds": round(time.monotonic() - began, 1)}), flush=True)
 
 
 if __name__ == "__main__":

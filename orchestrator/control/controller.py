@@ -44,7 +44,7 @@ from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.ask import device_of, request_of
-from orchestrator.scheduling.lifecycle import Event, State
+from orchestrator.scheduling.lifecycle import Event, State, said
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
 from orchestrator.secrecy import exposed
@@ -290,7 +290,7 @@ class Controller:
         """Another attempt of a run that failed or was cancelled. Raises Refused."""
         run = await self.find(ref)
         if not run.ended or run.state is State.SUCCEEDED:
-            raise Refused(7, f"run {run.id} is {run.state}: only one that failed or was cancelled is tried again")
+            raise Refused(7, f"run {run.id} {said(run.state)}: only one that failed or was cancelled is tried again")
         again = await self._retry([run], secrets, by)
         if not again:
             raise Refused(7, f"run {run.id} was tried again by somebody else just now")

@@ -88,7 +88,7 @@ def local_head(home: Home, config: Config, environ: Mapping[str, str], say: Say,
     The one that runs already, unless it is `lost`. Raises ClusterError.
     """
     previous = home.read_cluster()
-    if previous is not None and previous.local and _ray_processes(home):
+    if previous is not None and previous.local and ray_processes(home):
         if not lost:
             return Head(previous.address, previous.dashboard_url, previous.dashboard_proxy)
         # The launcher and its ranks stay: the next agent takes them up if it is there before their lease is over.
@@ -160,7 +160,7 @@ def _port_again(previous: ClusterNote | None) -> int:
     return 0
 
 
-def _ray_processes(home: Home) -> list[psutil.Process]:
+def ray_processes(home: Home) -> list[psutil.Process]:
     """Those of the private Ray: that name its folder, what they started, and workers whose raylet has died under them."""
     named = _naming(temp_dir(home))
     token = f"RAY_AUTH_TOKEN_PATH={home.ray_token_file()}"
@@ -186,7 +186,7 @@ def _naming(folder: Path) -> list[psutil.Process]:
 
 def _end_ray(home: Home) -> None:
     # It holds nothing that the database does not, and takes more than ten seconds to end by itself.
-    _kill(_ray_processes(home))
+    _kill(ray_processes(home))
 
 
 def end_local(home: Home) -> None:

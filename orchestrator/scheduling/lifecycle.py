@@ -21,6 +21,12 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
+def said(state: str) -> str:
+    """What follows `run 7`: `has succeeded`, `was cancelled`, `is running`."""
+    verb = {State.SUCCEEDED.value: "has", State.FAILED.value: "has", State.CANCELLED.value: "was"}.get(state, "is")
+    return f"{verb} {state}"
+
+
 class Event(StrEnum):
     """What happened to a run, as a fact in the past tense."""
 

@@ -11,6 +11,9 @@ from orchestrator.hardware.formats import parse, read_hardware
 # nvidia-smi
 
 
+LEGEND = "\tGPU0\tGPU1\tNIC0\tNUMA Affinity\nGPU0\t X \tNV2\tPIX\t0\nGPU1\tNV2\t X \tSYS\t0\n\nNIC Legend:\n\n  NIC0: mlx5_2\n"
+
+
 def test_a_topo_matrix_gives_islands_nics_by_their_legend_and_numa():
     (node,) = read_hardware([FIXTURES / "pairs.topo.txt"]).nodes
     assert node.islands == ((0, 1), (2, 3))
@@ -32,6 +35,23 @@ def test_the_json_has_the_contracts_keys():
 def test_prefixes_of_a_parallel_shell_name_the_nodes():
     cluster = read_hardware([FIXTURES / "pdsh.topo.txt"])
     assert {node.name: links(node) for node in cluster.nodes} == {"gpu-02": ["SYS"], "gpu-01": ["NV4"]}
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "names"),
+    [
+        (("0: ", "1: "), ["topo-0", "topo-1"]),
+        (("[1,0]<stdout>:", "[1,8]<stdout>:"), ["topo-0", "topo-8"]),
+        (("[pod/worker-0/main] ", "[pod/worker-1/main] "), ["worker-0", "worker-1"]),
+        (("3: ",), ["topo"]),
+    ],
+    ids=["srun", "mpirun", "kubectl", "one task alone"],
+)
+def test_a_launchers_prefixes_part_the_nodes_though_their_lines_are_mixed(prefixes, names):
+    text = "".join(f"{prefix}{line}\n" for line in LEGEND.splitlines() for prefix in prefixes)
+    nodes = parse(text, "topo.txt").nodes
+    assert [node.name for node in nodes] == names
+    assert all(links(node) == ["NV2"] and near(node) == {"mlx5_2": (0,)} for node in nodes)
 
 
 def test_lines_that_a_terminal_wrapped_and_words_of_old_drivers_are_read():
@@ -56,6 +76,9 @@ def test_lines_that_a_terminal_wrapped_and_words_of_old_drivers_are_read():
         "Topology: " + TWO,
         "- topology: " + TWO.splitlines()[0] + "\n```\n" + TWO + "```\n",
         TWO.replace("GPU0\tGPU1", "   GPU0 GPU1").replace(" X \tNV2", " X   NV2"),
+        "".join(f"2026-11-26T10:00:00Z {line}\n" for line in TWO.splitlines()),
+        "".join(f"|{line}|\n" for line in TWO.replace("\t", "|").splitlines()),
+        "\x1b]0;user@gpu-01: ~\x07\x1b[?2004h$ nvidia-smi topo -m\n\x1b[?2004l\r" + TWO,
     ],
     ids=[
         "as it is",
@@ -70,6 +93,9 @@ def test_lines_that_a_terminal_wrapped_and_words_of_old_drivers_are_read():
         "a title before the header",
         "a report that gives the header twice",
         "tabs and spaces mixed",
+        "times before the lines",
+        "a table of Markdown",
+        "a recorded terminal",
     ],
 )
 def test_a_matrix_is_read_however_it_was_saved(text):
@@ -87,10 +113,28 @@ def test_two_matrices_without_names_are_two_machines():
     assert [node.name for node in parse(TWO + TWO, "a.txt").nodes] == ["a", "a-2"]
 
 
+def test_every_matrix_of_one_machine_goes_into_one_node():
+    pcie = TWO.replace("NV2", "PHB")
+    reads, writes = (f" \tGPU0\tGPU1\n GPU0\tX\t{word}\n GPU1\t{word}\tX\n" for word in ("OK", "CNS"))
+    for text in (TWO + pcie + reads + writes, reads + writes + pcie + TWO):
+        (node,) = parse(text).nodes
+        assert (links(node), node.shape.peer_access) == (["NV2"], ("OK",))
+
+
 def test_models_and_uuids_stand_beside_the_matrix():
     (node,) = parse("GPU 0: NVIDIA H100 (UUID: GPU-a)\nGPU 1: NVIDIA H100 (UUID: GPU-b)\n" + TWO).nodes
     assert [gpu.model for gpu in node.gpus] == ["NVIDIA H100"] * 2
     assert node.uuids == ("GPU-a", "GPU-b")
+
+
+def test_models_are_taken_from_the_table_that_nvidia_smi_prints():
+    table = (
+        "|   0  Tesla V100-SXM2...  On   | 00000000:06:00.0 Off |                    0 |\n"
+        "| N/A   31C    P0    41W / 300W |      0MiB / 16160MiB |      0%      Default |\n"
+        "|   1  NVIDIA H100 80GB HBM3          On  |   00000000:3B:00.0 Off |                    0 |\n"
+    )
+    (node,) = parse(table + TWO).nodes
+    assert [gpu.model for gpu in node.gpus] == ["Tesla V100-SXM2", "NVIDIA H100 80GB HBM3"]
 
 
 def test_one_gpu_is_a_matrix_too():
@@ -151,6 +195,12 @@ def test_gpus_that_disagree_about_their_links_have_the_fewer():
     cluster = parse(_xml(f"<cpu>{_gpu_xml(one, 0, ('0000:02:00.0', 12))}{_gpu_xml(two, 1, (one, 4))}</cpu>"))
     assert links(cluster.nodes[0]) == ["NV4"]
     assert "GPU 0 names 12 NVLinks to GPU 1, GPU 1 names 4 back" in cluster.notes[0]
+
+
+def test_what_a_terminal_left_around_a_topology_is_no_part_of_it():
+    plain = _xml(f"<cpu>{_gpu_xml('0000:01:00.0', 0)}</cpu>")
+    assert parse(f"$ cat topo.xml\n{plain}\n$ exit\n", "x.txt").nodes[0].shape == parse(plain).nodes[0].shape
+    assert refused("$ cat topo.xml\n" + plain.replace("</cpu>", "</gpu>"))[0] == 2
 
 
 BOMB = '<!DOCTYPE s [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>' + _xml("<cpu>&b;</cpu>")

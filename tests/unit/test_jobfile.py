@@ -24,39 +24,48 @@ def test_the_smallest_job() -> None:
     assert (spec.name, spec.argv, spec.workers.nodes, spec.workers.total) == ("train", ["train.py"], 2, 16)
 
 
-def test_every_key_that_works_now() -> None:
-    text = """
+EVERY_KEY = """\
 name: resnet50
-run: train.py --epochs 90 --note 'a b'
-workers: 16
-device: cuda
-backend: nccl
-workdir: ..
+run: train.py --epochs 90
+workers: 2x8
+device: auto
+backend: auto
+near: leaf
+gpu: H100
+workdir: .
 python: /venv/bin/python
 env: {OMP_NUM_THREADS: "4"}
 secrets: [WANDB_API_KEY]
+cudnn: {benchmark: true, deterministic: false}
+requires: {torch: ">=2.8", cuda: "12.8", cudnn: ">=9", nccl: ">=2.27", driver: ">=570"}
 checkpoint: ckpt
-priority: -10
+time_limit: 12h
+priority: 10
 team: vision
-grace: 1.5m
+retry: {infra: 20, user: 0}
+grace: 30s
+after: [41, pretrain]
+array: {lr: [0.1, 0.01], seed: 0..9}
+on_degraded: warn
+throughput: {samples: "samples/s: ([0-9.]+)"}
 tags: {sweep: a}
 """
-    assert parse_job(text, "job.yaml") == JobSpec(
-        name="resnet50",
-        run="train.py --epochs 90 --note 'a b'",
-        workers=16,
-        device="cuda",
-        backend="nccl",
-        workdir="..",
-        python="/venv/bin/python",
-        env={"OMP_NUM_THREADS": "4"},
-        secrets=("WANDB_API_KEY",),
-        checkpoint="ckpt",
-        priority=-10,
-        team="vision",
-        grace=90.0,
-        tags={"sweep": "a"},
-    )
+
+
+def test_a_job_with_every_key_is_taken_as_it_is_written() -> None:
+    spec = parse_job(EVERY_KEY, "job.yaml")
+    assert (spec.name, spec.argv) == ("resnet50", ["train.py", "--epochs", "90"])
+    assert (spec.workers.nodes, spec.workers.total, spec.gpu) == (2, 16, ("H100",))
+    assert (spec.near and spec.near.level, spec.device, spec.backend) == ("leaf", "auto", "auto")
+    assert (spec.workdir, spec.python, spec.checkpoint, spec.team) == (".", "/venv/bin/python", "ckpt", "vision")
+    assert (spec.env, spec.secrets, spec.tags) == ({"OMP_NUM_THREADS": "4"}, ("WANDB_API_KEY",), {"sweep": "a"})
+    assert (spec.cudnn.benchmark, spec.cudnn.deterministic) == (True, False)
+    assert set(spec.requires) == {"torch", "cuda", "cudnn", "nccl", "driver"}
+    assert (spec.time_limit, spec.grace, spec.priority) == (12 * 3600, 30, 10)
+    assert (spec.retry.infra, spec.retry.user, spec.on_degraded) == (20, 0, "warn")
+    assert spec.after == (41, "pretrain")
+    assert {key: len(values) for key, values in (spec.array or {}).items()} == {"lr": 2, "seed": 10}
+    assert set(spec.throughput) == {"samples"}
 
 
 @pytest.mark.parametrize(

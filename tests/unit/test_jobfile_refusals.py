@@ -71,8 +71,7 @@ def test_one_mistake_hides_no_other_that_is_about_two_keys() -> None:
     assert refusal(text) == [
         "job.yaml:2:11: priority: must be a whole number, not 'lots'",
         "job.yaml:3:16: retry.infra: must be a whole number, not 'x'",
-        "job.yaml:4:8: array: {lr} in run or env is none of its keys (seed); plain text is {{lr}}; "
-        "seed is used nowhere: write {seed} into run or env",
+        "job.yaml:4:8: array: {lr} in run or env is none of its keys (seed); plain text is {{lr}}",
         "job.yaml:5:10: backend: nccl needs GPUs, and device is cpu: choose gloo",
         "job.yaml:7:6: gpu: names GPUs, and device is cpu: leave one of them out",
     ]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from orchestrator import array
 from orchestrator.array import run_id, written
 from orchestrator.spec import JobSpec
 from orchestrator.spec_problems import problems
@@ -41,6 +42,16 @@ def test_whatever_the_values_are_they_reach_the_script_as_they_are(values: list[
     assert [spec.element(index).argv[1] for index in range(len(values))] == values
 
 
+def test_keys_that_no_placeholder_stands_for_are_taken_and_named() -> None:
+    assert JobSpec(run="t.py", array={"lr": [0.1]}).array == {"lr": ("0.1",)}
+    axes = {"lr": ("0.1",), "seed": ("0", "1")}
+    assert array.unused(axes, "t.py {lr}", {"SEED": "{seed}"}) is None
+    assert array.unused(axes, "t.py {lr}", {}) == (
+        "seed is used nowhere, so runs are alike: write {seed} into run or env"
+    )
+    assert array.unused(axes, "t.py", {}).startswith("lr, seed are used nowhere")
+
+
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
@@ -48,8 +59,6 @@ def test_whatever_the_values_are_they_reach_the_script_as_they_are(values: list[
             {"run": "t.py {lr} {seed} {sed}"},
             "array: {sed} in run or env is none of its keys (lr, seed); plain text is {{sed}}",
         ),
-        ({"run": "t.py {lr}"}, "array: seed is used nowhere: write {seed} into run or env"),
-        ({"run": "t.py"}, "array: lr, seed are used nowhere: write {lr}, {seed} into run or env"),
         ({"run": "t.py", "array": {}}, "array: is empty: it needs one key at least, such as {seed: 0..9}"),
         (
             {"array": {"lr": 5, "seed": [1]}},

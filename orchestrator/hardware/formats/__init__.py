@@ -29,8 +29,9 @@ MOST_BYTES = 64 * 1024 * 1024
 """A file larger than that is none of these formats."""
 
 _IBNETDISCOVER = re.compile(
-    r'(?m)^(?:(?:Switch|Ca|Rt)\s+[0-9]+\s+"|(?:CA|SW|RT)\s+[0-9]+\s+[0-9]+\s+0x|(?:switch|ca)guid=)'
+    r'(?m)^[ \t]*(?:(?:Switch|Ca|Rt)\s+[0-9]+\s+"|(?:CA|SW|RT)\s+[0-9]+\s+[0-9]+\s+0x|(?:switch|ca)guid=)'
 )
+_SYSTEM = re.compile(r"(?m)^[ \t]*<system\b")
 _SLURM = re.compile(r"(?im)^[ \t]*(?:SwitchName|BlockName|BlockSizes|BlockLevels)[ \t]*=")
 _TOPOGRAPH = re.compile(r"(?m)^(?:switches|blocks|capacity_blocks)[ \t]*:")
 _INLINE = re.compile(r"(?m)^(?:metadata|hardware|orch|nodes|cluster_name)[ \t]*:|\bgpus[ \t]*:")
@@ -45,7 +46,7 @@ def detect(text: str, filename: str = "") -> str:
     suffix = Path(filename).suffix.lower()
     if not start:
         raise FormatError(None, "the file is empty")
-    if start.startswith("<") or suffix == ".xml":
+    if start.startswith("<") or suffix == ".xml" or _SYSTEM.search(text):
         return "nccl-xml"
     if nvidia_smi.found_in(text):
         return "nvidia-smi"

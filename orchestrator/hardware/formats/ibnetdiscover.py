@@ -167,6 +167,8 @@ def _cluster(fabric: _Fabric) -> Cluster:
         raise FormatError(None, "no adapter on any switch carries a host's name")
     notes = [
         f"{count} adapters call themselves {what!r}, so their hosts are not known; they were left out."
+        if count > 1
+        else f"1 adapter calls itself {what!r}, so its host is not known; it was left out."
         for what, count in nameless.items()
     ]
     undescribed = [names[guid] for guid in fabric.switches if guid not in fabric.described]

@@ -8,6 +8,7 @@ through one switch, PXB through several, PHB through one CPU, SYS between CPUs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -17,25 +18,41 @@ from orchestrator.hardware.formats.errors import FormatError
 from orchestrator.hardware.model import MOST_GPUS, Cluster, Domain, Gpu, Nic, Node, Shape
 
 _MODELS = {
+    "0x15f8": "P100-PCIE-16GB",
+    "0x15f9": "P100-SXM2-16GB",
     "0x1db1": "V100-SXM2-16GB",
     "0x1db5": "V100-SXM2-32GB",
+    "0x1db8": "V100-SXM3-32GB",
     "0x1db4": "V100-PCIE-16GB",
     "0x1db6": "V100-PCIE-32GB",
+    "0x1df6": "V100S-PCIE-32GB",
     "0x1eb8": "T4",
+    "0x2204": "RTX-3090",
+    "0x2230": "RTX-A6000",
+    "0x2235": "A40",
+    "0x2236": "A10",
+    "0x2237": "A10G",
     "0x20b0": "A100-SXM4-40GB",
     "0x20b2": "A100-SXM4-80GB",
+    "0x20b3": "A100-SXM4-64GB",
+    "0x20b1": "A100-PCIE-40GB",
     "0x20f1": "A100-PCIE-40GB",
     "0x20b5": "A100-PCIE-80GB",
-    "0x2235": "A40",
-    "0x2237": "A10G",
+    "0x20b7": "A30",
+    "0x20f3": "A800-SXM4-80GB",
+    "0x20f5": "A800-PCIE-80GB",
+    "0x26b1": "RTX-6000-Ada",
     "0x26b5": "L40",
     "0x26b9": "L40S",
     "0x27b8": "L4",
+    "0x2321": "H100-NVL-94GB",
+    "0x2322": "H800-PCIE-80GB",
     "0x2324": "H800-SXM5-80GB",
     "0x2329": "H20",
     "0x2330": "H100-SXM5-80GB",
     "0x2331": "H100-PCIE-80GB",
     "0x2335": "H200-SXM5-141GB",
+    "0x2342": "GH200-96GB",
     "0x2684": "RTX-4090",
     "0x2901": "B200",
     "0x2941": "GB200",
@@ -45,6 +62,8 @@ _MODELS = {
 _NVIDIA = "0x10de"
 _SWITCH_CLASS, _NVSWITCH_CLASS = "0x0604", "0x068000"
 _MOST_DEPTH = 64
+_BEGIN = re.compile(r"(?m)^[\ufeff \t]*<(?=[A-Za-z?!])")
+"""Where the XML begins."""
 
 
 @dataclass
@@ -135,9 +154,12 @@ def _read(text: str) -> _Element:
     """The outermost element. Entities can only be declared in a DOCTYPE, so refusing that refuses entity bombs."""
     # The text is decoded already: what its XML declaration says of an encoding is no longer true.
     parser = expat.ParserCreate("utf-8")
-    # Blank lines before the XML declaration are an error to a parser, and common in what people paste.
-    trimmed = text.lstrip("\ufeff \t\r\n")
+    # Blank lines and prompts around the XML are an error to a parser, and common in what people paste.
+    begin = _BEGIN.search(text)
+    trimmed = text[begin.start() :].lstrip() if begin else text.lstrip("\ufeff \t\r\n")
     blank = text.count("\n", 0, len(text) - len(trimmed))
+    whole, end_tag, _ = trimmed.rpartition("</system>")
+    trimmed = whole + end_tag or trimmed
     stack: list[_Element] = []
     roots: list[_Element] = []
 

@@ -2,7 +2,8 @@
 
 The matrix is found wherever it stands: after a prompt, behind log prefixes, between other output. Each row begins
 with a column's name and has one word for each column; what follows are CPU and NUMA affinities. Only NUMA is taken
-from them, since nvidia-smi cuts long CPU lists off. `pdsh` prefixes (`gpu-01: GPU0 X ...`) name the nodes.
+from them, since nvidia-smi cuts long CPU lists off. Prefixes of `pdsh`, `srun -l`, `mpirun` and `kubectl` (`gpu-01: GPU0 X
+...`) part the nodes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from orchestrator.hardware.formats.errors import FormatError
-from orchestrator.hardware.model import NEAR_WORDS, Cluster, Gpu, Nic, Node, Shape, is_link
+from orchestrator.hardware.model import NEAR_WORDS, Cluster, Gpu, Nic, Node, Shape, is_link, nvlinks
 
 _OLD_WORDS = {"SOC": "SYS", "PSB": "PIX"}
 """Words of old drivers, with today's for the same thing."""
@@ -22,9 +23,17 @@ _AFFINITY_HEADER = frozenset({"CPU", "NUMA", "GPU", "Affinity", "ID"})
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _GPU = re.compile(r"GPU([0-9]{1,4})")
 _COLUMN = re.compile(r"[A-Za-z][A-Za-z_.-]*[0-9][A-Za-z0-9_.-]*")
-_HOST_PREFIX = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*): ?(.*)")
-_LEGEND = re.compile(r"\s*(NIC[0-9]+):\s*(\S+)\s*")
+_HOST_PREFIX = re.compile(
+    r"(?:\[[0-9]+,(?P<rank>[0-9]+)\]<std(?:out|err)>:|\[pod/(?P<pod>[\w.-]+)(?:/[^\]]*)?\]"
+    r"|\s*(?P<host>[A-Za-z0-9][A-Za-z0-9_.-]*):(?=\s|$)) ?(?P<rest>.*)"
+)
+"""A colon within a word belongs to a time of day, not to a host."""
+_LEGEND = re.compile(r"(?:^|\s)(NIC[0-9]+):\s*(\S+)\s*$")
 _MODEL = re.compile(r"\s*GPU ([0-9]{1,4}(?:,[0-9]{1,4})*): ([^()]+?)\s*(?:\(UUID: ([^)\s]+)\))?\s*")
+_TABLE_MODEL = re.compile(
+    r"\s*([0-9]{1,4})\s+(\S.*?)(?:\.\.\.)?\s+(?:On|Off|N/A|Enabled|Disabled)\s+[0-9A-Fa-f]{8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9]\b"
+)
+"""A GPU's first line in the table that plain `nvidia-smi` prints, its bars taken out."""
 
 
 @dataclass
@@ -56,12 +65,13 @@ def parse(text: str, name: str = "node") -> Cluster:
 
     Raises FormatError where there is no matrix, one of its rows is missing or cut, or two rows contradict each other.
     """
-    lines = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    by_host = _by_host(lines)
+    by_host = _by_host(_lines(text))
     notes: list[str] = []
     nodes: list[Node] = []
     for host, numbered in by_host.items():
-        nodes.extend(_nodes(numbered, host or name, notes))
+        # `srun -l` and `mpirun` number their tasks: that is no host's name.
+        called = name if host.isdigit() and len(by_host) == 1 else f"{name}-{host}" if host.isdigit() else host or name
+        nodes.extend(_nodes(numbered, called, notes))
     if not nodes:
         raise FormatError(None, "there is no matrix of `nvidia-smi topo` in it")
     return Cluster(tuple(nodes), notes=tuple(notes))
@@ -69,24 +79,34 @@ def parse(text: str, name: str = "node") -> Cluster:
 
 def found_in(text: str) -> bool:
     """Whether `text` holds such a matrix."""
-    lines = _ANSI.sub("", text).replace("\r", "\n").split("\n")
+    lines = [line for numbered in _by_host(_lines(text)).values() for _, line in numbered]
     columns = {column for line in lines for column in _header(line.split())[0]}
     return any(label in columns for line in lines if (label := _label(line.split())[0]))
+
+
+def _lines(text: str) -> list[str]:
+    """The lines without what terminals, Markdown tables (`| GPU0 | X |`) and `docker compose` (`worker-1  | GPU0`) add."""
+    plain = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return [line.replace("|", " ") for line in plain.split("\n")]
 
 
 def _by_host(lines: list[str]) -> dict[str, list[tuple[int, str]]]:
     """Numbered lines by host, where a prefix before the header names one; all under "" otherwise."""
     numbered = list(enumerate(lines, start=1))
-    prefixed = [(number, match) for number, line in numbered if (match := _HOST_PREFIX.match(line))]
-    headed = dict.fromkeys(match[1] for _, match in prefixed if _header(match[2].split())[0])
+    prefixed = [
+        (number, match["rank"] or match["pod"] or match["host"], match["rest"])
+        for number, line in numbered
+        if (match := _HOST_PREFIX.match(line))
+    ]
+    headed = dict.fromkeys(host for _, host, rest in prefixed if _header(rest.split())[0])
     # A prefix before the header alone is a title (`Topology: GPU0 GPU1`), not a host.
-    hosts = {match[1] for _, match in prefixed if match[1] in headed and _label(match[2].split())[0]}
+    hosts = {host for _, host, rest in prefixed if host in headed and _label(rest.split())[0]}
     by_host: dict[str, list[tuple[int, str]]] = {host: [] for host in headed if host in hosts}
     if not by_host:
         return {"": numbered}
-    for number, match in prefixed:
-        if match[1] in by_host:
-            by_host[match[1]].append((number, match[2]))
+    for number, host, rest in prefixed:
+        if host in by_host:
+            by_host[host].append((number, rest))
     return by_host
 
 
@@ -95,14 +115,29 @@ def _nodes(lines: list[tuple[int, str]], name: str, notes: list[str]) -> list[No
     models = _models(lines)
     for matrix in _matrices(lines):
         shape = _p2p_shape(matrix) if matrix.is_p2p else _topo_shape(matrix, notes)
-        previous = nodes[-1].shape if nodes else None
-        if previous is not None and previous.indices == shape.indices and matrix.is_p2p and not previous.peer_access:
-            nodes[-1] = replace(nodes[-1], shape=replace(previous, peer_access=shape.peer_access))
-        elif previous is not None and previous.indices == shape.indices and previous.peer_access and not previous.links:
-            nodes[-1] = replace(nodes[-1], shape=replace(shape, peer_access=previous.peer_access))
+        together = _of_one_machine(nodes[-1].shape, shape) if nodes else None
+        if together is not None:
+            nodes[-1] = replace(nodes[-1], shape=together)
         else:
             nodes.append(Node(name if not nodes else f"{name}-{len(nodes) + 1}", shape))
     return [_with_models(node, models) for node in nodes]
+
+
+def _of_one_machine(first: Shape, second: Shape) -> Shape | None:
+    """Both matrices as one machine's, or None where the second begins another machine: links (-m, -mp) and peer access
+    (-p2p r, w, n, ...) are printed one by one."""
+    if first.indices != second.indices:
+        return None
+    if not second.links or not first.links:
+        # Of several kinds of peer access the first counts.
+        links, access = first if first.links else second, first.peer_access or second.peer_access
+        return replace(links, peer_access=access)
+    if [nic.name for nic in first.nics] == [nic.name for nic in second.nics]:
+        # -mp leaves NVLink out; two machines of one make have it both or neither.
+        joined = [any(map(nvlinks, shape.links)) for shape in (first, second)]
+        if joined[0] != joined[1]:
+            return replace(first if joined[0] else second, peer_access=first.peer_access or second.peer_access)
+    return None
 
 
 def _matrices(lines: list[tuple[int, str]]) -> list[_Matrix]:
@@ -124,7 +159,7 @@ def _matrices(lines: list[tuple[int, str]]) -> list[_Matrix]:
             matrices.append(_Matrix(number, columns, affinities))
             open_row = None
         elif current is not None and tokens:
-            if legend := _LEGEND.fullmatch(line):
+            if legend := _LEGEND.search(line):
                 current.names[legend[1]] = legend[2]
             elif not current.rows and (more := _header_rest(tokens)):
                 # A terminal wrapped the header.
@@ -284,10 +319,12 @@ def _one_way(matrix: _Matrix, a: str, b: str) -> str | None:
 
 
 def _models(lines: list[tuple[int, str]]) -> dict[int, tuple[str, str | None]]:
-    """Model and UUID by index from the lines of `nvidia-smi -L` or of a collect_env report beside the matrix."""
-    models = {}
+    """Model and UUID by index from what stands beside the matrix: `nvidia-smi -L`, its table, a collect_env report."""
+    models: dict[int, tuple[str, str | None]] = {}
     for _, line in lines:
-        if match := _MODEL.fullmatch(line):
+        if match := _TABLE_MODEL.match(line):
+            models.setdefault(int(match[1]), (match[2], None))
+        elif match := _MODEL.fullmatch(line):
             for index in match[1].split(","):
                 models[int(index)] = (match[2], match[3])
     return models

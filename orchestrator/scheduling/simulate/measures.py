@@ -46,7 +46,8 @@ class Measures:
     utilisation: float
     """GPU-seconds held over those there were, up to the last end."""
     utilisation_arriving: float
-    """The same up to the last submission: a tail of a few long jobs says little of a policy."""
+    """The same up to the last submission, where not all were submitted at once: a tail of a few long jobs says little of a
+    policy."""
     fragmentation: float
     """While GPUs were free: the largest gang that one node could take, against the largest if they lay together; 0 is
     none."""
@@ -71,6 +72,7 @@ def measure(replayed: Replayed) -> Measures:
     fitting = [life for life in gangs if life.job.gpus <= size and not (life.job.nodes and life.job.nodes > 1)]
     ideal = sum(life.job.gpus * life.ideal_s for life in lives)
     last = sum(life.job.gpus * life.whole_s for life in lives)
+    arriving = replayed.span_s or replayed.makespan_s
     return Measures(
         policy=replayed.policy,
         nodes=len(topology.nodes),
@@ -82,7 +84,7 @@ def measure(replayed: Replayed) -> Measures:
         slowdown=spread(slowdowns),
         makespan=replayed.makespan_s,
         utilisation=_share(replayed.integral.busy, gpus * replayed.makespan_s),
-        utilisation_arriving=_share(_busy_until(replayed, replayed.span_s), gpus * replayed.span_s),
+        utilisation_arriving=_share(_busy_until(replayed, arriving), gpus * arriving),
         fragmentation=_share(replayed.integral.scattered, replayed.integral.some_free_s),
         cross_leaf=_share(sum(crosses_leaves(topology, life.last_parts or ()) for life in gangs), len(gangs)),
         split=_share(sum(len(life.last_parts or ()) > 1 for life in fitting), len(fitting)),

@@ -40,6 +40,30 @@ artifact (simulator/traces/*/validation-*.csv: iterations, or progress over stat
 fitted so that the completions in its results-jobload/tiresias-1.0 come out, and deepspeech2's moved towards them (the training
 runs say 14,577 for yolov3 and 3,178 for cifar10 at 2048). So agreement with that policy is partly made; with others it is not."""
 
+MEASURED_GPUS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)
+STEP_S = {
+    ("bert", 384): (29.1, 13.9, 7.01, 6.17, 5.17, 3.21, 2.78, 2.45, 2.04, 1.88),
+    ("cifar10", 2048): (1.4, 0.838, 0.394, 0.268, 0.26, 0.189, 0.154, 0.202, 0.222, 0.21),
+    ("cifar10", 4096): (2.81, 1.67, 0.79, 0.513, 0.449, 0.284, 0.223, 0.223, 0.225, 0.284),
+    ("deepspeech2", 320): (10.2, 5.2, 2.62, 1.81, 1.55, 1.38, 1.27, 1.2, 1.14, 1.09),
+    ("deepspeech2", 640): (20.3, 10.3, 5.19, 3.32, 2.73, 1.79, 1.48, 1.3, 1.39, 1.15),
+    ("imagenet", 3200): (14.8, 7.45, 4.0, 2.58, 2.02, 1.36, 1.05, 0.742, 0.695, 0.631),
+    ("imagenet", 6400): (29.5, 14.9, 7.99, 5.1, 4.04, 2.64, 2.08, 1.42, 1.09, 0.784),
+    ("ncf", 32768): (0.0213, 0.0266, 0.0177, 0.0336, 0.043, 0.0287, 0.0308, 0.0344, 0.0384, 0.0507),
+    ("yolov3", 64): (2.59, 1.33, 0.883, 1.8, 1.64, 1.11, 1.17, 1.09, 1.49, 0.912),
+}
+"""Seconds of a step by application, batch size and as many GPUs as MEASURED_GPUS says, on full nodes of four T4: what
+PolluxProfile makes of the artifact's profiles. For a workload alone, without them."""
+
+
+def usual_s(job: Job) -> float | None:
+    """How long a job of Pollux's workloads takes on full nodes of four T4; None where that was never measured."""
+    measured = STEP_S.get((job.model or "", job.batch_size or 0))
+    if job.steps is None or measured is None:
+        return None
+    points = [(gpus, (step, 0.0)) for gpus, step in zip(MEASURED_GPUS, measured, strict=True)]
+    return job.steps * _linear(points, job.gpus)[0]
+
 
 @dataclass
 class PolluxProfile:

@@ -12,6 +12,7 @@ from orchestrator.placement.search import find
 from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Request
 from orchestrator.scheduling.simulate.jobs import Job
+from orchestrator.scheduling.simulate.pollux_profile import usual_s
 from orchestrator.scheduling.simulate.world import Parts
 from orchestrator.spec_values import Workers
 
@@ -60,12 +61,13 @@ class Speed:
         for profile in self.profiles:
             if profile.knows(job):
                 return profile.seconds(job, _counts(parts), _counts(best[0]))
-        if job.duration_s is None:
+        alone = usual_s(job) if job.duration_s is None else job.duration_s
+        if alone is None:
             known = f"no profile knows {job.model}" if job.model else "the trace does not tell its model"
             raise ValueError(f"job {job.id} has no duration, and {known}: --profiles DIR names measured speeds")
         if job.gpus < 2 or not self.talk or parts == best[0]:
-            return job.duration_s
-        return job.duration_s * (1 - self.talk + self.talk * max(1.0, best[1] / self._bandwidth(parts)))
+            return alone
+        return alone * (1 - self.talk + self.talk * max(1.0, best[1] / self._bandwidth(parts)))
 
     def _best(self, job: Job) -> tuple[Parts, float] | None:
         key = (job.gpus, job.nodes)

@@ -130,7 +130,34 @@ def test_an_array_is_shown_with_its_values_and_what_it_follows(orch, stub):
         "0..3",
         "41 (pretrain)",
     )
-    assert json.loads(orch("show", "sweep", "--json").stdout) == ARRAY
+
+
+def test_the_json_of_an_array_has_the_names_that_a_run_has(orch, stub, a_run):
+    parts = {
+        "allocated_s": 6.0,
+        "starting_s": 1.0,
+        "productive_s": 2.0,
+        "checkpoint_s": 0.5,
+        "lost_s": 0.5,
+        "idle_s": 2.0,
+    }
+    times = {"started_at": "2026-11-23T10:00:05Z", "finished_at": "2026-11-23T10:03:05Z"}
+
+    def answer(handler):
+        asked = next((key for key in times if f"columns={key}" in handler.path), None)
+        handler.answer(200, [{asked: times[asked]}] if asked else [{"name": "sweep", "runs": 4} | parts])
+
+    stub.answers |= {"GET /runs/sweep": (200, ARRAY), "GET /runs": answer, "GET /runs/101": (200, a_run(id=101))}
+    found = json.loads(orch("show", "sweep", "--json").stdout)
+    assert found.items() >= ARRAY.items()
+    assert a_run().keys() & {
+        "id", "name", "user", "team", "state", "reason", "submitted_at", "started_at", "finished_at", "priority", "spec",
+        "code", "attempts", "throughput", "gpu_seconds", "events",
+    } <= found.keys()  # fmt: skip
+    assert (found["started_at"], found["finished_at"]) == (times["started_at"], None)  # some of its runs still run
+    assert found["gpu_seconds"] == {name.removesuffix("_s"): value for name, value in parts.items()}
+    stub.answers["GET /runs/sweep"] = (200, ARRAY | {"state": "failed"})
+    assert json.loads(orch("show", "sweep", "-o", "jsonl").stdout)["finished_at"] == times["finished_at"]
 
 
 def test_the_logs_of_an_array_are_those_of_one_of_its_runs(orch, stub):

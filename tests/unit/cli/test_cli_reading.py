@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from rows import fault, representative
@@ -65,14 +66,32 @@ def test_csv_has_titles_and_survives_line_ends_in_fields(orch, rows):
     assert found[0]["where"] == "gpu-01:2"
 
 
-def test_ps_all_adds_what_ended_and_repeats_nothing(orch, stub, rows, a_run):
-    ended = a_run(id=41)
+def test_ps_all_adds_what_ended_within_a_day_and_repeats_nothing(orch, stub, rows, a_run):
+    now = datetime.now(UTC).isoformat()
+    old = a_run(id=40, finished_at=(datetime.now(UTC) - timedelta(days=2)).isoformat())
+    ended = [rows[0] | {"finished_at": now}, a_run(id=41, submitted_at="2020-01-01T00:00:00Z", finished_at=now), old]
 
     def answer(handler):
-        handler.answer(200, rows if "live=1" in handler.path else [*rows, ended])
+        handler.answer(200, rows if "live=1" in handler.path else ended)
 
     stub.answers["GET /runs"] = answer
     assert orch("ps", "--all", "-o", "name").stdout.split() == ["42", "43", "41"]
+    assert stub.asked[-1][1]["state"] == ["succeeded", "failed", "cancelled"]
+
+
+def test_ps_all_shows_an_array_that_ended_as_one_row(orch, stub, a_run):
+    def one(index, state, array=50):
+        element = {"array": array, "index": index, "values": {}}
+        return a_run(id=array + index, state=state, array=element, finished_at=datetime.now(UTC).isoformat())
+
+    live = [a_run(id="60[]", array={"id": 60, "states": {"running": 1, "failed": 1}})]
+    ended = [one(1, "failed"), one(0, "succeeded"), one(2, "succeeded"), one(0, "failed", 60)]
+    stub.answers["GET /runs"] = lambda handler: handler.answer(200, live if "live=1" in handler.path else ended)
+    lines = [line.split("\t") for line in orch("ps", "-a").stdout.splitlines()]
+    assert [line[0] for line in lines] == ["60[]", "50[]"]
+    assert (lines[1][1], lines[1][3], lines[1][6]) == ("resnet50[]", "failed", "1 failed, 2 succeeded")
+    stub.answers["GET /runs"] = lambda handler: handler.answer(200, [] if "live=1" in handler.path else ended)
+    assert [run["id"] for run in json.loads(orch("ps", "-a", "--json").stdout)] == [51, 50, 52, 60]
 
 
 def test_every_filter_of_runs_reaches_the_controller(orch, stub):
@@ -184,6 +203,28 @@ def test_the_clusters_tree_is_drawn_and_what_disagrees_goes_to_stderr(orch, stub
     ]
     assert orch("topo", "-o", "name").stdout == "gpu-01\n"
     assert json.loads(orch("topo", "--json").stdout)["absent"] == ["gpu-02"]
+
+
+def test_the_clusters_tree_is_a_list_too(orch, stub):
+    nodes = [{"name": "gpu-01", "gpus": [{"index": 0, "model": "H100"}] * 2}, {"name": "gpu-02", "gpus": []}]
+    domains = [
+        {"level": "pod", "name": "p1", "parent": None, "members": ["l1"]},
+        {"level": "leaf", "name": "l1", "parent": "p1", "members": ["gpu-01"]},
+        {"level": "nvlink", "name": "n1", "parent": None, "members": ["gpu-01", "gpu-02"]},
+    ]
+    answer = {"nodes": nodes, "domains": domains, "notes": [], "drawing": [], "absent": [], "busy": {}}
+    stub.answers["GET /topo"] = (200, answer)
+    assert orch("topo", "-o", "csv").stdout.splitlines() == [
+        "node,gpus,model,pod,leaf,nvlink",
+        "gpu-01,2,H100,p1,l1,n1",
+        "gpu-02,0,,,,n1",
+    ]
+    assert [json.loads(line) for line in orch("topo", "-o", "jsonl").stdout.splitlines()] == nodes
+
+
+def test_a_file_without_its_option_is_no_question_about_the_cluster(orch, stub, tmp_path):
+    done = orch("topo", tmp_path / "topology.conf")
+    assert (done.returncode, "files are named with --from" in done.stderr) == (2, True)
 
 
 def test_status_is_what_the_controller_says(orch, stub):

@@ -113,12 +113,30 @@ def test_mistakes_of_a_trace_have_lines(orch, trace):
     assert f"{trace}:3: submit_time: must be a number, not 'y'" in done.stderr
 
 
-def test_a_workload_without_durations_needs_profiles(orch, tmp_path):
+def test_a_workload_of_pollux_is_replayed_without_profiles_too(orch, tmp_path):
     (tmp_path / "w.csv").write_text("name,time,application,num_replicas,batch_size\nb,0,bert,4,384\n")
+    done = orch("simulate", tmp_path / "w.csv", "--nodes", "2", "--gpus", "4", "--json")
+
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["policies"][0]["mean_completion"] == pytest.approx(480 * 7.01)
+    assert "--profiles DIR names others" in done.stderr
+
+
+def test_work_that_nobody_measured_needs_profiles(orch, tmp_path):
+    (tmp_path / "w.csv").write_text("name,time,application,num_replicas,batch_size,steps\nb,0,gpt,4,384,10\n")
     done = orch("simulate", tmp_path / "w.csv", "--nodes", "2", "--gpus", "4")
 
     assert done.returncode == 2
-    assert "has no duration, and no profile knows bert" in done.stderr
+    assert "has no duration, and no profile knows gpt" in done.stderr
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_may_have_other_delimiters(orch, tmp_path, delimiter):
+    rows = [["Duration", "note", "Num_GPU", "job_id", "Submit_Time"], ["100.5", "a,b", "4", "x", "1e1"]]
+    (tmp_path / "t.csv").write_text("\r\n".join(map(delimiter.join, rows)))
+    done = orch("simulate", tmp_path / "t.csv", *PLAIN, "--json")
+
+    assert json.loads(done.stdout)["policies"][0]["mean_completion"] == 100.5
 
 
 def test_the_controllers_history_is_a_trace(orch, stub, a_run):

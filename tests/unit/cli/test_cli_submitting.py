@@ -201,7 +201,7 @@ def test_retry_takes_the_secrets_again(orch, stub, a_run):
 def test_only_what_failed_is_retried(orch, stub, a_run):
     stub.answers["GET /runs/42"] = (200, a_run())
     done = orch("retry", "42")
-    assert (done.returncode, "is succeeded" in done.stderr) == (7, True)
+    assert (done.returncode, "has succeeded" in done.stderr) == (7, True)
 
 
 def test_a_file_that_cannot_be_written_is_bad_usage(orch, tmp_path):

@@ -62,7 +62,11 @@ UNITS = {
         120,
         "minutes: the columns are",
     ),
-    CSV + "a,1,0,120000\nb,1,5000,60000\n": (120, "milliseconds: all are whole thousands"),
+    CSV + "a,1,0,120000\n" + "".join(f"b{i},1,{i}000,60000\n" for i in range(19)): (
+        120,
+        "milliseconds: all are whole thousands",
+    ),
+    CSV + "a,1,0,120000\nb,1,5000,60000\n": (120000, "taken as seconds"),
     CSV + "a,1,0,120\n": (120, "taken as seconds"),
     CSV + "a,1,2026-01-05T09:00:00,120\n": (120, "seconds, as submissions have dates"),
 }

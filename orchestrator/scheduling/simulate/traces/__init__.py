@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ def detect(text: str) -> str:
         return "runs"
     if "|" in first and sacct.recognises(first.lower().split("|")):
         return "sacct"
-    titles = [title.strip().lower() for title in first.split(",")]
+    titles = [title.strip(' "').lower() for title in re.split(r"[,;\t]", first)]
     return "pollux" if all(title in titles for title in pollux.REQUIRED) else "csv"
 
 
@@ -47,7 +48,7 @@ def parse(text: str, source: str, unit: str | None = None) -> Trace:
     kind = detect(text)
     if kind == "csv":
         first = text.lstrip().splitlines()[0]
-        if "job_id" not in first.lower() and "," not in first:
+        if "job_id" not in first.lower() and not re.search(r"[,;\t]", first):
             raise TraceError(
                 [
                     f"{source}:1: is no trace: neither a CSV with {', '.join(plain_csv.REQUIRED)}, nor a Pollux workload "

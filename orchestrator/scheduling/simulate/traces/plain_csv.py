@@ -14,6 +14,7 @@ from orchestrator.scheduling.simulate.jobs import Job, Trace, trace_of
 from orchestrator.scheduling.simulate.traces.rows import Rows, number, signed, whole
 
 REQUIRED = ("job_id", "num_gpu", "submit_time", "duration")
+ENOUGH_TO_TELL = 20
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0}
 
 _CHRONUS = ("expect_time_list", "best_effort")
@@ -90,7 +91,8 @@ def _unit(jobs: Sequence[Job], titles: Sequence[str], dated: bool) -> tuple[str,
     if all(title in titles for title in _CHRONUS):
         return "min", f"times are taken as minutes: the columns are those of ChronusArtifact; {_SAID_OTHERWISE}"
     times = [time for job in jobs for time in (job.submit_s, job.duration_s or 0.0)]
-    if times and max(times) >= 100_000 and all(time % 1000 == 0 for time in times):
+    # A handful of round numbers proves nothing.
+    if len(jobs) >= ENOUGH_TO_TELL and max(times) >= 100_000 and all(time % 1000 == 0 for time in times):
         return "ms", f"times are taken as milliseconds: all are whole thousands; {_SAID_OTHERWISE}"
     return "s", f"times are taken as seconds; {_SAID_OTHERWISE}"
 

@@ -20,8 +20,11 @@ class Rows:
     A cell that is wrong is complained of and read as None; `finish()` raises what there was to complain of.
     """
 
-    def __init__(self, text: str, source: str, delimiter: str = ",") -> None:
+    def __init__(self, text: str, source: str, delimiter: str | None = None) -> None:
+        """Without a `delimiter` it is the comma, semicolon or tab that the first line has most of."""
         self.source, self.complaints = source, list[str]()
+        if delimiter is None:
+            delimiter = max(",;\t", key=next(filter(str.strip, text.splitlines()), "").count)
         lines = io.StringIO(text.removeprefix("\ufeff"), newline="")
         # Slurm quotes nothing: a quote in a job's name is one of its letters.
         if delimiter == "|":
