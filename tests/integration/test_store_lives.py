@@ -15,7 +15,7 @@ from orchestrator.testing import START, a_new_run, a_placement
 # --- the life of a run ---
 
 
-def test_a_run_s_whole_life(store, clock):
+def test_a_run_that_is_tried_again_comes_back_with_all_its_attempts_and_events(store, clock):
     run = queued(store, clock)
     placed = store.place(run, a_placement(a=(0, 1), b=(2, 3)), clock.advance(1))
     assert placed.state is State.STARTING

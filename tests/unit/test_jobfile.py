@@ -19,12 +19,12 @@ from orchestrator.spec import JobSpec
 # What is right
 
 
-def test_the_smallest_job() -> None:
+def test_a_script_and_its_workers_are_a_job() -> None:
     spec = parse_job("run: train.py\nworkers: 2x8\n", "job.yaml")
     assert (spec.name, spec.argv, spec.workers.nodes, spec.workers.total) == ("train", ["train.py"], 2, 16)
 
 
-def test_every_key_that_works_now() -> None:
+def test_each_key_of_a_job_file_is_that_of_the_spec() -> None:
     text = """
 name: resnet50
 run: train.py --epochs 90 --note 'a b'
