@@ -7,9 +7,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from stored import everything, queued, running
 
+from orchestrator.health.failure import Failure
 from orchestrator.history.errors import DoubleBooked, NoSuchRun
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
-from orchestrator.scheduling.run import Failure
 from orchestrator.testing import START, a_new_run, a_placement
 
 # --- the life of a run ---

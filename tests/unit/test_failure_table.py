@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from gang_ends import CLOSED, ROWS, WAITED, a_word, of, peer, raised, stopped
 
+from orchestrator.health.death import LAST_LINES, Death
 from orchestrator.health.evidence import RankEnd, Seen, Xid
 from orchestrator.health.failure import KINDS, Failure
-from orchestrator.health.failure_table import LAST_LINES, RULES, Death, Weight, read
+from orchestrator.health.failure_table import RULES, Weight, read
 from orchestrator.health.failures import judge
 
 WATCHDOG = (

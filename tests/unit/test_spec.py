@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.checks import NAME, SET_BY_ORCH, default_name
-from orchestrator.spec import JobSpec, Workers, problems
+from orchestrator.spec import JobSpec
+from orchestrator.spec_problems import problems
+from orchestrator.spec_values import Workers
 
 
 def wrong(**values: Any) -> list[str]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.array import run_id, written
-from orchestrator.spec import JobSpec, problems
+from orchestrator.spec import JobSpec
+from orchestrator.spec_problems import problems
 
 
 def an_array(run: str = "t.py {lr} {seed}", **values: Any) -> JobSpec:
