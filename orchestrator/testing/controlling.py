@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import inspect
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,13 @@ async def controlling(
         yield controller
 
 
-async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10.0) -> None:
-    """Waits until the condition holds; AssertionError with what it last was after so many seconds."""
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> Any:
+    """The first true value of the condition, awaited where it can be; AssertionError with its last after so many seconds."""
     deadline = asyncio.get_running_loop().time() + seconds
-    while not (value := await condition()):
+    while not (value := await now if inspect.isawaitable(now := condition()) else now):
         assert asyncio.get_running_loop().time() < deadline, f"still {value!r}"
         await asyncio.sleep(0.005)
+    return value
 
 
 async def reaches(controller: Controller, run: Run, state: State) -> Run:

@@ -2,19 +2,8 @@
 
 from datetime import datetime
 
+from orch_home import COUNTS_ON
 from rows import fault, representative
-
-SAVES_AND_GOES_ON = """
-import os, pathlib, signal, sys, time
-saved = pathlib.Path(os.environ["ORCH_CHECKPOINT_DIR"]) / "saved"
-print("from", saved.read_text() if saved.exists() else 0, flush=True)
-def save(*_):
-    saved.write_text("7")
-    sys.exit(0)
-signal.signal(signal.SIGTERM, save)
-while not pathlib.Path(sys.argv[1]).exists():
-    time.sleep(0.05)
-"""
 
 IGNORES_SIGTERM = """
 import pathlib, signal, sys, time
@@ -28,7 +17,7 @@ while not pathlib.Path(sys.argv[1]).exists():
 @representative
 @fault(22)
 def test_runs_on_a_drained_node_save_or_are_killed_after_their_grace_and_go_on_after_undrain(home, job, gate, measured):
-    saver = home.submit(job(SAVES_AND_GOES_ON, name="saver", arguments=gate, checkpoint="ckpt"))
+    saver = home.submit(job(COUNTS_ON, name="saver", arguments=gate, checkpoint="ckpt"))
     stubborn = home.submit(job(IGNORES_SIGTERM, name="stubborn", folder="s", arguments=gate, grace="2s"))
     home.prints(saver, "from 0")
     home.prints(stubborn, "stubborn")

@@ -2,7 +2,7 @@
 
 import json
 
-from orch_home import until
+from orch_home import COUNTS_ON, until
 
 SAVES_WHEN_TOLD = """
 import os, pathlib, signal, sys, time
@@ -16,19 +16,6 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 while True:
     time.sleep(1)
-"""
-
-COUNTS_ON = """
-import os, pathlib, signal, sys, time
-saved = pathlib.Path(os.environ["ORCH_CHECKPOINT_DIR"]) / os.environ["RANK"]
-saved.parent.mkdir(parents=True, exist_ok=True)
-print("from", saved.read_text() if saved.exists() else 0, flush=True)
-def save(*_):
-    saved.write_text("7")
-    sys.exit(0)
-signal.signal(signal.SIGTERM, save)
-while not pathlib.Path(sys.argv[1]).exists():
-    time.sleep(0.05)
 """
 
 TELLS_ITS_VALUES = """

@@ -124,9 +124,10 @@ def held(home: OrchHome) -> int:
     return sum(row["name"].startswith(start) and row["state"] == "CREATED" for row in rows)
 
 
-def gpus_of(home: OrchHome, run: int, rank: int) -> tuple[str, str]:
-    env = json.loads(home.logs(run, "--rank", rank)[0])
-    return env["MASTER_ADDR"], env["CUDA_VISIBLE_DEVICES"]
+def environ_of_rank(home: OrchHome, run: int, rank: int) -> dict[str, str]:
+    """As PRINTS_ENVIRONMENT tells it."""
+    env: dict[str, str] = json.loads(home.logs(run, "--rank", rank)[0])
+    return env
 
 
 class TestAttached:
@@ -159,9 +160,10 @@ class TestAttached:
         attached.end(small)
         assert other_work.get(theirs, timeout=30) == "ran"
         until(lambda: held(attached) == 0, 10, "the nodes are given back")
-        assert {gpus_of(attached, gang, rank)[1] for rank in range(8)} == {"0,1,2,3"}
-        assert len({gpus_of(attached, gang, rank)[0] for rank in range(8)}) == 1
-        assert gpus_of(attached, small, 0)[1] == "4,5"
+        seen = [environ_of_rank(attached, gang, rank) for rank in range(8)]
+        assert {env["CUDA_VISIBLE_DEVICES"] for env in seen} == {"0,1,2,3"}
+        assert len({env["MASTER_ADDR"] for env in seen}) == 1
+        assert environ_of_rank(attached, small, 0)["CUDA_VISIBLE_DEVICES"] == "4,5"
         until(lambda: other_work.available_resources().get("GPU") == 12, 10, "Ray has all of its GPUs again")
 
     def test_a_part_that_ends_first_leaves_the_ranks_of_the_other_node_alone(self, attached, job):

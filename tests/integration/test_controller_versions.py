@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from orchestrator.health.facts import Interpreter, NodeFacts
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.testing import a_new_run
 from orchestrator.testing.cluster import FakeCluster
-from orchestrator.testing.controlling import started
+from orchestrator.testing.controlling import started, until
 
 TORCH = Interpreter("/opt/orch/python", "3.12.3", "2.11.0+cu130", "13.0", "9.19.0", "2.28.9", "2.28.9")
 VENV = "/venv/bin/python"
@@ -38,22 +38,19 @@ def a_cluster(**drivers: str) -> FakeCluster:
 @asynccontextmanager
 async def controlling(home: Path, cluster: FakeCluster) -> AsyncIterator[Controller]:
     settings = Settings(
-        home, home / "storage", 30.0, sync_wait_s=0.05, watch_s=0.02, lost_after_s=0.05, survey_wait_s=0.2
+        home,
+        home / "storage",
+        30.0,
+        sync_wait_s=0.05,
+        watch_s=0.02,
+        lost_after_s=0.05,
+        survey_wait_s=0.2,
+        preflight="off",
     )
     async with started(cluster, settings) as controller:
         # Until the agents were heard, nothing is known of them.
-        await until(lambda: _now(all(node.up for node in controller.roster.nodes.values())))
+        await until(lambda: all(node.up for node in controller.roster.nodes.values()))
         yield controller
-
-
-async def _now(value: object) -> object:
-    return value
-
-
-async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
-    while not (value := await condition()):
-        await asyncio.sleep(0.005)
-    return value
 
 
 def within(story: Coroutine[Any, Any, None], seconds: float = 30) -> None:
@@ -164,10 +161,10 @@ def test_an_agent_that_was_replaced_is_asked_again(tmp_path: Path) -> None:
         async with controlling(tmp_path, cluster) as controller:
             await controller.surveys.doctor(None, VENV, 0.1)
             cluster.lose("a")
-            await until(lambda: _now(not controller.roster.nodes["a"].up))
+            await until(lambda: not controller.roster.nodes["a"].up)
             cluster.add("a", 2)
             cluster.agents["a"].tell(host("a"), Interpreter(VENV, torch="2.9.1"), own=TORCH)
-            await until(lambda: _now(controller.roster.nodes["a"].up))
+            await until(lambda: controller.roster.nodes["a"].up)
             found = await controller.surveys.doctor("a", VENV)
             assert [facts["torch"] for facts in found["nodes"]] == ["2.9.1"]
 
@@ -185,7 +182,7 @@ def test_doctor_compares_the_nodes_and_says_who_has_not_answered(tmp_path: Path)
             assert (worst["severity"], worst["nodes"]) == ("error", ["b"])
             assert found["nodes"][0]["clock_ahead"] == 0.0
             cluster.agents["b"].gone = True
-            await until(lambda: _now(not controller.roster.nodes["b"].up))
+            await until(lambda: not controller.roster.nodes["b"].up)
             found = await controller.surveys.doctor("b", None, 0.2)
             assert found["absent"] == {"b": "its agent does not answer: the fake agent is gone"}
             with pytest.raises(KeyError):

@@ -6,7 +6,6 @@ import asyncio
 import re
 import socket
 import threading
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,13 +20,6 @@ from orchestrator.testing.cluster import FakeCluster
 from orchestrator.testing.controlling import controlling, job, reaches, until
 
 
-def truth(condition: Callable[[], object]) -> Callable[[], Awaitable[object]]:
-    async def ask() -> object:
-        return condition()
-
-    return ask
-
-
 def notes(run: Run) -> list[str | None]:
     return [event.reason for event in run.events if event.event is Event.NOTED]
 
@@ -39,12 +31,12 @@ def test_ranks_go_on_and_nothing_starts_while_the_head_is_away(tmp_path: Path) -
             run, _ = await controller.submit(job("1"), {})
             run = await reaches(controller, run, State.RUNNING)
             cluster.lost = True
-            await until(truth(lambda: controller.roster.away))
+            await until(lambda: controller.roster.away)
             (node,) = run.attempts[0].placement.nodes
             end = controller.roster.lease_end(node.node)
-            await until(truth(lambda: controller.roster.lease_end(node.node) > end))
+            await until(lambda: controller.roster.lease_end(node.node) > end)
             waits, _ = await controller.submit(job("1", name="waits"), {})
-            await until(truth(lambda: (reason := controller.queue.waits.reason(waits.id)) and "head" in reason.text))
+            await until(lambda: (reason := controller.queue.waits.reason(waits.id)) and "head" in reason.text)
             assert (await controller.find(str(run.id))).state is State.RUNNING
             cluster.lost = False
             await reaches(controller, waits, State.RUNNING)
@@ -64,7 +56,7 @@ def test_a_gang_whose_nodes_join_only_after_the_controller_goes_on_in_its_attemp
         async with controlling(tmp_path, cluster) as controller:
             for name in ("a", "b"):
                 cluster.facts[name] = facts[name]
-                await until(truth(lambda name=name: (node := controller.roster.nodes.get(name)) and node.up))
+                await until(lambda name=name: (node := controller.roster.nodes.get(name)) and node.up)
             for name in ("a", "b"):
                 cluster.agents[name].end(run.id, 1)
             run = await reaches(controller, run, State.SUCCEEDED)
@@ -110,7 +102,7 @@ def test_the_time_without_a_controller_stands_in_a_runs_history_where_it_was_lon
             await reaches(controller, run, State.RUNNING)
         since = datetime.now(UTC) - timedelta(seconds=away_s)
         async with controlling(tmp_path, cluster, last_alive=since) as controller:
-            await until(truth(lambda: controller.roster.nodes["a"].up))
+            await until(lambda: controller.roster.nodes["a"].up)
             cluster.agents["a"].end(run.id, 1)
             run = await reaches(controller, run, State.SUCCEEDED)
             assert len(run.attempts) == 1

@@ -156,7 +156,7 @@ def agrees(measured: Measured) -> None:
     assert progress.source == "auto"
 
 
-def test_plain_ddp_with_an_uneven_last_batch(node: Node) -> None:
+def test_ddp_with_an_uneven_last_batch_is_measured_as_the_script_measures_itself(node: Node) -> None:
     measured = node.measure(SELF_MEASURED + DDP)
     agrees(measured)
     # 805 samples a rank: 80 batches of 10 and one of 5.
@@ -186,7 +186,7 @@ dist.destroy_process_group()
 """
 
 
-def test_fsdp(node: Node) -> None:
+def test_fsdp_is_measured_as_the_script_measures_itself(node: Node) -> None:
     agrees(node.measure(SELF_MEASURED + FSDP))
 
 
@@ -250,7 +250,7 @@ watch.say()
 """
 
 
-def test_lightning(node: Node) -> None:
+def test_lightning_is_measured_as_the_script_measures_itself(node: Node) -> None:
     agrees(node.measure(SELF_MEASURED + LIGHTNING))
 
 
@@ -276,7 +276,7 @@ accelerator.end_training()
 """
 
 
-def test_accelerate(node: Node) -> None:
+def test_accelerate_is_measured_as_the_script_measures_itself(node: Node) -> None:
     agrees(node.measure(SELF_MEASURED + ACCELERATE))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from told import story
 
 from orchestrator.control.backend import GpuLook, Report
 from orchestrator.control.controller import Controller
@@ -20,7 +21,7 @@ from orchestrator.progress.file import bucket_of
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Run
 from orchestrator.testing.cluster import FakeCluster
-from orchestrator.testing.controlling import controlling, job, reaches, until
+from orchestrator.testing.controlling import job, reaches, until
 
 S = 10**9
 REDUCING = (Frame("all_reduce", "torch/distributed/distributed_c10d.py", 3252), Frame("main", "train.py", 11))
@@ -50,7 +51,7 @@ async def watched(controller: Controller, cluster: FakeCluster, **spec: Any) -> 
     show(cluster, run, 100, 100)
     gang = controller.gangs.measuring.of(run.id, 1)
     assert gang is not None
-    await until(lambda: _is(lambda: len(gang.looks) == 2))
+    await until(lambda: len(gang.looks) == 2)
     return run
 
 
@@ -71,10 +72,6 @@ async def ends_after(controller: Controller, cluster: FakeCluster, run: Run, at:
     raise AssertionError("it was not ended")
 
 
-async def _is(condition: Callable[[], object]) -> object:
-    return condition()
-
-
 async def notes(controller: Controller, run: Run) -> list[str]:
     found = await controller.find(str(run.id))
     return [str(event.reason) for event in found.events if event.event is Event.NOTED]
@@ -82,15 +79,6 @@ async def notes(controller: Controller, run: Run) -> list[str]:
 
 def asked(cluster: FakeCluster) -> int:
     return min(agent.stacks_taken for agent in cluster.agents.values())
-
-
-def story(tmp_path: Path, told: Callable[[Controller, FakeCluster], Awaitable[None]]) -> None:
-    async def run() -> None:
-        cluster = FakeCluster(a=1, b=1)
-        async with controlling(tmp_path, cluster) as controller:
-            await told(controller, cluster)
-
-    asyncio.run(run())
 
 
 def test_a_hung_gang_is_ended_with_the_rank_that_the_others_wait_for_and_the_stacks_kept(tmp_path: Path) -> None:
@@ -110,7 +98,7 @@ def test_a_hung_gang_is_ended_with_the_rank_that_the_others_wait_for_and_the_sta
         assert [row for row in kept if "text" in row[1]] == [(0, "the text of r0"), (1, "the text of r1")]
         assert kept[0][1] == "rank 0 on a (GPU 0), 1,001 steps done: all_reduce, called at train.py:11"
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)
 
 
 def test_while_any_rank_gets_on_nobody_is_even_looked_at(tmp_path: Path) -> None:
@@ -119,12 +107,12 @@ def test_while_any_rank_gets_on_nobody_is_even_looked_at(tmp_path: Path) -> None
         for second in range(110, 800, 50):
             cluster.agents["a"].show(look(run, 0, second, 100))
             cluster.agents["b"].show(look(run, 1, second, second - 55))
-        await until(lambda: _is(lambda: not cluster.agents["b"].looks))
+        await until(lambda: not cluster.agents["b"].looks)
         await asyncio.sleep(0.2)
         assert asked(cluster) == 0
         assert (await controller.find(str(run.id))).state is State.RUNNING
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)
 
 
 def test_a_node_that_cannot_be_asked_leaves_it_open_whether_its_gang_hangs(tmp_path: Path) -> None:
@@ -142,7 +130,7 @@ def test_a_node_that_cannot_be_asked_leaves_it_open_whether_its_gang_hangs(tmp_p
         failure = await ends_after(controller, cluster, run, second)
         assert "no rank stands out" in failure
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)
 
 
 def test_nodes_that_cannot_say_where_their_ranks_stand_do_not_keep_a_hung_gang_for_ever(tmp_path: Path) -> None:
@@ -152,7 +140,7 @@ def test_nodes_that_cannot_say_where_their_ranks_stand_do_not_keep_a_hung_gang_f
         assert failure.startswith("hung: no step for 91")
         assert "stand" not in failure.replace("no rank stands out", "")
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)
 
 
 def test_a_rank_whose_stack_moves_is_left_alone_until_the_longer_limit(tmp_path: Path) -> None:
@@ -169,7 +157,7 @@ def test_a_rank_whose_stack_moves_is_left_alone_until_the_longer_limit(tmp_path:
         assert (await controller.find(str(run.id))).state is State.RUNNING
         await ends_after(controller, cluster, run, 1100)
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)
 
 
 @pytest.mark.parametrize("hang", ["off", "1h"])
@@ -177,11 +165,11 @@ def test_a_job_that_says_so_is_not_ended(tmp_path: Path, hang: str) -> None:
     async def told(controller: Controller, cluster: FakeCluster) -> None:
         run = await watched(controller, cluster, hang=hang)
         show(cluster, run, 1000, 100)
-        await until(lambda: _is(lambda: not cluster.agents["b"].looks))
+        await until(lambda: not cluster.agents["b"].looks)
         await asyncio.sleep(0.2)
         assert asked(cluster) == 0
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)
 
 
 def test_a_script_that_shows_nothing_is_told_of_once_and_not_ended(tmp_path: Path) -> None:
@@ -202,7 +190,7 @@ def test_a_script_that_shows_nothing_is_told_of_once_and_not_ended(tmp_path: Pat
         assert [one["text"] for one in why_json(found)["noted"]] == [note]
         assert controller.gangs.watch.notes(found) == [note]
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)
 
 
 def test_idle_gpus_are_told_of_and_that_they_are_used_again(tmp_path: Path) -> None:
@@ -213,11 +201,11 @@ def test_idle_gpus_are_told_of_and_that_they_are_used_again(tmp_path: Path) -> N
             told = GpuLook(run.id, 1, 0, GpuUse(utilization=utilization))
             controller.gangs.watch.take_in("b", Report(1, (), gpus=(told,) * count))
 
-        await until(lambda: _is(lambda: (run.id, 1) in controller.gangs.watch._watched))
+        await until(lambda: (run.id, 1) in controller.gangs.watch._watched)
         looks(120, 0.0)
         await until(lambda: notes(controller, run))
         looks(1, 80.0)
-        await until(lambda: _is(lambda: not controller.gangs.watch.notes(run)))
+        await until(lambda: not controller.gangs.watch.notes(run))
 
         async def both() -> bool:
             return len(await notes(controller, run)) == 2
@@ -228,7 +216,7 @@ def test_idle_gpus_are_told_of_and_that_they_are_used_again(tmp_path: Path) -> N
             "its GPUs are used again",
         ]
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)
 
 
 def test_of_a_live_run_stacks_are_taken_when_somebody_asks_and_of_an_attempt_before_they_stay(tmp_path: Path) -> None:
@@ -249,4 +237,4 @@ def test_of_a_live_run_stacks_are_taken_when_somebody_asks_and_of_an_attempt_bef
         assert await asks(2) == []
         assert asked(cluster) == taken + 1
 
-    story(tmp_path, told)
+    story(told, tmp_path, a=1, b=1)

@@ -42,7 +42,7 @@ def test_a_switch_is_seen_by_more_links_than_a_gpu_has():
 
 
 @pytest.mark.parametrize(("link", "count"), [("NV12", 12), ("PIX", 0), (None, 0), ("NV", 0)])
-def test_nvlinks_of_a_word(link, count):
+def test_the_word_of_a_link_says_how_many_nvlinks_it_is(link, count):
     assert nvlinks(link) == count
 
 

@@ -19,7 +19,7 @@ from orchestrator.spec import JobSpec
 # What is right
 
 
-def test_the_smallest_job() -> None:
+def test_a_script_and_its_workers_are_a_job() -> None:
     spec = parse_job("run: train.py\nworkers: 2x8\n", "job.yaml")
     assert (spec.name, spec.argv, spec.workers.nodes, spec.workers.total) == ("train", ["train.py"], 2, 16)
 

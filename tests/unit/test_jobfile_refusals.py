@@ -282,9 +282,9 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_refused_soon(bomb: str) -> None:
     assert len(BOMBS[bomb].encode()) <= MAX_BYTES + 1, "the cap would refuse it, not the parser"
-    started = time.monotonic()
+    started = time.process_time()
     lines = refusal(BOMBS[bomb])
-    assert time.monotonic() - started < SOON
+    assert time.process_time() - started < SOON
     assert len("\n".join(lines)) < 20_000
 
 

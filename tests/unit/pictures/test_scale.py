@@ -31,11 +31,11 @@ def test_times_on_an_axis_are_inside_it_and_few(low: float, spread: float) -> No
     ("value", "written"),
     [(None, "unknown"), (0.0321, "0.0321"), (41.23, "41.2"), (8123.4, "8,123"), (1.38e6, "1.38M"), (3.0, "3")],
 )
-def test_figures(value: float | None, written: str) -> None:
+def test_a_figure_is_written_with_few_digits(value: float | None, written: str) -> None:
     assert figure(value) == written
 
 
-def test_shares_and_durations() -> None:
+def test_shares_and_durations_are_written_with_their_unit() -> None:
     assert [percent(share) for share in (0, 0.004, 0.25, 1)] == ["0 %", "0.4 %", "25 %", "100 %"]
     assert [span(s) for s in (0.4, 41, 200, 7500, 360000)] == ["0.4 s", "41 s", "3 min 20 s", "2 h 05 min", "4 d 4 h"]
 

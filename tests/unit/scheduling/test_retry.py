@@ -148,7 +148,7 @@ def test_the_first_retry_is_at_once_and_each_that_follows_without_getting_on_com
     assert not_before(broken(*(INFRA,) * 9, got_on=True)) is None
 
 
-def test_pauses_end() -> None:
+def test_a_pause_grows_no_longer_than_the_longest() -> None:
     many = broken(*(USER,) * 40, kind="exit", got_on=False, retry={"user": 99})
     assert many.attempts[-1].ended_at is not None
     assert not_before(many) == many.attempts[-1].ended_at + timedelta(seconds=retry.LONGEST_PAUSE_S)

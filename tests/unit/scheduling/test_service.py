@@ -49,7 +49,9 @@ def test_one_that_has_had_its_share_gives_way_to_a_new_one_of_its_priority() -> 
         pytest.param(holds(2.0), Policy(service=8.0, preemption="off"), 0, id="nobody is preempted"),
     ],
 )
-def test_else_it_stays(holder: Run, policy: Policy, priority: int) -> None:
+def test_one_that_has_had_less_or_stands_above_or_may_not_be_preempted_stays(
+    holder: Run, policy: Policy, priority: int
+) -> None:
     assert not decide(holder, policy, priority=priority).preemptions
 
 
