@@ -148,6 +148,11 @@ class NodeAgent:
             await self._renew(lease_s)
         self._check_heard(mine)
         if self._unacked is not None and ack < self._unacked.sequence:
+            if ack == 0:
+                # Its logs were taken for it and are in no other; what it said of the parts may be long over.
+                await self._starts_are_over()
+                self._check_heard(mine)
+                self._unacked = replace(self._unacked, parts=self._statuses())
             return self._answer(self._unacked, heard)
         if self._unacked is not None:
             self._acknowledged()
@@ -528,11 +533,13 @@ class NodeAgent:
         vitals = None if self._vitals_sent else self._vitals
         self._info_sent = self._vitals_sent = True
         self._sequence += 1
-        parts = self._parts.values()
-        looks = tuple(found for part in parts for found in self._progress_of(part))
-        statuses = tuple(p.status(self._ends) for p in parts)
-        self._unacked = Report(self._sequence, statuses, tuple(chunks), info, self._gpus.take(), looks, vitals)
+        looks = tuple(found for part in self._parts.values() for found in self._progress_of(part))
+        gpus = self._gpus.take()
+        self._unacked = Report(self._sequence, self._statuses(), tuple(chunks), info, gpus, looks, vitals)
         return self._unacked
+
+    def _statuses(self) -> tuple[PartStatus, ...]:
+        return tuple(part.status(self._ends) for part in self._parts.values())
 
     def _progress_of(self, part: Part) -> tuple[RankProgress, ...]:
         """The newest look at each of the part's ranks: a second old at most while they live, and their last word after."""

@@ -65,6 +65,9 @@ CALL_S = 60.0
 START_S = 600.0
 START_ACTOR_S = 30.0
 SIGN_OF_LIFE_S = 2.0
+HOLD_S = 5.0
+"""How long Ray may take to give a node: a tenth of a second, and seconds where one of its own calls was lost on the way. A group
+that is removed while it is being made may leave the node taken for ever (pull request 66188 of Ray)."""
 NODE_ID = "ray.io/node-id"
 HEAD = "node:__internal_head__"
 """A resource that the head's node alone has."""
@@ -149,11 +152,14 @@ class RemoteAgent:
     async def _call(self, method: str, *arguments: Any, timeout_s: float = CALL_S) -> Any:
         try:
             return await asyncio.wait_for(getattr(self.handle, method).remote(*arguments), timeout_s)
+        except RayTaskError as error:
+            # Ray's own text is the agent's traceback; what the agent raised says what a person needs. It may be one of Ray's
+            # own: the agent asks the controller for code.
+            if isinstance(error.cause, RayError):
+                raise AgentGone(f"{method}: {str(error.cause).splitlines()[0]}") from None
+            raise error.cause from None
         except (RayActorError, RaySystemError) as error:
             raise AgentGone(str(error).splitlines()[0]) from None
-        except RayTaskError as error:
-            # Ray's own text is the agent's traceback; what the agent raised says what a person needs.
-            raise error.cause from None
         except TimeoutError:
             raise AgentGone(f"no answer to {method} within {timeout_s:.0f} s") from None
 
@@ -273,7 +279,7 @@ class RayBackend:
     async def hold(self, node: NodeFacts) -> None:
         self._owed.discard(node.name)
         if node.name not in self._holds:
-            await self._call(self._hold, node)
+            await self._call(self._hold, node, timeout_s=HOLD_S + START_ACTOR_S)
 
     def _hold(self, node: NodeFacts) -> None:
         bundle = {"GPU" if node.device == "cuda" else "CPU": float(node.total)}
@@ -284,7 +290,7 @@ class RayBackend:
             name=hold_name(self._namespace, node.name),
             bundle_label_selector=[{NODE_ID: node.id}],
         )
-        if group.wait(2):
+        if group.wait(HOLD_S):
             # Here, not by who asked: it may have given up on a head that was slow.
             self._holds[node.name] = group
             return
