@@ -37,7 +37,12 @@ from orchestrator.control.gpu_watcher import GpuWatcher
 from orchestrator.control.gpus import memory_is_free, nvml, obstacles, visible_gpus
 from orchestrator.control.kernel_log import VARIABLE as KERNEL_LOG_VARIABLE
 from orchestrator.control.kernel_log import boot_time
-from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
+from orchestrator.control.launcher_client import (
+    LAUNCHER_CODE,
+    LauncherClient,
+    LauncherGoneError,
+    LauncherRefusedError,
+)
 from orchestrator.control.log_patterns import LogPatterns
 from orchestrator.control.masking import values_in_process, values_of
 from orchestrator.control.nccl_watch import rank_of
@@ -126,7 +131,8 @@ class NodeAgent:
         self._answered: float | None = None
         self._survey = Survey(lambda python: interpreter_env(self._base, python), self._changed.set)
         self._launcher = LauncherClient(folder / "launcher", self._base)
-        self._connecting = asyncio.Lock()
+        self._launcher_code: str | None = None
+        self._connecting, self._renewing = asyncio.Lock(), asyncio.Lock()
         self._launching: set[asyncio.Task[Any]] = set()
         """Starts that the launcher has not answered: no part yet, and not none either."""
         self._closed = False
@@ -193,6 +199,7 @@ class NodeAgent:
         """Starts the part's ranks; a part that is known already is answered as it is. Raises StartFailed."""
         await self._take_orders_from(epoch)
         await self._connect()
+        await self._renew_launcher()
         async with self._starting.setdefault(part.key, asyncio.Lock()):
             known = self._parts.get(part.key)
             if known is None:
@@ -290,6 +297,7 @@ class NodeAgent:
                 return
             await self._launcher.connect()
             known = await self._launcher.call("hello")
+            self._launcher_code = known.get("code")
             for key, attempt in known["attempts"].items():
                 self._take_up(key, attempt)
             for key in self._parts.keys() - known["attempts"].keys():
@@ -303,6 +311,15 @@ class NodeAgent:
                 self._survey.want(None)
             await self._launcher.call("warm", python=sys.executable, env=self._base)
             self._changed.set()
+
+    async def _renew_launcher(self) -> None:
+        """One of before an upgrade serves as long as what it started lives; then this orch's takes its place."""
+        async with self._renewing:
+            if self._launcher_code != LAUNCHER_CODE and not self._parts and not self._launching:
+                with suppress(LauncherRefusedError, LauncherGoneError):
+                    await self._launcher.call("quit")
+                await self._launcher.close()
+                await self._connect()
 
     async def _listen(self) -> None:
         async for event in self._launcher.events():

@@ -28,12 +28,15 @@ from urllib.parse import quote
 import psutil
 
 from orchestrator.config import Config, HeadStorage, load_config
+from orchestrator.control.code_version import this_code
 from orchestrator.control.home import ClusterNote, Home, node_folder, own_node_folder
 from orchestrator.control.monitoring import dashboards_folder
 from orchestrator.control.private_file import InsecureHome
 from orchestrator.control.ray_auth import ray_auth
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
+from orchestrator.history.database import open_database
+from orchestrator.history.errors import DatabaseOlder, StoreError
 from orchestrator.policy_text import policy_as_texts
 
 Say = Callable[[str], None]
@@ -135,10 +138,14 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
     home.make()
     home.token()
     with one_at_a_time(home):
-        health = _health(home)
-        lost = _is_lost(home.read_cluster(), health)
-        if health is not None and not lost:
+        health, before = _health(home), home.read_cluster()
+        lost = _is_lost(before, health)
+        other = None if health is None or lost else _other_controller(home)
+        if health is not None and not lost and other is None:
             return str(health["url"])
+        if other is not None and before is not None:
+            say(f"replacing the controller, which is of orch {other}")
+            _refuse_newer(before)
         try:
             read_hardware([*config.fabric, *([config.hardware] if config.hardware else [])])
         except FormatError as error:
@@ -169,7 +176,8 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
             )
         )
         say("starting the controller")
-        return _controller(home, head.address, ray_env(home, environ, local=local, head_storage=config.head_storage))
+        env = ray_env(home, environ, local=local, head_storage=config.head_storage)
+        return _controller(home, head.address, env, replace=other is not None)
 
 
 @contextmanager
@@ -200,10 +208,32 @@ def _ray(home: Home, address: str, env: Mapping[str, str]) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
-    with _ray(home, address, env) as ray:
-        from orchestrator.control.ray_backend import ensure_controller
+def _other_controller(home: Home) -> str | None:
+    """The version of the controller that runs, where it is not of this code; runs go on while it is replaced."""
+    note = home.read_controller() or {}
+    return None if note.get("code") == this_code() else str(note.get("version"))
 
+
+def _refuse_newer(note: ClusterNote) -> None:
+    """Raises ClusterError where this code cannot go on from the database: before anything is ended."""
+    try:
+        open_database(note.database, readonly=True).close()
+    except DatabaseOlder:
+        pass  # the next controller upgrades it
+    except StoreError as error:
+        raise ClusterError(str(error), error.exit_code) from None
+
+
+def _controller(home: Home, address: str, env: Mapping[str, str], *, replace: bool = False) -> str:
+    with _ray(home, address, env) as ray:
+        from orchestrator.control.ray_backend import CONTROLLER, ensure_controller
+
+        if replace:
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.kill(ray.get_actor(CONTROLLER))
+            deadline = time.monotonic() + 10
+            while CONTROLLER in ray.util.list_named_actors() and time.monotonic() < deadline:
+                time.sleep(0.05)
         actor = ensure_controller(home, home.namespace)
         try:
             url: str = ray.get(actor.ready.remote(), timeout=60)

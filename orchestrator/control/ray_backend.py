@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import platform
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +23,7 @@ from ray.exceptions import RayActorError, RayError, RaySystemError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 import orchestrator
-from orchestrator.control import bench_script
+from orchestrator.control import bench_script, ray_calls
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.api import Api
 from orchestrator.control.audit import AuditLog
@@ -37,6 +38,7 @@ from orchestrator.control.backend import (
     StartPart,
 )
 from orchestrator.control.code_store import CodeStore
+from orchestrator.control.code_version import speaks_with, this_code
 from orchestrator.control.controller import Controller
 from orchestrator.control.home import ClusterNote, Home, own_node_folder
 from orchestrator.control.inventory import probe_node
@@ -59,15 +61,15 @@ from orchestrator.policy_text import policy_of
 
 log = logging.getLogger("orch")
 
-CONTROLLER = "orch-controller"
+CONTROLLER, AGENT = "orch-controller", "orch-agent"
 CALL_S = 60.0
 """No call to an agent takes longer, a first start with its download aside."""
 START_S = 600.0
 START_ACTOR_S = 30.0
 SIGN_OF_LIFE_S = 2.0
-HOLD_S = 5.0
-"""How long Ray may take to give a node: a tenth of a second, and seconds where one of its own calls was lost on the way. A group
-that is removed while it is being made may leave the node taken for ever (pull request 66188 of Ray)."""
+HOLD_S, HOLD_TRIES = 2.0, 3
+"""How long Ray may take to give a node, which takes it a tenth of a second. A group for which a call of Ray's own was lost on the
+way (CommitBundleResources) waits for ever, and another one is given the node at once."""
 NODE_ID = "ray.io/node-id"
 HEAD = "node:__internal_head__"
 """A resource that the head's node alone has."""
@@ -94,16 +96,25 @@ def node_info() -> dict[str, Any]:
 class AgentActor:
     """The node's agent as the Ray dashboard shows it."""
 
-    def __init__(self, namespace: str, node: str, address: str, home: str, storage: str) -> None:
+    def __init__(self, namespace: str, node: str, address: str, home: str, storage: str, code: str) -> None:
+        """`code`: the controller's. What is here may be newer, or older, where an upgrade is not done everywhere yet."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._node = namespace, node
+        self._other = None if speaks_with(code) else _of_other_code(code)
         folder = own_node_folder(namespace) / f"node-{node}"
         # On other nodes than the head ORCH_HOME need not be there.
         disks = {"ORCH_HOME": Path(home), "attempts": folder, "storage": Path(storage), "tmp": Path(gettempdir())}
-        self._agent = NodeAgent(namespace, node, address, folder, self._fetch, node_info, disks=disks)
+        self._node_agent = NodeAgent(namespace, node, address, folder, self._fetch, node_info, disks=disks)
 
     def __repr__(self) -> str:
         return f"orch agent on {self._node}"
+
+    @property
+    def _agent(self) -> NodeAgent:
+        """Raises AgentGone where controller and agent do not understand each other: nothing is touched then."""
+        if self._other is not None:
+            raise AgentGone(self._other)
+        return self._node_agent
 
     async def _fetch(self, sha256: str) -> AsyncIterator[bytes]:
         controller = ray.get_actor(CONTROLLER, namespace=self._namespace)
@@ -260,7 +271,7 @@ class RayBackend:
 
     def _agent(self, node: NodeFacts) -> RemoteAgent:
         actor = ray.remote(AgentActor).options(
-            name=f"orch-agent-{node.name}-{node.id[:8]}",
+            name=f"{AGENT}-{node.name}-{node.id[:8]}-{this_code()}",
             namespace=self._namespace,
             lifetime="detached",
             get_if_exists=True,
@@ -271,7 +282,7 @@ class RayBackend:
         )
         try:
             folders = str(self._home), str(self._storage)
-            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address, *folders)
+            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address, *folders, this_code())
             return RemoteAgent(self._agents[node.id])
         except RayError as error:
             raise AgentGone(str(error).splitlines()[0]) from None
@@ -279,24 +290,33 @@ class RayBackend:
     async def hold(self, node: NodeFacts) -> None:
         self._owed.discard(node.name)
         if node.name not in self._holds:
-            await self._call(self._hold, node, timeout_s=HOLD_S + START_ACTOR_S)
+            await self._call(self._hold, node, timeout_s=HOLD_TRIES * HOLD_S + ray_calls.CALL_S)
 
     def _hold(self, node: NodeFacts) -> None:
-        bundle = {"GPU" if node.device == "cuda" else "CPU": float(node.total)}
-        group = placement_group(
-            [bundle],
-            strategy="STRICT_PACK",
-            lifetime="detached",
-            name=hold_name(self._namespace, node.name),
-            bundle_label_selector=[{NODE_ID: node.id}],
-        )
-        if group.wait(HOLD_S):
-            # Here, not by who asked: it may have given up on a head that was slow.
-            self._holds[node.name] = group
-            return
-        remove_placement_group(group)
-        kind = next(iter(bundle))
-        raise HoldRefused(f"Ray did not give the {node.total} {kind}s of {node.name}: other work holds some of them")
+        from ray._private.state import available_resources_per_node
+
+        kind = "GPU" if node.device == "cuda" else "CPU"
+        for _ in range(HOLD_TRIES):
+            group = placement_group(
+                [{kind: float(node.total)}],
+                strategy="STRICT_PACK",
+                lifetime="detached",
+                name=hold_name(self._namespace, node.name),
+                bundle_label_selector=[{NODE_ID: node.id}],
+            )
+            if group.wait(HOLD_S):
+                # Here, not by who asked: it may have given up on a head that was slow.
+                self._holds[node.name] = group
+                return
+            remove_placement_group(group)
+            deadline = time.monotonic() + HOLD_S / 2
+            while available_resources_per_node().get(node.id, {}).get(kind, 0.0) < node.total:
+                if time.monotonic() >= deadline:
+                    raise HoldRefused(
+                        f"Ray did not give the {node.total} {kind}s of {node.name}: other work holds some of them"
+                    )
+                time.sleep(0.1)
+        raise HoldRefused(f"Ray did not give the {node.total} {kind}s of {node.name}, though nobody holds them")
 
     async def release(self, node_name: str) -> None:
         if (group := self._holds.get(node_name)) is None:
@@ -309,6 +329,14 @@ class RayBackend:
             self._owed.discard(node_name)
             self._holds.pop(node_name, None)
 
+    def end_other_agents(self) -> None:
+        """Ends the agents of another orch, before an upgrade: those that follow find launchers and ranks where they are."""
+        for name in ray.util.list_named_actors():
+            if name.startswith(f"{AGENT}-") and not name.endswith(f"-{this_code()}"):
+                log.warning("%s is of another orch and is replaced", name)
+                with suppress(ValueError):
+                    ray.kill(ray.get_actor(name, namespace=self._namespace))
+
     def take_up_holds(self) -> None:
         """The holds that a controller before this one made: kept by name; the controller gives back what it does not need."""
         start = hold_name(self._namespace, "")
@@ -319,6 +347,12 @@ class RayBackend:
                     self._holds[row["name"].removeprefix(start)] = group
                 else:
                     remove_placement_group(group)
+
+
+def _of_other_code(code: str) -> str:
+    return (
+        f"orch {this_code()} is installed there, and the controller is of {code}: install one on both, then `orch up`"
+    )
 
 
 def _names(alive: list[dict[str, Any]]) -> dict[str, str]:
@@ -364,6 +398,7 @@ class ControllerActor:
         store = Store.open(note.database)
         store.prices = note.prices
         backend = RayBackend(self._namespace, note.address, self._home.root, Path(note.storage))
+        await asyncio.to_thread(backend.end_other_agents)
         await asyncio.to_thread(backend.take_up_holds)
         settings = Settings(
             home=self._home.root,
@@ -407,7 +442,7 @@ class ControllerActor:
         if note.dashboard_proxy is not None:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         tell_ray(self._controller)
-        self._home.write_controller(self._url, orchestrator.__version__)
+        self._home.write_controller(self._url, orchestrator.__version__, this_code())
         audit.write(
             {"uid": os.getuid(), "call": "controller started", "said": f"pid {os.getpid()}, {orchestrator.__version__}"}
         )
