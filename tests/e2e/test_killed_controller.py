@@ -39,6 +39,17 @@ def marked(home: OrchHome) -> list[Marked]:
     return found
 
 
+@pytest.fixture(scope="module")
+def home() -> Iterator[OrchHome]:
+    """With a lease that outlasts a controller's start on a busy machine."""
+    home = OrchHome(ORCH_LOCAL_SLOTS="2", ORCH_LEASE="60s")
+    try:
+        yield home
+    finally:
+        left = home.close()
+    assert left == []
+
+
 @pytest.fixture
 def started(home: OrchHome, tmp_path: Path, job: Callable[..., Path]) -> Iterator[Callable[[], int]]:
     """A function that submits a run which waits for its gate; afterwards the rules are looked at."""
