@@ -85,8 +85,8 @@ def gpu_sample(node: str, gpu: int, at: datetime, uses: Sequence[GpuUse]) -> Gpu
 class Measuring:
     """Every live attempt's progress."""
 
-    def __init__(self, runtime: Runtime, every_s: float = WRITE_S) -> None:
-        self._runtime, self._every_s = runtime, every_s
+    def __init__(self, runtime: Runtime, every_s: float = WRITE_S, most_kept: int = MOST_KEPT) -> None:
+        self._runtime, self._every_s, self._most_kept = runtime, every_s, most_kept
         self._gangs: dict[tuple[int, int], GangProgress] = {}
         self._gpus: dict[tuple[int, int], GpuWindows] = {}
         self._turn = 0
@@ -204,7 +204,7 @@ class Measuring:
     def _bound(self) -> None:
         """Drops the oldest of what is kept, beyond the bound."""
         rows = self.kept_rows
-        while rows > MOST_KEPT:
+        while rows > self._most_kept:
             one = self._kept.popleft()
             rows -= _size(one)
             self._dropped += _size(one)

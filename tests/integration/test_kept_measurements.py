@@ -16,7 +16,7 @@ from rows import fault, representative
 
 from orchestrator.control.backend import GpuLook, Report
 from orchestrator.control.gpu_usage import GpuUse
-from orchestrator.control.measuring import MOST_KEPT, Measuring
+from orchestrator.control.measuring import Measuring
 from orchestrator.control.runtime import Runtime, Settings
 from orchestrator.history.measurements import Measured
 from orchestrator.history.store import Store
@@ -24,7 +24,7 @@ from orchestrator.scheduling.run import Run
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
 from orchestrator.testing.controlling import until
 
-GPUS = 1000
+GPUS, MOST_KEPT = 100, 2_000
 LARGEST = MOST_KEPT + 2 * GPUS
 """What waits at most while a write is under way: the bound, and what comes in a turn."""
 
@@ -42,12 +42,12 @@ class Stuck(Store):
 
 @asynccontextmanager
 async def measuring(folder: Path) -> AsyncIterator[tuple[Measuring, Stuck, Runtime, Callable[[], Any]]]:
-    """One that measures a run; what it is over; and a minute of looks at a thousand GPUs, told and written down."""
+    """One that measures a run; what it is over; and a minute of looks at all GPUs, told and written down."""
     store, clock = Stuck.open(f"sqlite:///{folder}/orch.db", busy_timeout_s=0.05), ManualClock(START)
     runtime = Runtime(store, Settings(folder, folder), now=clock)
     await runtime.take_over("test")
     run: Run = store.place(store.submit(a_new_run(workers=1), START)[0].id, a_placement(a=(0,)), START)
-    found = Measuring(runtime, every_s=0.05)
+    found = Measuring(runtime, every_s=0.05, most_kept=MOST_KEPT)
     found.begin(run)
 
     async def a_minute() -> None:
@@ -97,9 +97,9 @@ def test_what_waits_for_the_database_is_bounded_and_the_newest_of_it_is_written(
 
             async def all_written() -> bool:
                 await found.write_down()
-                return not found.kept_rows
+                return found.kept_rows < GPUS
 
-            await until(all_written)
+            await until(all_written, 60)
             assert not [alarm for alarm in alarms if alarm.kind == "measurements"]
             minutes = minutes_of_gpus(tmp_path)
             assert set(minutes) == {GPUS}
