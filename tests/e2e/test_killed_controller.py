@@ -18,7 +18,7 @@ from orchestrator.history.store import Store
 from orchestrator.scheduling.lifecycle import State
 
 pytestmark = pytest.mark.ray
-TRIES = 3
+TRIES = 2
 
 AT_THE_GATE = """
 import os, pathlib, sys, time
