@@ -41,8 +41,11 @@ test: $(READY) ## runs every test, of the faults some; what this machine lacks (
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 -m "$$some" --write-reports="$$reports" tests/unit || units=$$?; \
 	$(BIN)/python -m pytest -q --durations=15 -m "$$some" --add-reports="$$reports" --ignore=tests/unit tests; exit $$units
 
+# What is in simulated time side by side, then what needs the machine for itself.
 faults: $(READY) ## brings about every fault of docs/reliability.md that this machine can, and renews the table there; many minutes
-	@went=0; ORCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -q -m fault --fault-results=.orch/faults.jsonl tests || went=$$?; \
+	@went=0; simulated=tests/faults/test_crash_points.py; \
+	$(BIN)/python -m pytest -q -n logical -m fault --fault-results=.orch/faults.jsonl $$simulated || went=$$?; \
+	ORCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -q -m fault --fault-results=.orch/faults.jsonl --ignore=$$simulated tests || went=$$?; \
 	$(BIN)/python scripts/reliability_table.py .orch/faults.jsonl; exit $$went
 
 soak: $(READY) ## 200 runs on four hosts while something breaks every 10 to 30 s (ORCH_SOAK_SEED=N, ORCH_SOAK_RUNS=N); a quarter of an hour

@@ -22,7 +22,12 @@ from orchestrator.control import snapshot
 from orchestrator.control.backend import AgentGone, PartStatus, Report, StaleController, StartFailed, StartPart
 from orchestrator.control.gpus import obstacles, visible_gpus
 from orchestrator.control.launch_request import LaunchRequests
-from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError, LauncherRefusedError
+from orchestrator.control.launcher_client import (
+    LAUNCHER_CODE,
+    LauncherClient,
+    LauncherGoneError,
+    LauncherRefusedError,
+)
 from orchestrator.control.node_files import NodeFiles
 from orchestrator.control.node_look import NodeLook
 from orchestrator.control.part import Part
@@ -70,7 +75,8 @@ class NodeAgent:
         self._requests = LaunchRequests(cluster, node, self._base, visible)
         self._ports = RendezvousPorts(address)
         self._launcher = LauncherClient(folder / "launcher", self._base)
-        self._connecting = asyncio.Lock()
+        self._launcher_code: str | None = None
+        self._connecting, self._renewing = asyncio.Lock(), asyncio.Lock()
         self._listening: asyncio.Task[None] | None = None
         self._starting: dict[str, asyncio.Lock] = {}
         self._launching: set[asyncio.Task[Any]] = set()
@@ -97,6 +103,10 @@ class NodeAgent:
             await self._renew(lease_s)
         self._check_heard(mine)
         if (again := self._reports.unheard(ack)) is not None:
+            if ack == 0:
+                await self._starts_are_over()
+                self._check_heard(mine)
+                again = self._reports.renewed(again)
             return self._answer(again, heard)
         if ack == 0:
             self._node.tell_again()
@@ -136,6 +146,7 @@ class NodeAgent:
         """Starts the part's ranks; a part that is known already is answered as it is. Raises StartFailed."""
         await self._take_orders_from(epoch)
         await self._connect()
+        await self._renew_launcher()
         async with self._starting.setdefault(part.key, asyncio.Lock()):
             known = self._parts.by_key.get(part.key)
             if known is None:
@@ -232,12 +243,22 @@ class NodeAgent:
                 return
             await self._launcher.connect()
             known = await self._launcher.call("hello")
+            self._launcher_code = known.get("code")
             self._parts.take_up(known["attempts"])
             self._listening = asyncio.get_running_loop().create_task(self._listen())
             if sys.executable in known.get("zygotes", {}):
                 self._survey.want(None)
             await self._launcher.call("warm", python=sys.executable, env=self._base)
             self._changed.set()
+
+    async def _renew_launcher(self) -> None:
+        """One of before an upgrade serves as long as what it started lives; then this orch's takes its place."""
+        async with self._renewing:
+            if self._launcher_code != LAUNCHER_CODE and not self._parts.by_key and not self._launching:
+                with suppress(LauncherRefusedError, LauncherGoneError):
+                    await self._launcher.call("quit")
+                await self._launcher.close()
+                await self._connect()
 
     async def _listen(self) -> None:
         async for event in self._launcher.events():

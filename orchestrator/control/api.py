@@ -34,6 +34,9 @@ HTTP_OF_CODE = {2: 400, 3: 404, 4: 401, 5: 422, 6: 503, 7: 409, 8: 500}
 BODY = 4 << 20
 IDLE_S = 30.0
 """How long a connection may be open without a whole request on it."""
+SILENT_S, LOOK_S = 8.0, 0.5
+"""How long a call waits for the database: its caller gives up after 10 s, and is to hear why. And how often that is looked at."""
+STREAMS = ("/logs", "/follow")
 LONGEST_LINE = 64 << 10
 """A follower that comes back says where it was with every rank."""
 
@@ -54,6 +57,7 @@ class Api:
     ) -> None:
         """`token` opens everything, `metrics_token` /metrics alone; `audit` hears of what is changed and of who is not let in;
         `doors` are findings of the doctor about the cluster itself."""
+        self._controller = controller
         self._token, self._metrics_token, self._audit = token, metrics_token, audit
         self._parts = (
             ClusterApi(controller, status, down, doors),
@@ -62,6 +66,8 @@ class Api:
             RunsApi(controller),
             ChangesApi(controller),
         )
+        self._unanswered: set[asyncio.Task[web.StreamResponse]] = set()
+        """What the database kept waiting for so long that its caller was told so."""
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=BODY)
@@ -110,6 +116,22 @@ class Api:
         return answer
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The handler's answer, or what is to be said where the database keeps it waiting: it goes on by itself then."""
+        answering = asyncio.create_task(self._in_words(request, handler))
+        try:
+            while not (await asyncio.wait({answering}, timeout=LOOK_S))[0]:
+                waits_s = self._controller.runtime.waits_s(answering)
+                if waits_s >= SILENT_S and not request.path.endswith(STREAMS):
+                    self._unanswered.add(answering)
+                    answering.add_done_callback(self._unanswered.discard)
+                    may = "" if request.method in ("GET", "HEAD") else "; what was asked may still be done once it does"
+                    return _error(6, f"The database has not answered for {waits_s:.0f} s{may}")
+        except asyncio.CancelledError:
+            answering.cancel()
+            raise
+        return answering.result()
+
+    async def _in_words(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except Refused as refusal:

@@ -23,12 +23,15 @@ from urllib.parse import quote
 
 from orchestrator.config import Config, load_config
 from orchestrator.control.cluster_error import ClusterError
+from orchestrator.control.code_version import this_code
 from orchestrator.control.home import ClusterNote, Home
 from orchestrator.control.private_file import InsecureHome
 from orchestrator.control.private_head import Head, Say, end_local, listens, local_head, ray_env, ray_processes
 from orchestrator.control.ray_auth import ray_auth
 from orchestrator.document import DocumentError
 from orchestrator.hardware.formats import FormatError, read_hardware
+from orchestrator.history.database import open_database
+from orchestrator.history.errors import DatabaseOlder, StoreError
 from orchestrator.policy_text import policy_as_texts
 
 HUNG_S = 30.0
@@ -72,10 +75,14 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
     home.make()
     home.token()
     with one_at_a_time(home):
-        health = _health(home)
-        lost = _is_lost(home.read_cluster(), health)
-        if health is not None and not lost:
+        health, before = _health(home), home.read_cluster()
+        lost = _is_lost(before, health)
+        other = None if health is None or lost else _other_controller(home)
+        if health is not None and not lost and other is None:
             return str(health["url"])
+        if other is not None and before is not None:
+            say(f"replacing the controller, which is of orch {other}")
+            _refuse_newer(before)
         try:
             read_hardware([*config.fabric, *([config.hardware] if config.hardware else [])])
         except FormatError as error:
@@ -106,7 +113,8 @@ def up(home: Home, config: Config, environ: Mapping[str, str], say: Say) -> str:
             )
         )
         say("starting the controller")
-        return _controller(home, head.address, ray_env(home, environ, local=local, head_storage=config.head_storage))
+        env = ray_env(home, environ, local=local, head_storage=config.head_storage)
+        return _controller(home, head.address, env, replace=other is not None)
 
 
 @contextmanager
@@ -137,10 +145,33 @@ def _ray(home: Home, address: str, env: Mapping[str, str]) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _controller(home: Home, address: str, env: Mapping[str, str]) -> str:
+def _other_controller(home: Home) -> str | None:
+    """The version of the controller that runs, where it is not of this code; runs go on while it is replaced."""
+    note = home.read_controller() or {}
+    return None if note.get("code") == this_code() else str(note.get("version"))
+
+
+def _refuse_newer(note: ClusterNote) -> None:
+    """Raises ClusterError where this code cannot go on from the database: before anything is ended."""
+    try:
+        open_database(note.database, readonly=True).close()
+    except DatabaseOlder:
+        pass  # the next controller upgrades it
+    except StoreError as error:
+        raise ClusterError(str(error), error.exit_code) from None
+
+
+def _controller(home: Home, address: str, env: Mapping[str, str], *, replace: bool = False) -> str:
     with _ray(home, address, env) as ray:
+        from orchestrator.control.ray_agent import CONTROLLER
         from orchestrator.control.ray_controller import ensure_controller
 
+        if replace:
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.kill(ray.get_actor(CONTROLLER))
+            deadline = time.monotonic() + 10
+            while CONTROLLER in ray.util.list_named_actors() and time.monotonic() < deadline:
+                time.sleep(0.05)
         actor = ensure_controller(home, home.namespace)
         try:
             url: str = ray.get(actor.ready.remote(), timeout=60)

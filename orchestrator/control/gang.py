@@ -40,6 +40,8 @@ class PartView:
     state: PartState = PartState.STARTING
     exits: dict[int, int] = field(default_factory=dict)
     started: int = 0
+    up_since: float = float("-inf")
+    """When it was first heard that it is up, by the controller's clock; never, where it was taken up."""
     fenced: bool = False
     clock: float = float("inf")
     """How far the controller's clock is ahead of the node's: what the quickest report showed."""
@@ -143,7 +145,7 @@ class Gang:
             # Ends that nobody saw have no better time than that of the report.
             part.ends.setdefault(rank, status.ends.get(rank) or RankEnd(code, status.at))
         if part.state is PartState.STARTING and status.ranks:
-            part.state = PartState.UP
+            part.state, part.up_since = PartState.UP, now
         broken = self._broken_part(node, status)
         if broken is not None:
             self._note(broken)

@@ -204,7 +204,7 @@ class Gangs:
 
     # -- what is reported ----------------------------------------------------------------------------------------
 
-    async def _take_in(self, node: str, report: Report, fresh: bool) -> None:
+    async def _take_in(self, node: str, report: Report, asked: float | None) -> bool:
         heard = self._runtime.monotonic()
         for chunk in report.logs:
             if chunk.attempt < 1:
@@ -227,18 +227,25 @@ class Gangs:
                 continue
             gang.observe(node, status, heard)
             await self._take_stock(gang)
-        if fresh:
-            await self._miss(node, {(status.run, status.attempt) for status in report.parts})
-            if not report.parts:
-                # A controller that died between the end of a run and its giving the node back has left it held.
-                self._runtime.spawn(self.roster.release(node, self.needs))
+        if asked is None:
+            return False
+        if not report.parts:
+            # A controller that died between the end of a run and its giving the node back has left it held.
+            self._runtime.spawn(self.roster.release(node, self.needs))
+        return await self._miss(node, {(status.run, status.attempt) for status in report.parts}, asked)
 
-    async def _miss(self, node: str, reported: set[tuple[int, int]]) -> None:
-        """Parts that an agent which is heard for the first time, or again, has no trace of."""
-        for gang in self._on(node):
-            if (gang.run, gang.attempt) not in reported and gang.parts[node].state is PartState.UP:
-                gang.lose(node, _no_trace(gang, node), fenced=False)
-                await self._take_stock(gang)
+    async def _miss(self, node: str, reported: set[tuple[int, int]], asked: float) -> bool:
+        """Parts that an agent which is heard for the first time, or again, has no trace of.
+
+        True where one of them came up after the agent was asked: the report may be older, and says nothing of it.
+        """
+        missing = [gang for gang in self._on(node) if (gang.run, gang.attempt) not in reported]
+        missing = [gang for gang in missing if gang.parts[node].state is PartState.UP]
+        sure = [gang for gang in missing if gang.parts[node].up_since <= asked]
+        for gang in sure:
+            gang.lose(node, _no_trace(gang, node), fenced=False)
+            await self._take_stock(gang)
+        return len(sure) < len(missing)
 
     async def _lost(self, node: str, how: str) -> None:
         for aside in self.aside.values():

@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,13 @@ class Home:
         return self.root / "ray_token"
 
     def read_cluster(self) -> ClusterNote | None:
+        """None where there is none. What another version wrote beside it is left aside."""
         note = _read(self.cluster_file)
-        return ClusterNote(**note) if note else None
+        return (
+            ClusterNote(**{one.name: note[one.name] for one in fields(ClusterNote) if one.name in note})
+            if note
+            else None
+        )
 
     def write_cluster(self, note: ClusterNote) -> None:
         _write(self.cluster_file, asdict(note))
@@ -151,8 +156,9 @@ class Home:
     def read_controller(self) -> dict[str, Any] | None:
         return _read(self.controller_file)
 
-    def write_controller(self, url: str, version: str) -> None:
-        _write(self.controller_file, {"url": url, "pid": os.getpid(), "version": version})
+    def write_controller(self, url: str, version: str, code: str) -> None:
+        """`code`: what exactly it runs, by which `orch up` sees whether it is to be replaced."""
+        _write(self.controller_file, {"url": url, "pid": os.getpid(), "version": version, "code": code})
 
     def controller_lives(self) -> None:
         """The controller's sign of life, on the head's disk: it needs no database, and a new head finds it."""

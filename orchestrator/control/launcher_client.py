@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,8 @@ Message = dict[str, Any]
 
 LAUNCHER = Path(__file__).with_name("launcher")
 """A folder that Python runs: `python -I LAUNCHER DIR`."""
+LAUNCHER_CODE = sha256(b"".join(path.read_bytes() for path in sorted(LAUNCHER.glob("*.py")))).hexdigest()[:12]
+"""What this orch's launcher says to `hello`; one of before an upgrade says something else."""
 CONNECT_S = 10.0
 """How long a new launcher may take until it listens."""
 LINE_LIMIT = 64 << 20
@@ -93,7 +96,8 @@ class LauncherClient:
 
     async def _start_launcher(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        argv = [sys.executable, "-c", DETACH, sys.executable, "-I", str(LAUNCHER), str(self.folder), *self._options]
+        launcher = [sys.executable, "-I", str(LAUNCHER), str(self.folder), f"--code={LAUNCHER_CODE}", *self._options]
+        argv = [sys.executable, "-c", DETACH, *launcher]
         with open(self.folder / "launcher.log", "ab") as log:
             first = await asyncio.create_subprocess_exec(
                 *argv, env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from orchestrator.control.backend import GpuLook, Report
@@ -84,20 +86,21 @@ def gpu_sample(node: str, gpu: int, at: datetime, uses: Sequence[GpuUse]) -> Gpu
 class Measuring:
     """Every live attempt's progress."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, every_s: float = WRITE_S, most_kept: int = MOST_KEPT) -> None:
+        self._runtime, self._every_s, self._most_kept = runtime, every_s, most_kept
         self._gangs: dict[tuple[int, int], GangProgress] = {}
         self._gpus: dict[tuple[int, int], GpuWindows] = {}
         self._turn = 0
         self._kept: deque[Measured] = deque()
         """What the database has not taken yet, oldest first."""
         self._dropped = 0
+        self._writing: asyncio.Task[None] | None = None
         self.live = Live()
         """How the runs do now."""
 
     def start(self) -> None:
         self._runtime.spawn(self._count_missed())
-        self._runtime.forever("measuring", self._write_all, WRITE_S)
+        self._runtime.forever("measuring", self.write_down, self._every_s)
 
     async def _count_missed(self) -> None:
         await self._runtime.write(self._runtime.store.count_missed, self._runtime.now())
@@ -147,13 +150,15 @@ class Measuring:
             last = self._measured(key, gang, gpus, count=False)
             # Its GPU time is counted once its end is recorded.
             if last.told:
-                await self._write([last])
+                self._kept.append(last)
+                await self._write()
         except StaleEpoch:
             raise
         except Exception:
             log.exception("what was measured of run %s last is lost", run)
 
-    async def _write_all(self) -> None:
+    async def write_down(self) -> None:
+        """What was measured since the last time, with what the database has not taken before."""
         self._turn += 1
         taken, few = [], len(self._gangs) < FEW
         for key, gang in list(self._gangs.items()):
@@ -165,30 +170,48 @@ class Measuring:
                 taken.append(one)
             except Exception:
                 self._give_up(key)
-        if taken:
-            await self._write(taken)
-
-    async def _write(self, taken: list[Measured]) -> None:
-        """With what the database did not take before; what it does not take now is kept, up to a bound, and the oldest dropped."""
         self._kept += taken
-        now, alarms = self._runtime.now(), self._runtime.alarms
-        try:
-            writing = list(self._kept)
-            await self._runtime.write(self._runtime.store.measure, writing, now)
-        except TROUBLE:
-            rows = sum(map(_size, self._kept))
-            while rows > MOST_KEPT:
-                one = self._kept.popleft()
-                rows -= _size(one)
-                self._dropped += _size(one)
-            if self._dropped:
-                text = f"The database takes nothing: {self._dropped:,} rows of measurements are lost, {rows:,} are kept for later."
-                alarms.set("measurements", text, now)
+        if self._writing is None or self._writing.done():
+            self._writing = self._runtime.spawn(self._write_kept())
+        else:
+            self._bound()
+        # Where the database answers nothing, what is measured meanwhile is still taken from the gangs, and bounded here.
+        await asyncio.wait({self._writing}, timeout=self._every_s)
+
+    async def _write_kept(self) -> None:
+        with suppress(StaleEpoch):
+            await self._write()
+
+    async def _write(self) -> None:
+        """What the database has not taken yet; what it does not take now is kept, up to a bound."""
+        if not (writing := list(self._kept)):
             return
-        for _ in writing:
-            self._kept.popleft()
+        try:
+            await self._runtime.write(self._runtime.store.measure, writing, self._runtime.now())
+        except TROUBLE:
+            self._bound()
+            return
+        # Others may have written or dropped some of it meanwhile, and more has come.
+        written = set(map(id, writing))
+        self._kept = deque(one for one in self._kept if id(one) not in written)
         self._dropped = 0
-        alarms.clear("measurements")
+        self._runtime.alarms.clear("measurements")
+
+    @property
+    def kept_rows(self) -> int:
+        """How many rows wait for the database."""
+        return sum(map(_size, self._kept))
+
+    def _bound(self) -> None:
+        """Drops the oldest of what is kept, beyond the bound."""
+        rows = self.kept_rows
+        while rows > self._most_kept:
+            one = self._kept.popleft()
+            rows -= _size(one)
+            self._dropped += _size(one)
+        if self._dropped:
+            text = f"The database takes nothing: {self._dropped:,} rows of measurements are lost, {rows:,} are kept for later."
+            self._runtime.alarms.set("measurements", text, self._runtime.now())
 
     def _give_up(self, key: tuple[int, int]) -> None:
         log.exception("run %s is measured no more", key[0])

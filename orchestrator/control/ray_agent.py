@@ -14,17 +14,18 @@ from tempfile import gettempdir
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RaySystemError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RaySystemError, RayTaskError
 
 from orchestrator.control.agent import NodeAgent
 from orchestrator.control.backend import AgentGone, PartStatus, Report, StartPart
+from orchestrator.control.code_version import speaks_with, this_code
 from orchestrator.control.home import own_node_folder
 from orchestrator.control.inventory import probe_node
 from orchestrator.control.shared_folder import FolderLook, Tokens
 from orchestrator.control.survey import Surveyed
 from orchestrator.health.stacks import RankStack
 
-CONTROLLER = "orch-controller"
+CONTROLLER, AGENT = "orch-controller", "orch-agent"
 CALL_S = 60.0
 """No call to an agent takes longer, a first start with its download aside."""
 START_S = 600.0
@@ -43,9 +44,11 @@ def node_info() -> dict[str, Any]:
 class AgentActor(NodeAgent):
     """The node's agent as the Ray dashboard shows it."""
 
-    def __init__(self, namespace: str, node: str, address: str, home: str, storage: str) -> None:
+    def __init__(self, namespace: str, node: str, address: str, home: str, storage: str, code: str) -> None:
+        """`code`: the controller's. What is here may be newer, or older, where an upgrade is not done everywhere yet."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
         self._namespace, self._name = namespace, node
+        self._other = None if speaks_with(code) else _of_other_code(code)
         folder = own_node_folder(namespace) / f"node-{node}"
         # On other nodes than the head ORCH_HOME need not be there.
         disks = {"ORCH_HOME": Path(home), "attempts": folder, "storage": Path(storage), "tmp": Path(gettempdir())}
@@ -54,12 +57,24 @@ class AgentActor(NodeAgent):
     def __repr__(self) -> str:
         return f"orch agent on {self._name}"
 
+    async def _take_orders_from(self, epoch: int) -> None:
+        """Raises AgentGone where controller and agent do not understand each other: nothing is touched then."""
+        if self._other is not None:
+            raise AgentGone(self._other)
+        await super()._take_orders_from(epoch)
+
     async def _fetch_code(self, sha256: str) -> AsyncIterator[bytes]:
         controller = ray.get_actor(CONTROLLER, namespace=self._namespace)
         offset = 0
         while chunk := await controller.read_code.remote(sha256, offset):
             yield chunk
             offset += len(chunk)
+
+
+def _of_other_code(code: str) -> str:
+    return (
+        f"orch {this_code()} is installed there, and the controller is of {code}: install one on both, then `orch up`"
+    )
 
 
 class RemoteAgent:
@@ -71,11 +86,14 @@ class RemoteAgent:
     async def _call(self, method: str, *arguments: Any, timeout_s: float = CALL_S) -> Any:
         try:
             return await asyncio.wait_for(getattr(self.handle, method).remote(*arguments), timeout_s)
+        except RayTaskError as error:
+            # Ray's own text is the agent's traceback; what the agent raised says what a person needs. It may be one of Ray's
+            # own: the agent asks the controller for code.
+            if isinstance(error.cause, RayError):
+                raise AgentGone(f"{method}: {str(error.cause).splitlines()[0]}") from None
+            raise error.cause from None
         except (RayActorError, RaySystemError) as error:
             raise AgentGone(str(error).splitlines()[0]) from None
-        except RayTaskError as error:
-            # Ray's own text is the agent's traceback; what the agent raised says what a person needs.
-            raise error.cause from None
         except TimeoutError:
             raise AgentGone(f"no answer to {method} within {timeout_s:.0f} s") from None
 

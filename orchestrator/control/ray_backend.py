@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,18 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
+from orchestrator.control import ray_calls
 from orchestrator.control.backend import Agent, AgentGone, ClusterLost, HoldRefused, NodeFacts
-from orchestrator.control.ray_agent import AgentActor, RemoteAgent
+from orchestrator.control.code_version import this_code
+from orchestrator.control.ray_agent import AGENT, AgentActor, RemoteAgent
 from orchestrator.control.ray_calls import RayCalls
 
+log = logging.getLogger("orch")
+
 START_ACTOR_S = 30.0
+HOLD_S, HOLD_TRIES = 2.0, 3
+"""How long Ray may take to give a node, which takes it a tenth of a second. A group for which a call of Ray's own was lost on the
+way (CommitBundleResources) waits for ever, and another one is given the node at once."""
 NODE_ID = "ray.io/node-id"
 HEAD = "node:__internal_head__"
 """A resource that the head's node alone has."""
@@ -80,7 +90,7 @@ class RayBackend:
 
     def _agent(self, node: NodeFacts) -> RemoteAgent:
         actor = ray.remote(AgentActor).options(
-            name=f"orch-agent-{node.name}-{node.id[:8]}",
+            name=f"{AGENT}-{node.name}-{node.id[:8]}-{this_code()}",
             namespace=self._namespace,
             lifetime="detached",
             get_if_exists=True,
@@ -91,7 +101,7 @@ class RayBackend:
         )
         try:
             folders = str(self._home), str(self._storage)
-            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address, *folders)
+            self._agents[node.id] = actor.remote(self._namespace, node.name, node.address, *folders, this_code())
             return RemoteAgent(self._agents[node.id])
         except RayError as error:
             raise AgentGone(str(error).splitlines()[0]) from None
@@ -99,24 +109,33 @@ class RayBackend:
     async def hold(self, node: NodeFacts) -> None:
         self._owed.discard(node.name)
         if node.name not in self._holds:
-            await self._call(self._hold, node)
+            await self._call(self._hold, node, timeout_s=HOLD_TRIES * HOLD_S + ray_calls.CALL_S)
 
     def _hold(self, node: NodeFacts) -> None:
-        bundle = {"GPU" if node.device == "cuda" else "CPU": float(node.total)}
-        group = placement_group(
-            [bundle],
-            strategy="STRICT_PACK",
-            lifetime="detached",
-            name=hold_name(self._namespace, node.name),
-            bundle_label_selector=[{NODE_ID: node.id}],
-        )
-        if group.wait(2):
-            # Here, not by who asked: it may have given up on a head that was slow.
-            self._holds[node.name] = group
-            return
-        remove_placement_group(group)
-        kind = next(iter(bundle))
-        raise HoldRefused(f"Ray did not give the {node.total} {kind}s of {node.name}: other work holds some of them")
+        from ray._private.state import available_resources_per_node
+
+        kind = "GPU" if node.device == "cuda" else "CPU"
+        for _ in range(HOLD_TRIES):
+            group = placement_group(
+                [{kind: float(node.total)}],
+                strategy="STRICT_PACK",
+                lifetime="detached",
+                name=hold_name(self._namespace, node.name),
+                bundle_label_selector=[{NODE_ID: node.id}],
+            )
+            if group.wait(HOLD_S):
+                # Here, not by who asked: it may have given up on a head that was slow.
+                self._holds[node.name] = group
+                return
+            remove_placement_group(group)
+            deadline = time.monotonic() + HOLD_S / 2
+            while available_resources_per_node().get(node.id, {}).get(kind, 0.0) < node.total:
+                if time.monotonic() >= deadline:
+                    raise HoldRefused(
+                        f"Ray did not give the {node.total} {kind}s of {node.name}: other work holds some of them"
+                    )
+                time.sleep(0.1)
+        raise HoldRefused(f"Ray did not give the {node.total} {kind}s of {node.name}, though nobody holds them")
 
     async def release(self, node_name: str) -> None:
         if (group := self._holds.get(node_name)) is None:
@@ -128,6 +147,14 @@ class RayBackend:
         else:
             self._owed.discard(node_name)
             self._holds.pop(node_name, None)
+
+    def end_other_agents(self) -> None:
+        """Ends the agents of another orch, before an upgrade: those that follow find launchers and ranks where they are."""
+        for name in ray.util.list_named_actors():
+            if name.startswith(f"{AGENT}-") and not name.endswith(f"-{this_code()}"):
+                log.warning("%s is of another orch and is replaced", name)
+                with suppress(ValueError):
+                    ray.kill(ray.get_actor(name, namespace=self._namespace))
 
     def take_up_holds(self) -> None:
         """The holds that a controller before this one made: kept by name; the controller gives back what it does not need."""

@@ -18,6 +18,7 @@ from orchestrator.control.api import Api
 from orchestrator.control.audit import AuditLog
 from orchestrator.control.backend import AgentGone
 from orchestrator.control.code_store import CodeStore
+from orchestrator.control.code_version import this_code
 from orchestrator.control.controller import Controller
 from orchestrator.control.home import ClusterNote, Home
 from orchestrator.control.monitoring import write_monitoring
@@ -68,6 +69,7 @@ class ControllerActor:
         store = Store.open(note.database)
         store.prices = note.prices
         backend = RayBackend(self._namespace, note.address, self._home.root, Path(note.storage))
+        await asyncio.to_thread(backend.end_other_agents)
         await asyncio.to_thread(backend.take_up_holds)
         self._controller = Controller(
             store,
@@ -86,7 +88,7 @@ class ControllerActor:
         if note.dashboard_proxy is not None:
             self._dashboard = await serve_dashboard(self._controller, note.dashboard_proxy)
         tell_ray(self._controller)
-        self._home.write_controller(self._url, orchestrator.__version__)
+        self._home.write_controller(self._url, orchestrator.__version__, this_code())
         audit.write(
             {"uid": os.getuid(), "call": "controller started", "said": f"pid {os.getpid()}, {orchestrator.__version__}"}
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.control.backend import LogChunk, Report
 from orchestrator.control.node_look import NodeLook
 from orchestrator.control.parts import Parts
@@ -28,6 +30,11 @@ class Reports:
         if self._unacked is not None and ack >= self._unacked.sequence:
             self._acknowledged(self._unacked)
             self._unacked = None
+        return self._unacked
+
+    def renewed(self, report: Report) -> Report:
+        """The same with the parts as they are now: its logs are in no other, but what it said of the parts may be long over."""
+        self._unacked = replace(report, parts=self._parts.statuses())
         return self._unacked
 
     def _acknowledged(self, report: Report) -> None:

@@ -88,11 +88,12 @@ class Roster:
         self,
         runtime: Runtime,
         backend: Backend,
-        on_report: Callable[[str, Report, bool], Awaitable[None]],
+        on_report: Callable[[str, Report, float | None], Awaitable[bool]],
         on_lost: Callable[[str, str], Awaitable[None]],
         declared: Cluster,
     ) -> None:
-        """`on_report(node, report, fresh)`: `fresh` where the agent is heard for the first time, or again.
+        """`on_report(node, report, asked)`: `asked` (monotonic) where the agent is heard for the first time, or again: when it
+        was asked. The answer: whether it must be asked so once more, because what it said was old by the time it was heard.
 
         `on_lost(node, how)`: the node is given up; a lease may hold on it until `lease_end`.
         """
@@ -286,6 +287,7 @@ class Roster:
         ack, pause = 0, 0.1
         # Asked besides the cancel, which wait_for of Python 3.11 may lose.
         while node.task is not None:
+            asked = self._runtime.monotonic() if ack == 0 else None
             try:
                 report = await self._sync(node, ack)
             except StaleController as error:
@@ -301,11 +303,12 @@ class Roster:
                 await asyncio.sleep(pause)
                 pause = min(2.0, pause * 2)
                 continue
-            fresh, ack, pause = ack == 0, report.sequence, 0.1
+            ack, pause = report.sequence, 0.1
             if node.task is None:
                 return
             try:
-                await self._take_in(node, report, fresh)
+                if await self._take_in(node, report, asked):
+                    ack = 0
             except StaleEpoch:
                 return
             except Exception:
@@ -333,8 +336,8 @@ class Roster:
         self.news.set()
         self.news = asyncio.Event()
 
-    async def _take_in(self, node: Node, report: Report, fresh: bool) -> None:
-        if fresh:
+    async def _take_in(self, node: Node, report: Report, asked: float | None) -> bool:
+        if asked is not None:
             node.asked.clear()
         if report.info is not None:
             node.info = report.info
@@ -347,9 +350,9 @@ class Roster:
         if report.vitals is not None:
             node.vitals = report.vitals
             await self.on_vitals(node)
-        if fresh or report.info is not None:
+        if asked is not None or report.info is not None:
             self.tell()
-        await self._on_report(node.facts.name, report, fresh)
+        return await self._on_report(node.facts.name, report, asked)
 
 
 async def _ignore(node: Node) -> None:

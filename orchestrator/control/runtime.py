@@ -7,8 +7,9 @@ import gc
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -114,6 +115,8 @@ class Runtime:
         self._database = ThreadPoolExecutor(1, "database")
         self._reader = ThreadPoolExecutor(1, "reader")
         self._writes: deque[_Write] = deque()
+        self._asked: dict[asyncio.Task[Any] | None, float] = {}
+        """By task: when it asked the database what has not been answered yet."""
         self.book = Book()
         """What has not ended, as of the last commit whose news came here."""
         self.on_change: Callable[[Changes], None] = lambda changes: None
@@ -158,10 +161,25 @@ class Runtime:
         if changes.missed:
             self.on_missed(changes)
 
+    def waits_s(self, task: asyncio.Task[Any]) -> float:
+        """For how long the task has waited for the database; 0 where it does not."""
+        asked = self._asked.get(task)
+        return 0.0 if asked is None else self.monotonic() - asked
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        self._asked[task] = self.monotonic()
+        try:
+            yield
+        finally:
+            del self._asked[task]
+
     async def db(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Runs a store call on the database's thread, in a transaction of its own. Raises StoreError."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._database, lambda: call(*args, **kwargs))
+            with self._asking():
+                return await asyncio.get_running_loop().run_in_executor(self._database, lambda: call(*args, **kwargs))
         except StaleEpoch as error:
             self._fenced_out(error)
             raise
@@ -171,7 +189,8 @@ class Runtime:
 
     async def read(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Runs a store call that only reads: it waits for no write, and sees every one that was acknowledged."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, lambda: call(*args, **kwargs))
+        with self._asking():
+            return await asyncio.get_running_loop().run_in_executor(self._reader, lambda: call(*args, **kwargs))
 
     async def write(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Runs a store call that writes, together with others that wait: they share a transaction, and one wait for the disk.
@@ -195,7 +214,8 @@ class Runtime:
         late = asyncio.get_running_loop().call_later(LATE_S, self._is_late)
         try:
             # Once it may have been written, its news must come even to who is cancelled meanwhile.
-            answer = await asyncio.shield(write.done)
+            with self._asking():
+                answer = await asyncio.shield(write.done)
         except StaleEpoch as error:
             self._fenced_out(error)
             raise

@@ -33,7 +33,8 @@ from orchestrator.history.holder import holder
 from orchestrator.history.schema import SCHEMA, TABLES
 
 VERSION_TABLE = "orch_version"
-BUSY_TIMEOUT_S = 15
+BUSY_TIMEOUT_S = 7
+"""A command gives up after 10 s, and is to hear who holds the database."""
 CONNECT_TIMEOUT_S = 3
 _MIGRATION_LOCK = 0x6F726368  # any number that only orch uses ("orch"), for pg_advisory_xact_lock
 _WRITES = "orch_writes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -11,13 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from measuring import Measured
 from rows import fault
+from served import Answer, Served, serving
 from sqlalchemy import text
 
 from orchestrator.control.backend import LogChunk
@@ -387,6 +391,82 @@ def test_a_server_that_answers_nothing_is_an_alarm_and_stops_no_heartbeat(
             assert not list(controller.runtime.alarms)
 
     asyncio.run(story())
+
+
+@contextmanager
+def frozen(postgres: str) -> Iterator[None]:
+    """Every process of the server of this session stands still."""
+    folder = Path(postgres.partition("?host=")[2])
+    head = psutil.Process(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
+    # The one that would fork others first.
+    stopped = [head]
+    head.suspend()
+    try:
+        for process in head.children():
+            process.suspend()
+            stopped.append(process)
+        yield
+    finally:
+        for process in reversed(stopped):
+            process.resume()
+
+
+def follow_to_the_end(api: Served, run: int) -> dict[str, Any]:
+    last: dict[str, Any] = json.loads(api("GET", f"/api/v1/runs/{run}/follow").text.splitlines()[-1])["end"]
+    return last
+
+
+@pytest.mark.postgres
+@fault(29)
+def test_while_a_server_stands_still_each_call_ends_with_6_and_what_happened_is_written_once_it_goes_on(
+    postgres: str, new_postgres: Callable[[], str], tmp_path: Path, measured: Measured
+) -> None:
+    url = new_postgres()
+    cluster = FakeCluster(a=2)
+    agent = cluster.agents["a"]
+    with serving(tmp_path, cluster, url) as api:
+        controller = api.controller
+
+        def submit(name: str) -> Answer:
+            spec = {"name": name, "run": "train.py", "workers": 1}
+            return api("POST", "/api/v1/runs", {"spec": spec, "user": "ana", "key": name})
+
+        def wait(condition: Callable[[], object]) -> None:
+            api.do(lambda: until(lambda: is_true(condition)))
+
+        runs = [submit(name).json["id"] for name in ("ends", "goes-on")]
+        wait(lambda: all((run, 1) in agent.parts for run in runs))
+        sent = controller.roster.nodes["a"].sync_sent
+        with frozen(postgres):
+            measured.injected()
+            with ThreadPoolExecutor(4) as threads:
+                asked = time.monotonic()
+                answers = [threads.submit(submit, "new")] + [
+                    threads.submit(api, *call)
+                    for call in (
+                        ("POST", f"/api/v1/runs/{runs[1]}/cancel"),
+                        ("GET", f"/api/v1/runs/{runs[0]}"),
+                        ("GET", "/api/v1/status"),
+                    )
+                ]
+                api.loop.call_soon_threadsafe(agent.end, runs[0], 1)
+                refused = [answer.result() for answer in answers[:3]]
+                assert answers[3].result().status == 200
+                assert time.monotonic() - asked < 10
+            measured.detected()
+            assert {(one.status, one.json["code"]) for one in refused} == {(503, 6)}
+            assert "has not answered for 8 s; what was asked may still be done" in refused[0].json["error"]
+            # Heartbeats wait for no write: no lease runs out.
+            wait(lambda: controller.roster.nodes["a"].sync_sent > sent and controller.roster.nodes["a"].up)
+            wait(lambda: [alarm.kind for alarm in controller.runtime.alarms] == ["database"])
+        measured.injected()
+        # Nothing is lost: not the end of a run, and neither what was asked meanwhile, though nobody was told that it was done.
+        for run, state in zip(runs, ("succeeded", "cancelled"), strict=True):
+            assert follow_to_the_end(api, run)["state"] == state
+            measured.recovered()
+        assert submit("new").status == 200
+        assert len(api("GET", "/api/v1/runs").json) == 3
+        assert not list(controller.runtime.alarms)
 
 
 # --- two controllers ---

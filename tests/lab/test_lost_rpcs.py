@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
+from collections.abc import Iterator
 
 import pytest
 from guarded import COUNTS, GuardedCluster, two_writers
@@ -13,19 +16,35 @@ from rows import fault
 
 pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.timeout(600)]
 
-NOT_LOST = ("PrepareBundleResources", "CommitBundleResources", "CancelResourceReserve")
-LOST = {f"NodeManagerService.grpc_client.{name}": {"num_failures": 0} for name in NOT_LOST} | {
-    "*": {"num_failures": -1, "req_failure_prob": 5, "resp_failure_prob": 5}
-}
-"""Of each call: for ever, 5 % of the requests and 5 % of the replies.
+NEVER_LOST = {"NodeManagerService.grpc_client.PrepareBundleResources"}
+"""By this one a placement group takes a node. Where one is lost, the request or its answer, Ray 2.60 takes the node for full from
+then on, though the group is removed (one of each, on a cluster of one node: 3 of 3 CPUs gone for good; pull request 66188 of Ray is
+about the like). The group's other calls may be lost: after CommitBundleResources another group is given the node, and
+RemovePlacementGroupBundles is tried again by Ray."""
 
-But for those by which a placement group gets and gives back a node: with them in the draw a node's CPUs stayed taken though every
-group of ours was removed (seen once with Ray 2.60, cause not proven), and orch can only say `hold_refused`."""
+
+def calls_of_ray() -> Iterator[str]:
+    """Every call between Ray's processes, as RAY_testing_rpc_failure names it.
+
+    One by one: beside "*" Ray reads no other name (src/ray/rpc/rpc_chaos.cc), and nothing could be left out.
+    """
+    import ray.core.generated as generated
+
+    for module in pkgutil.iter_modules(generated.__path__):
+        if module.name.endswith("_pb2"):
+            for service in importlib.import_module(
+                f"{generated.__name__}.{module.name}"
+            ).DESCRIPTOR.services_by_name.values():
+                # Some clients name their service whole, and some by its last part.
+                for name in (service.name, service.full_name.replace(".", "::")):
+                    yield from (f"{name}.grpc_client.{method.name}" for method in service.methods)
 
 
 @fault(38)
 def test_20_runs_succeed_while_one_call_in_ten_gets_lost(lab, measured) -> None:
-    cluster = GuardedCluster(lab, num_cpus=3, storage="memory", env={"RAY_testing_rpc_failure": json.dumps(LOST)})
+    each = {"num_failures": -1, "req_failure_prob": 5, "resp_failure_prob": 5}
+    lost = json.dumps({name: each for name in calls_of_ray() if name not in NEVER_LOST})
+    cluster = GuardedCluster(lab, num_cpus=3, storage="memory", env={"RAY_testing_rpc_failure": lost})
     for folder in ("storage", "steps"):
         (lab.shared / folder).mkdir()
     for host in lab.hosts:

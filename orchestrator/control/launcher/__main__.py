@@ -86,6 +86,7 @@ def main() -> None:
         "--preload", default=PRELOAD, help="modules that warm ranks find imported (default: %(default)s)"
     )
     parser.add_argument("--idle", type=float, default=60.0, help="seconds without connection and attempt until it ends")
+    parser.add_argument("--code", help="what `hello` says of the code that this is")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def main() -> None:
     folder.chmod(0o700)
     lock(folder)
     signals = become_init_of_ranks()
-    launcher = Launcher(folder, arguments.preload, arguments.idle)
+    launcher = Launcher(folder, arguments.preload, arguments.idle, arguments.code)
     launcher.run(listen(folder), signals)
 
 

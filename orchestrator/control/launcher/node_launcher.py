@@ -25,8 +25,8 @@ KEEP_ENDED_S = 3600.0
 
 
 class Launcher:
-    def __init__(self, folder: Path, preload: str, idle_s: float) -> None:
-        self.idle_s = idle_s
+    def __init__(self, folder: Path, preload: str, idle_s: float, code: str | None = None) -> None:
+        self.idle_s, self.code = idle_s, code
         self.boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.selector = selectors.DefaultSelector()
         self.attempts: dict[str, Attempt] = {}
@@ -168,7 +168,8 @@ class Launcher:
             python: {"pid": zygote.pid, "ready": zygote.ready} for python, zygote in self.zygotes.by_python.items()
         }
         nice = os.getpriority(os.PRIO_PROCESS, 0)
-        reply({"pid": os.getpid(), "boot": self.boot, "attempts": attempts, "zygotes": zygotes, "nice": nice})
+        known = {"pid": os.getpid(), "boot": self.boot, "nice": nice, "code": self.code}
+        reply({**known, "attempts": attempts, "zygotes": zygotes})
 
     def lease(self, request: Message, reply: Reply) -> None:
         leases = {name: float(seconds) for name, seconds in request["attempts"].items()}
