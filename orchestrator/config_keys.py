@@ -178,7 +178,7 @@ KEYS: dict[str, Key] = {
         "How long an attempt lives without word from the controller",
         _plain(duration_between(5, 3600)),
         format_duration,
-        _always(30.0),
+        _always(25.0),
     ),
     "code_limit": Key(
         "The largest code snapshot", _plain(size_between(2**20, 100 * 2**30)), format_size, _always(256 * 2**20)

@@ -35,7 +35,7 @@ class Settings:
 
     home: Path
     storage: Path
-    lease_s: float = 30.0
+    lease_s: float = 25.0
     log_limit: int = 64 << 20
     preflight: Preflight = "on"
     """Whether a gang's nodes are looked at before it is started, and `quick`: without a collective between them."""

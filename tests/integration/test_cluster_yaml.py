@@ -32,5 +32,5 @@ def test_ray_refuses_orchs_keys_outside_of_metadata() -> None:
 def test_orch_reads_the_shipped_cluster_yaml(tmp_path: Path) -> None:
     config = load_config({"HOME": str(tmp_path)}, ROOT, {})
     assert config.address is None, "a fresh clone must not look for machines that are not there"
-    assert (config.lease, config.code_limit, config.log_limit) == (30.0, 256 * 2**20, 64 * 2**20)
+    assert (config.lease, config.code_limit, config.log_limit) == (25.0, 256 * 2**20, 64 * 2**20)
     assert config.origins["lease"].startswith("cluster.yaml:")

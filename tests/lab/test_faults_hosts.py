@@ -12,7 +12,7 @@ from rows import fault
 
 pytestmark = [pytest.mark.lab, pytest.mark.ray, pytest.mark.torch, pytest.mark.timeout(200)]
 
-LEASE_S = 30
+LEASE_S = 25
 
 
 @fault(7)

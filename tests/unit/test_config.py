@@ -46,7 +46,7 @@ def test_without_anything_there_are_defaults(cwd: Path) -> None:
     config = load(cwd)
     home = cwd.parent / ".orch"
     assert (config.home, config.address, config.database) == (home, None, f"sqlite:///{home}/orch.db")
-    assert (config.storage, config.lease) == (home / "storage", 30.0)
+    assert (config.storage, config.lease) == (home / "storage", 25.0)
     assert (config.code_limit, config.log_limit) == (256 * 2**20, 64 * 2**20)
     assert config.local_slots == max(8, os.cpu_count() or 1)
     assert set(config.origins.values()) == {"default"}
