@@ -20,7 +20,7 @@ from orchestrator.scheduling import retry
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Failure, Run
 
-COUNTED_AT_ONCE = 50
+COUNTED_AT_ONCE = 100
 """Runs: others' writes wait for them."""
 
 
