@@ -25,6 +25,7 @@ from orchestrator.control.progress_kind import (
     saved_count,
     step_time,
     was_read,
+    without_waiting,
 )
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.health.standstill import Signs
@@ -44,8 +45,8 @@ class _Rank:
     look: RankProgress
     offset: int
     """Wall-clock nanoseconds minus the node's monotonic ones: the least that was seen, as a report only comes late."""
-    own: deque[int] = field(default_factory=lambda: deque(maxlen=64))
-    """The latest times that DDP told of a step's own work, in nanoseconds."""
+    timed: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=64))
+    """The latest times that DDP told of a step: its compute before the all-reduces, and these, in nanoseconds."""
     pause: int = 0
     """The longest time between two signs of progress, in nanoseconds."""
 
@@ -54,10 +55,11 @@ class _Rank:
 
     @property
     def own_time(self) -> float | None:
-        """A step's own work, its wait for data included, in seconds: the median, as the first steps take longer."""
-        if not self.own or not self.look.steps:
+        """A step's own work in seconds, by DDP's medians, as the first steps take longer; None where there is no DDP."""
+        if not self.timed:
             return None
-        return (median(self.own) + self.look.data_wait / self.look.steps) / 1e9
+        own, reducing = (median(times) for times in zip(*self.timed, strict=True))
+        return without_waiting(mean_step(self.look, "steps"), own, reducing)
 
 
 class GangProgress:
@@ -141,20 +143,20 @@ class GangProgress:
             known = self._ranks.get(look.rank)
             if known is None or look.began_at != known.look.began_at:
                 self._ranks[look.rank] = known = _Rank(look, wall - look.at)
-                self._read_own(known, 0)
+                self._read_times(known, 0)
             elif look.at > known.look.at:
                 before, sign = known.look.own_time_at, known.look.sign_at
                 known.look = look
                 known.pause = max(known.pause, look.sign_at - sign if sign else 0)
                 known.offset = min(known.offset, wall - look.at)
-                self._read_own(known, before)
+                self._read_times(known, before)
             self._read_log(look)
         self._advance()
         self._close_windows(wall // 1_000_000)
 
-    def _read_own(self, rank: _Rank, before: int) -> None:
+    def _read_times(self, rank: _Rank, before: int) -> None:
         if rank.look.own_time_at > before:
-            rank.own.append(rank.look.own_time)
+            rank.timed.append((rank.look.own_time, rank.look.comm_time))
 
     def _read_log(self, look: RankProgress) -> None:
         if look.logged_at <= self._log_read:

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Update, bindparam, delete, insert, select, up
 
 from orchestrator.history import queries
 from orchestrator.history.book import Changes, Hold
-from orchestrator.history.models import AllocationRow, AttemptRow, EventRow, RunRow, WaitRow, words
+from orchestrator.history.columns import words
+from orchestrator.history.models import AllocationRow, AttemptRow, EventRow, RunRow, WaitRow
 from orchestrator.history.rows import Phase, Rows
 from orchestrator.scheduling.lifecycle import TERMINAL, Event, State, advance
 from orchestrator.scheduling.run import Attempt, Run

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, update
 
+from orchestrator.health.failure import Failure
 from orchestrator.history import moves, queries, summaries
 from orchestrator.history.book import Hold
 from orchestrator.history.errors import DoubleBooked, StoreError
@@ -20,7 +21,7 @@ from orchestrator.history.writer import Writer
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import TERMINAL, Event, IllegalTransition, Outcome, State, advance
-from orchestrator.scheduling.run import Array, Attempt, Failure, NewRun, Run, Stop
+from orchestrator.scheduling.run import Array, Attempt, NewRun, Run, Stop
 from orchestrator.spec import JobSpec
 
 _ENDS_AN_ATTEMPT = frozenset({Event.SUCCEEDED, Event.FAILED, Event.REQUEUED, Event.STOPPED})

@@ -26,7 +26,7 @@ from orchestrator.scheduling.quota import account_of
 from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import Counting, give
-from orchestrator.spec import Near, Workers
+from orchestrator.spec_values import Near, Workers
 from orchestrator.units import format_bandwidth, format_duration, parse_duration
 
 MOST_ENDS = 2
@@ -74,14 +74,6 @@ def changed(run: Run, changes: Mapping[str, Any]) -> Run:
             case _:
                 updates[key] = value
     return replace(run, spec=run.spec.model_copy(update=updates))
-
-
-def applied(snapshot: Snapshot, run_id: int, suggestion: Suggestion, now: datetime) -> Snapshot:
-    """The snapshot after the suggestion was followed."""
-    if suggestion.ends is not None:
-        return without(snapshot, suggestion.ends, now)
-    waiting = tuple(changed(run, suggestion.changes) if run.id == run_id else run for run in snapshot.waiting)
-    return replace(snapshot, waiting=waiting)
 
 
 def without(snapshot: Snapshot, run_id: int, now: datetime) -> Snapshot:

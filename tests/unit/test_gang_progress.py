@@ -62,11 +62,12 @@ def test_a_report_that_comes_late_or_twice_changes_nothing() -> None:
 
 
 def test_the_slowest_rank_is_the_one_whose_own_work_takes_longest_though_all_step_together() -> None:
-    def look(rank: int, s: int, own_ms: int, wait: float = 0.0) -> RankProgress:
-        wait_ns = int(wait * S) * (s * 10 + 1)
-        return stepping(rank, s, own_time=own_ms * 10**6, own_time_at=s * S + 6, data_wait=wait_ns)
+    def look(rank: int, s: int, reducing_ms: int) -> RankProgress:
+        # Compute alone would accuse the wrong one: it takes rank 0, which waits, longer.
+        own_ms = 30 if rank == 0 else 10
+        return stepping(rank, s, own_time=own_ms * 10**6, comm_time=reducing_ms * 10**6, own_time_at=s * S + 6)
 
-    gang = seen(*([look(0, s, 40), look(1, s, 60), look(2, s, 35, wait=0.03)] for s in range(1, 12)))
+    gang = seen(*([look(0, s, 60), look(1, s, 40), look(2, s, 35)] for s in range(1, 12)))
     found = gang.summary()
     assert found is not None
     assert (found.slowest_rank, found.rank_time_max, found.rank_time_min) == (

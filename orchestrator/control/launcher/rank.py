@@ -54,7 +54,9 @@ TORCH_FIXED_SEED = 67280421310721
 """What some versions of torch start every process with; others draw a seed."""
 ZYGOTE_FOLDER = os.getcwd()
 PROGRESS_FOLDER = os.path.join(THIS_FILE.rsplit("/", 3)[0], "progress")
-OBSERVER_FILE = os.path.join(PROGRESS_FOLDER, "observer.py")
+OBSERVING = ("file", "observer", "on_import")
+"""The modules of PROGRESS_FOLDER that observing needs."""
+OUR_FILES = (THIS_FILE, *(os.path.join(PROGRESS_FOLDER, name + ".py") for name in OBSERVING))
 WORD = {"path": "", "pid": 0}
 """Where this rank leaves its last word, beside its progress file, and which process that is: not a child that it forks."""
 Script = Tuple[CodeType, Dict[str, Any]]
@@ -246,7 +248,7 @@ def module_of(name: str) -> ModuleType:
 def observers() -> list[ModuleType]:
     """What observing needs, loaded; nothing where this interpreter cannot load it: a rank runs all the same."""
     with contextlib.suppress(Exception):
-        return [module_of("file"), module_of("observer")]
+        return [module_of(name) for name in OBSERVING]
     return []
 
 
@@ -255,9 +257,10 @@ def observe(modules: list[ModuleType]) -> None:
     path = os.environ.get("ORCH_PROGRESS")
     WORD.update(path=path + ".end" if path else "", pid=os.getpid())
     if path and modules:
-        layout, observer = modules
+        layout, observer, on_import = modules
         with contextlib.suppress(Exception):
-            observer.observe(layout, path)
+            if patches := observer.observe(layout, path):
+                on_import.patch(patches)
 
 
 def follow_rank_zero(env: dict[str, str]) -> None:
@@ -418,7 +421,7 @@ def without_ours(error: BaseException, seen: set[int]) -> Any:
             other.__traceback__ = without_ours(other, seen)
     frames, at = [], error.__traceback__
     while at is not None:
-        if at.tb_frame.f_code.co_filename not in (THIS_FILE, OBSERVER_FILE):
+        if at.tb_frame.f_code.co_filename not in OUR_FILES:
             frames.append(at)
         at = at.tb_next
     following = None
