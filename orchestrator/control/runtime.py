@@ -78,8 +78,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 MOST_AT_ONCE = 256
 """Writes that share one transaction: what the first of them waits for the others stays within some tens of milliseconds."""
 GATHER_S = 0.003
-"""How long a transaction waits for as many writes as the one before had. Who is answered together asks again together, and what
-a transaction costs by itself is many times what one more write in it costs. Who writes alone never waits."""
+"""How long a transaction waits for those whom the one before answered, and who had come meanwhile: most ask again at once, and
+what a transaction costs by itself is many times what one more write in it costs. Who writes alone never waits."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Runtime:
         """Those that wait for a transaction."""
         self._writing = False
         self._usual = 1
-        """How many the last transaction had."""
+        """How many writers there were when the last transaction ended."""
         self._gathering: asyncio.TimerHandle | None = None
         self._late: asyncio.TimerHandle | None = None
         self.book = Book()
@@ -212,7 +212,7 @@ class Runtime:
         return answer
 
     def _write_soon(self) -> None:
-        """Has the next transaction begin: at once where as many wait for it as the last one had, else a moment later."""
+        """Has the next transaction begin: at once where as many wait for it as wrote lately, else a moment later."""
         if self._writing or not self._writes:
             return
         if len(self._writes) >= min(self._usual, MOST_AT_ONCE):
@@ -226,14 +226,15 @@ class Runtime:
             self._gathering.cancel()
             self._gathering = None
         batch = [self._writes.popleft() for _ in range(min(len(self._writes), MOST_AT_ONCE))]
-        self._writing, self._usual = True, len(batch)
+        self._writing = True
         self._late = loop.call_later(LATE_S, self._is_late)
         loop.run_in_executor(self._database, self._write_all, batch, loop)
 
     def _written(self, batch: Sequence[_Write], answers: Sequence[Any]) -> None:
         assert self._late is not None
         self._late.cancel()
-        self._writing = False
+        # Who is answered now and who has come meanwhile.
+        self._writing, self._usual = False, len(batch) + len(self._writes)
         _deliver(batch, answers)
         self._write_soon()
 

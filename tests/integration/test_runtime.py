@@ -31,7 +31,7 @@ def test_those_who_were_answered_together_are_written_together_again(tmp_path: P
                 await runtime.submit(job())
 
         await asyncio.gather(*(client() for _ in range(4)))
-        # The first write goes alone, at once; the three that came meanwhile follow; then each transaction has what asks again.
+        # The first write goes alone, at once; from then on the four go together, where none takes longer than a moment to ask.
         assert store.groups < 20
         assert len(store.waiting()) == 20
         await runtime.close()
