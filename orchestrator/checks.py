@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -65,10 +66,11 @@ def node_name(text: str) -> str:
     return one_line(text)
 
 
-def split_command(run: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def split_command(run: str) -> tuple[str, ...]:
     """The words of `run`, split like a shell would. Raises ValueError where a quote is left open."""
     try:
-        return shlex.split(run)
+        return tuple(shlex.split(run))
     except ValueError as error:
         raise ValueError(f"cannot be split into words: {str(error).lower()}") from None
 
@@ -76,7 +78,9 @@ def split_command(run: str) -> list[str]:
 _INTERPRETERS = re.compile(r"(python[0-9.]*|torchrun|accelerate|deepspeed|mpirun|srun|bash|sh)")
 
 
+@lru_cache(maxsize=1024)
 def command(run: str) -> str:
+    """A job's `run` as it is kept. Raises ValueError."""
     words = split_command(run)
     if not words:
         raise ValueError("is empty: give a script and its arguments, such as train.py --epochs 90")
@@ -102,7 +106,7 @@ def command(run: str) -> str:
 def default_name(run: str) -> str:
     """A run's name when it has none of its own: the script's, made to fit. `src/train_gpt.py` gives `train-gpt`."""
     try:
-        script = PurePosixPath((shlex.split(run) or [""])[0])
+        script = PurePosixPath((split_command(run) or ("",))[0])
     except ValueError:
         return "job"
     return re.sub(r"[^a-z0-9]+", "-", script.stem.lower()).strip("-")[:63].rstrip("-") or "job"

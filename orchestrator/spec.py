@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
@@ -195,7 +194,7 @@ class JobSpec(Value):
     @property
     def argv(self) -> list[str]:
         """The script and its arguments, split like a shell would, never given to one."""
-        return shlex.split(self.run)
+        return list(checks.split_command(self.run))
 
     def element(self, index: int) -> JobSpec:
         """The job of one run of the array. ValueError where there is no array, IndexError beyond its end."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from asyncio import BaseTransport
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
@@ -15,6 +17,7 @@ from orchestrator.document import shown
 
 CALL: ContextVar[Call] = ContextVar("call")
 """The call that this task answers."""
+_UIDS: WeakKeyDictionary[BaseTransport, int] = WeakKeyDictionary()
 NAME_OF_USER = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]{1,128}")
 
 
@@ -28,10 +31,15 @@ def by_of(request: web.Request) -> str | None:
 
 
 def uid_of(request: web.Request) -> int | None:
+    """The user at the other end of the connection, of which the kernel is asked once."""
     transport = request.transport
     if transport is None:
         return None
-    return peer_uid(transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
+    if (uid := _UIDS.get(transport)) is None:
+        uid = peer_uid(transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
+        if uid is not None:
+            _UIDS[transport] = uid
+    return uid
 
 
 def record_of(request: web.Request, call: Call, answer: web.StreamResponse) -> dict[str, Any]:

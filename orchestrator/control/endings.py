@@ -21,7 +21,7 @@ from orchestrator.scheduling import retry
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import Run
 
-COUNTED_AT_ONCE = 50
+COUNTED_AT_ONCE = 100
 """Runs: others' writes wait for them."""
 
 

@@ -36,13 +36,15 @@ class Fitness:
         judged: dict[object, dict[str, str]] = {}
         others = _Others(self._preflight.roster, topology)
         for run in waiting:
-            device = device_of(run.spec, topology)
-            # Runs of a sweep ask for the same.
-            key = device, run.spec.python, tuple(run.spec.requires.items())
-            if key not in judged:
-                fail, unknown = self._surveys.judge(run.spec, device)
-                judged[key] = fail | unknown
-            out = judged[key] | dict(self._preflight.left_out(run.id))
+            out = self._preflight.left_out(run.id)
+            if run.spec.requires:
+                device = device_of(run.spec, topology)
+                # Runs of a sweep ask for the same.
+                key = device, run.spec.python, tuple(run.spec.requires.items())
+                if key not in judged:
+                    fail, unknown = self._surveys.judge(run.spec, device)
+                    judged[key] = fail | unknown
+                out = judged[key] | out
             broke_on = retry.avoided(run, self._runtime.now()) if run.attempts else {}
             if out := out | others.will_do(run, out, broke_on):
                 found[run.id] = out

@@ -45,8 +45,10 @@ class Preflight:
 
     def left_out(self, run: int) -> dict[str, str]:
         """The nodes that the run does not get now, and why."""
+        if (known := self._left.get(run)) is None:
+            return {}
         now = self.runtime.monotonic()
-        return {node: left.why for node, left in self._left.get(run, {}).items() if left.until > now}
+        return {node: left.why for node, left in known.items() if left.until > now}
 
     def keep(self, waiting: Iterable[int]) -> None:
         """Forgets what is not of these runs."""
@@ -61,9 +63,9 @@ class Preflight:
         return {run.id: problems for (run, _), problems in zip(gangs, found, strict=True) if problems}
 
     async def _problems(self, placement: Placement) -> tuple[Problem, ...]:
-        nodes = {node.name: node for node in self.roster.inventory.topology.cluster.nodes}
         asked = await asyncio.gather(*(self._ask(part) for part in placement.nodes))
-        return (*compare(placement, nodes), *(problem for problems in asked for problem in problems))
+        known = self.roster.inventory.topology.cluster.by_name
+        return (*compare(placement, known), *(problem for problems in asked for problem in problems))
 
     async def _ask(self, part: NodePlacement) -> tuple[Problem, ...]:
         try:

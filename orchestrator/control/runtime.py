@@ -59,7 +59,7 @@ class Settings:
     """How long the history keeps what is over."""
     survey_wait_s: float = 5.0
     """How long a submission waits for nodes that were never asked, so that it can be refused at once where none will do."""
-    rest: float = 0.5
+    rest: float = 1.0
     """After a turn of the scheduler, how many times as long as it took until the next: what happens meanwhile is one turn."""
     rest_of_new: float = 10.0
     """The same where only submissions have come: they share the processor with the scheduler."""
@@ -78,6 +78,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 """Between attempts to write."""
 MOST_AT_ONCE = 256
 """Writes that share one transaction: what the first of them waits for the others stays within some tens of milliseconds."""
+GATHER_S = 0.003
+"""How long a transaction waits for those whom the one before answered, and who had come meanwhile: most ask again at once, and
+what a transaction costs by itself is many times what one more write in it costs. Who writes alone never waits."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ class Runtime:
         self._database = ThreadPoolExecutor(1, "database")
         self._reader = ThreadPoolExecutor(1, "reader")
         self._writes: deque[_Write] = deque()
+        """Those that wait for a transaction."""
+        self._writing = False
+        self._usual = 1
+        """How many writers there were when the last transaction ended."""
+        self._gathering: asyncio.TimerHandle | None = None
+        self._late: asyncio.TimerHandle | None = None
         self._asked: dict[asyncio.Task[Any] | None, float] = {}
         """By task: when it asked the database what has not been answered yet."""
         self.book = Book()
@@ -208,10 +217,7 @@ class Runtime:
     async def _queue(self, work: Callable[[], Any] | NewRun) -> Any:
         write = _Write(work, asyncio.get_running_loop().create_future())
         self._writes.append(write)
-        if len(self._writes) == 1:
-            loop = asyncio.get_running_loop()
-            loop.run_in_executor(self._database, self._write_all, loop)
-        late = asyncio.get_running_loop().call_later(LATE_S, self._is_late)
+        self._write_soon()
         try:
             # Once it may have been written, its news must come even to who is cancelled meanwhile.
             with self._asking():
@@ -222,10 +228,35 @@ class Runtime:
         except TROUBLE as error:
             self.alarms.set("database", str(error), self.now())
             raise
-        finally:
-            late.cancel()
         self.alarms.clear("database")
         return answer
+
+    def _write_soon(self) -> None:
+        """Has the next transaction begin: at once where as many wait for it as wrote lately, else a moment later."""
+        if self._writing or not self._writes:
+            return
+        if len(self._writes) >= min(self._usual, MOST_AT_ONCE):
+            self._write_now()
+        elif self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_S, self._write_now)
+
+    def _write_now(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        batch = [self._writes.popleft() for _ in range(min(len(self._writes), MOST_AT_ONCE))]
+        self._writing = True
+        self._late = loop.call_later(LATE_S, self._is_late)
+        loop.run_in_executor(self._database, self._write_all, batch, loop)
+
+    def _written(self, batch: Sequence[_Write], answers: Sequence[Any]) -> None:
+        assert self._late is not None
+        self._late.cancel()
+        # Who is answered now and who has come meanwhile.
+        self._writing, self._usual = False, len(batch) + len(self._writes)
+        _deliver(batch, answers)
+        self._write_soon()
 
     def _is_late(self) -> None:
         self.alarms.set("database", f"The database has not answered a write for {LATE_S:.0f} s.", self.now())
@@ -248,24 +279,19 @@ class Runtime:
         log.error("%s This one ends.", error)
         self.superseded()
 
-    def _write_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        """On the database's thread: everything that waits, transaction by transaction."""
-        while self._writes:
-            batch = [self._writes[at] for at in range(min(len(self._writes), MOST_AT_ONCE))]
-            answers: list[Any] = []
-            try:
-                with self.store.group():
-                    answers = self._answers(batch)
-            except GroupUndone as error:
-                log.error("%s", error)
-                answers = [answer for one in batch for answer in self._answers([one])]
-            except BaseException as error:
-                answers = [error] * len(batch)
-            # Only now may the next one that comes start this anew.
-            for _ in batch:
-                self._writes.popleft()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_deliver, batch, answers)
+    def _write_all(self, batch: Sequence[_Write], loop: asyncio.AbstractEventLoop) -> None:
+        """On the database's thread: one transaction of all of these."""
+        answers: Sequence[Any] = []
+        try:
+            with self.store.group():
+                answers = self._answers(batch)
+        except GroupUndone as error:
+            log.error("%s", error)
+            answers = [answer for one in batch for answer in self._answers([one])]
+        except BaseException as error:
+            answers = [error] * len(batch)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._written, batch, answers)
 
     def _answers(self, batch: Sequence[_Write]) -> list[Any]:
         """What each of the batch gave or raised; submissions beside each other in one go."""

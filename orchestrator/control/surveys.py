@@ -121,9 +121,9 @@ class Surveys:
         return [name for name, node in self._roster.nodes.items() if node.facts.device == device]
 
     async def settle_for(self, spec: JobSpec, device: Device) -> None:
-        """Has the job's interpreter asked; where the job requires anything, waits for the answers."""
-        self.want(spec.python)
+        """Where the job requires anything: has its interpreter asked, and waits for the answers. Else the next turn asks."""
         if spec.requires:
+            self.want(spec.python)
             _, unknown = self.judge(spec, device)
             await self.settle(spec.python, unknown, self._runtime.settings.survey_wait_s)
 

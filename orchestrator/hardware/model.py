@@ -243,14 +243,14 @@ class Cluster:
 
     def node(self, name: str) -> Node:
         """The node of that name. KeyError if there is none."""
-        return self._by_name[name]
+        return self.by_name[name]
 
     def place(self, node: str, level: str) -> str | None:
         """The name of the place that holds `node` at `level` (a level, or any label); None where no source says it."""
         found = self._places(level).get(node)
         if found is not None:
             return found
-        known = self._by_name[node]
+        known = self.by_name[node]
         label = known.labels.get(level)
         return known.clique if label is None and level == "nvlink" else label
 
@@ -289,7 +289,7 @@ class Cluster:
         return tuple(found)
 
     @cached_property
-    def _by_name(self) -> dict[str, Node]:
+    def by_name(self) -> dict[str, Node]:
         return {node.name: node for node in self.nodes}
 
     @cached_property
@@ -326,7 +326,7 @@ class Cluster:
         held = {}
         for domain in self.domains:
             if domain.level == level:
-                held[domain.name] = tuple(_nodes_under(domain, narrower, self._by_name))
+                held[domain.name] = tuple(_nodes_under(domain, narrower, self.by_name))
         return held
 
 

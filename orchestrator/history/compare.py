@@ -15,8 +15,9 @@ from orchestrator.history import queries
 from orchestrator.history.explain import Explanation, Factors, Past, evidence, explain, kind_of, name, sentence
 from orchestrator.history.factors import Surroundings, factors_of
 from orchestrator.history.models import RunRow
+from orchestrator.history.neighbours import beside
 from orchestrator.history.render import time_json
-from orchestrator.history.summaries import beside, so_far
+from orchestrator.history.summaries import so_far
 from orchestrator.history.summary_models import RunSummaryRow
 from orchestrator.scheduling.run import Run
 
@@ -172,10 +173,9 @@ def _run_json(one: _Seen) -> dict[str, Any]:
 
 def _neighbours(connection: Connection, run: Run) -> dict[str, Any]:
     """The other runs on the leaves (or nodes, where no leaf is known) of the last attempt while it ran."""
-    attempt = run.attempt
-    if attempt is None:
+    if run.attempt is None:
         return {"run": run.id, "count": None, "others": []}
-    ids = sorted(beside(connection, run.id, attempt))
+    ids = sorted(beside(connection, run.id))
     rows = connection.execute(
         select(RunRow.id, RunRow.name, RunRow.username)
         .where(RunRow.id.in_(ids[-NEIGHBOURS_SHOWN:]))

@@ -37,7 +37,6 @@ BUSY_TIMEOUT_S = 7
 """A command gives up after 10 s, and is to hear who holds the database."""
 CONNECT_TIMEOUT_S = 3
 _MIGRATION_LOCK = 0x6F726368  # any number that only orch uses ("orch"), for pg_advisory_xact_lock
-_WRITES = "orch_writes"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,12 @@ class Database:
     where: str
     reader: Engine
     writer: Engine
-    """The same pool; its transactions take the write lock when they begin."""
+    """The same pool."""
+    begin_read: str | None = None
+    """How a transaction begins, where the driver does not see to it itself. Not by SQLAlchemy's event: where it has one to tell,
+    it looks at each statement who else wants to hear of that."""
+    begin_write: str | None = None
+    """The same for one that takes the write lock at once."""
     secret: str | None = None
     path: Path | None = None
     """Of a file."""
@@ -56,12 +60,16 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """One consistent view of the whole database."""
         with self._in_words(), self.reader.begin() as connection:
+            if self.begin_read is not None:
+                connection.exec_driver_sql(self.begin_read)
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is committed at the end of the block, or leaves nothing behind."""
         with self._in_words(), self.writer.begin() as connection:
+            if self.begin_write is not None:
+                connection.exec_driver_sql(self.begin_write)
             yield connection
 
     @contextmanager
@@ -151,14 +159,9 @@ def _sqlite(path: Path, where: str, readonly: bool, busy_timeout_s: float) -> Da
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A transaction that reads first and writes later fails at once, whatever the timeout, when somebody wrote in
-        # between; so whoever means to write says so at the start.
-        writes = connection.get_execution_options().get(_WRITES)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return Database(where, engine, engine.execution_options(**{_WRITES: True}), path=path)
+    # A transaction that reads first and writes later fails at once, whatever the timeout, when somebody wrote in between; so
+    # whoever means to write says so at the start.
+    return Database(where, engine, engine, "BEGIN", "BEGIN IMMEDIATE", path=path)
 
 
 def _use_wal(database: Database) -> None:

@@ -22,42 +22,40 @@ class GpuWrites(Writer):
     def measure(self, taken: Sequence[Measured], now: datetime) -> None:
         """Records what was measured of live attempts since the last time, and counts their GPU time anew."""
         with self._write() as connection:
+            measurements.record(connection, taken, now)
+            measurements.fold(connection, {(one.run, one.attempt) for one in taken}, now, ended=None)
+            runs = {one.run: self._run(connection, one.run) for one in taken}
             for one in taken:
-                key = one.run, one.attempt
-                run = self._run(connection, one.run)
                 if one.progress is not None:
-                    measurements.record_progress(connection, key, one.progress, now)
-                    run = moves.with_attempt(run, one.attempt, progress=one.progress)
-                measurements.record_samples(connection, key, one.gang, one.ranks, one.gpus)
-                measurements.fold(connection, key, now, ended=None)
-                self._changes.runs[one.run] = self._recount(connection, run, now) if one.count else run
+                    runs[one.run] = moves.with_attempt(runs[one.run], one.attempt, progress=one.progress)
+            counted = {one.run for one in taken if one.count}
+            self._changes.runs |= runs
+            self._changes.runs |= self._recount(connection, [run for run in runs.values() if run.id in counted], now)
 
     def count(self, runs: Sequence[Run], now: datetime) -> None:
         """Counts the GPU time of runs of which an attempt has ended, as `finish` gave them, and shortens their series."""
         with self._write() as connection:
-            for run in runs:
-                if run.attempts and run.attempts[-1].progress is not None:
-                    measurements.fold(connection, (run.id, run.attempts[-1].number), now, ended=now)
-            # As they are now: one may have been queued again since.
-            with summaries.recounting(connection, [self._open(run.id) or run for run in runs]):
-                for run in runs:
-                    measurements.recount(connection, run, now, self.prices)
+            ended = {
+                (run.id, run.attempts[-1].number)
+                for run in runs
+                if run.attempts and run.attempts[-1].progress is not None
+            }
+            measurements.fold(connection, ended, now, ended=now)
+            self._recount(connection, runs, now)
 
     def count_missed(self, now: datetime) -> int:
         """Counts what a controller that was killed left uncounted: attempts that ended after their GPU time was; how many."""
         with self._write() as connection:
             missed = measurements.uncounted(connection)
-            for run in missed:
-                self._recount(connection, self._run(connection, run), now)
+            self._recount(connection, [self._run(connection, run) for run in missed], now)
             return len(missed)
 
-    def _recount(self, connection: Connection, run: Run, now: datetime) -> Run:
-        """Counts the run's GPU time anew; and its summary, where an attempt of it has ended."""
-        if not any(attempt.ended_at for attempt in run.attempts):
-            return measurements.recount(connection, run, now, self.prices)
-        # As it is now: it may have been queued again since.
-        with summaries.recounting(connection, [self._run(connection, run.id)]):
-            return measurements.recount(connection, run, now, self.prices)
+    def _recount(self, connection: Connection, runs: Sequence[Run], now: datetime) -> dict[int, Run]:
+        """Counts the runs' GPU time anew, and the summaries of those of which an attempt has ended; the runs by id."""
+        over = [run for run in runs if any(attempt.ended_at for attempt in run.attempts)]
+        # As they are now: one may have been queued again since.
+        with summaries.recounting(connection, [self._open(run.id) or run for run in over]):
+            return {run.id: run for run in measurements.recount(connection, runs, now, self.prices)} if runs else {}
 
     def fence_until(self, until: datetime) -> None:
         """Has every fence end then: for a controller that cannot know by whose clock those ends were meant."""
@@ -85,6 +83,5 @@ class GpuWrites(Writer):
             if rows:
                 connection.execute(update(AllocationRow).where(*which).values(released_at=now))
                 self._changes.held |= {(row.node, row.gpu): None for row in rows}
-            for run in sorted({row.run_id for row in rows}):
-                self._recount(connection, self._run(connection, run), now)
+            self._recount(connection, [self._run(connection, run) for run in sorted({row.run_id for row in rows})], now)
             return len(rows)

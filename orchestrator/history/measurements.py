@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from orchestrator.history import ledger
+from orchestrator.history.filters import ids_of, in_ids
 from orchestrator.history.measured_models import GangSampleRow, GpuSampleRow, GpuTimeRow, ProgressRow, RankSampleRow
 from orchestrator.history.models import AllocationRow, AttemptRow, NodeRow, RunRow
 from orchestrator.history.series import DETAIL, fold_gang, fold_gpus, fold_ranks
@@ -45,36 +49,30 @@ LATEST = 200
 """So many attempts of a name say how it scales."""
 _PARTS = [part.name for part in fields(GpuTime)]
 
-# Asked at the end of each attempt, and made once: to make a statement takes SQLAlchemy longer than SQLite takes to run it.
-_TIMES = select(GpuTimeRow).where(GpuTimeRow.run_id == bindparam("run")).order_by(GpuTimeRow.node)
-_NEW_TIME = insert(GpuTimeRow)
-_HELD = select(AllocationRow.attempt, AllocationRow.node, AllocationRow.since, AllocationRow.released_at).where(
-    AllocationRow.run_id == bindparam("run")
-)
-_HARDWARE = select(NodeRow.hardware).where(NodeRow.name == bindparam("node"))
+# Statements are made once: to make one takes SQLAlchemy longer than SQLite takes to run it.
+_SAMPLES: dict[Any, Any] = {row: insert(row) for row in (GangSampleRow, RankSampleRow, GpuSampleRow)}
+_HARDWARE = select(NodeRow.name, NodeRow.hardware).where(NodeRow.name.in_(bindparam("nodes", expanding=True)))
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def record_progress(connection: Connection, key: Key, progress: Progress, now: datetime) -> None:
-    """Replaces what is known of the attempt's progress."""
-    values = asdict(progress) | {"metrics": progress.metrics or None, "updated_at": now}
-    _put(connection, ProgressRow, {"run_id": key[0], "attempt": key[1]}, values)
+def record(connection: Connection, taken: Sequence[Measured], now: datetime) -> None:
+    """Replaces what is known of the attempts' progress, and adds rows to their series."""
+    progress = [_of(one) | _progress(one.progress, now) for one in taken if one.progress is not None]
+    if progress:
+        connection.execute(_put(connection.dialect.name, ProgressRow), progress)
+    for row, samples in ((GangSampleRow, "gang"), (RankSampleRow, "ranks"), (GpuSampleRow, "gpus")):
+        if rows := [_of(one) | _columns(sample) for one in taken for sample in getattr(one, samples)]:
+            connection.execute(_SAMPLES[row], rows)
 
 
-def record_samples(
-    connection: Connection,
-    key: Key,
-    gang: Iterable[GangSample] = (),
-    ranks: Iterable[RankSample] = (),
-    gpus: Iterable[GpuSample] = (),
-) -> None:
-    """Adds rows to the attempt's series."""
-    of = {"run_id": key[0], "attempt": key[1]}
-    for row, samples in ((GangSampleRow, gang), (RankSampleRow, ranks), (GpuSampleRow, gpus)):
-        if values := [of | _columns(sample) for sample in samples]:
-            connection.execute(insert(row), values)
+def _of(one: Measured) -> dict[str, Any]:
+    return {"run_id": one.run, "attempt": one.attempt}
+
+
+def _progress(progress: Progress, now: datetime) -> dict[str, Any]:
+    return asdict(progress) | {"metrics": progress.metrics or None, "updated_at": now}
 
 
 def _columns(sample: GangSample | RankSample | GpuSample) -> dict[str, Any]:
@@ -86,49 +84,56 @@ def _columns(sample: GangSample | RankSample | GpuSample) -> dict[str, Any]:
     return values
 
 
-def _put(connection: Connection, row: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    there = update(row).where(*(getattr(row, name) == value for name, value in key.items())).values(**values)
-    if not connection.execute(there).rowcount:
-        connection.execute(insert(row).values(**key, **values))
+@cache
+def _put(dialect: str, table: Any) -> Any:
+    """A whole row in place of the one of its key."""
+    statement = (postgresql_insert if dialect == "postgresql" else sqlite_insert)(table)
+    key = [column.name for column in table.__table__.primary_key]
+    values = {
+        column.name: statement.excluded[column.name] for column in table.__table__.columns if column.name not in key
+    }
+    return statement.on_conflict_do_update(index_elements=key, set_=values)
 
 
-def recount(connection: Connection, run: Run, now: datetime, prices: Mapping[str, float]) -> Run:
-    """Counts the GPU time of the run's attempts anew, up to `now` where GPUs are still held; the run with it.
+def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: Mapping[str, float]) -> list[Run]:
+    """Counts the GPU time of the runs' attempts anew, up to `now` where GPUs are still held; the runs with it.
 
     `prices` are per GPU-hour by model; what was counted before keeps the price of then.
     """
-    held = _held(connection, run.id, now)
-    known = {(row.attempt, row.node): row for row in connection.execute(_TIMES, {"run": run.id})}
-    models: dict[str, str | None] = {}
-    new: list[dict[str, Any]] = []
-    for attempt, anew in zip(run.attempts, ledger.began_anew(run.attempts), strict=True):
-        for node, gpus in held.get(attempt.number, {}).items():
-            time = sum(
-                (ledger.account(attempt, since, until, began_anew=anew) for since, until in gpus), start=GpuTime()
-            )
-            values = {f"{part}_ms": getattr(time, part) for part in ("allocated", *_PARTS)}
-            values["until"] = max(until for _, until in gpus)
-            of = {"run_id": run.id, "attempt": attempt.number, "node": node}
-            row = known.get((attempt.number, node))
-            if row is None:
-                if node not in models:
-                    models[node] = _model(connection, node)
-                first = {
-                    "gpus": len(gpus),
-                    "device": attempt.placement.device,
-                    "model": models[node],
-                    "price": _price(prices, attempt.placement.device, models[node]),
-                    "since": min(since for since, _ in gpus),
-                }
-                new.append(of | values | first)
-            elif any(getattr(row, name) != value for name, value in values.items()):
-                _put(connection, GpuTimeRow, of, values)
-    if new:
-        connection.execute(_NEW_TIME, new)
-    used = _used(connection.execute(_TIMES, {"run": run.id}))
-    return replace(
-        run, attempts=tuple(replace(one, used=used.get((run.id, one.number), one.used)) for one in run.attempts)
-    )
+    ids = {"ids": ids_of(connection.dialect.name, [run.id for run in runs])}
+    held, counted = _held(connection, ids, now), _counted(connection, ids)
+    models = _models(connection, {node for key, nodes in held.items() for node in nodes.keys() - counted.get(key, {})})
+    rows = []
+    for run in runs:
+        for attempt, anew in zip(run.attempts, ledger.began_anew(run.attempts), strict=True):
+            key = run.id, attempt.number
+            for node, gpus in held.get(key, {}).items():
+                time = sum(
+                    (ledger.account(attempt, since, until, began_anew=anew) for since, until in gpus), start=GpuTime()
+                )
+                before = counted.setdefault(key, {}).get(node)
+                if before is None:
+                    device, model = attempt.placement.device, models.get(node)
+                    since, price = min(since for since, _ in gpus), _price(prices, device, model)
+                    before = NodeTime(node, len(gpus), device, since, since, GpuTime(), model, price)
+                after = replace(before, until=max(until for _, until in gpus), time=time)
+                if after != counted[key].get(node):
+                    counted[key][node] = after
+                    rows.append(_time_row(key, after))
+    if rows:
+        connection.execute(_put(connection.dialect.name, GpuTimeRow), rows)
+    return [replace(run, attempts=tuple(_with_times(run.id, one, counted) for one in run.attempts)) for run in runs]
+
+
+def _time_row(key: Key, one: NodeTime) -> dict[str, Any]:
+    parts = {f"{part}_ms": getattr(one.time, part) for part in ("allocated", *_PARTS)}
+    node = {name: getattr(one, name) for name in ("node", "gpus", "device", "since", "until", "model", "price")}
+    return {"run_id": key[0], "attempt": key[1], **node, **parts}
+
+
+def _with_times(run: int, attempt: Attempt, counted: Mapping[Key, Mapping[str, NodeTime]]) -> Attempt:
+    times = counted.get((run, attempt.number))
+    return attempt if times is None else replace(attempt, used=tuple(times[node] for node in sorted(times)))
 
 
 def uncounted(connection: Connection) -> list[int]:
@@ -144,19 +149,42 @@ def uncounted(connection: Connection) -> list[int]:
     return sorted(set(connection.execute(question).scalars()))
 
 
-def _held(connection: Connection, run: int, now: datetime) -> dict[int, dict[str, list[tuple[datetime, datetime]]]]:
+def _held(
+    connection: Connection, ids: Mapping[str, Any], now: datetime
+) -> dict[Key, dict[str, list[tuple[datetime, datetime]]]]:
     """By attempt and node, from when to when each GPU was held."""
-    held: dict[int, dict[str, list[tuple[datetime, datetime]]]] = {}
-    for attempt, node, since, released in connection.execute(_HELD, {"run": run}):
-        held.setdefault(attempt, {}).setdefault(node, []).append((since, max(since, released or now)))
+    held: dict[Key, dict[str, list[tuple[datetime, datetime]]]] = {}
+    for run, attempt, node, since, released in connection.execute(_gpus_of(connection.dialect.name), ids):
+        held.setdefault((run, attempt), {}).setdefault(node, []).append((since, max(since, released or now)))
     return held
 
 
-def _model(connection: Connection, node: str) -> str | None:
-    """The model of the node's GPUs, as it was last seen."""
-    hardware = connection.execute(_HARDWARE, {"node": node}).scalar() or {}
-    found = {gpu.get("model") for gpu in hardware.get("gpus") or [] if isinstance(gpu, dict)}
-    return found.pop() if len(found) == 1 else None
+def _counted(connection: Connection, ids: Mapping[str, Any]) -> dict[Key, dict[str, NodeTime]]:
+    """By attempt and node, what was counted before."""
+    found: dict[Key, dict[str, NodeTime]] = {}
+    for row in connection.execute(_times_of(connection.dialect.name), ids):
+        found.setdefault((row.run_id, row.attempt), {})[row.node] = _node_time(row)
+    return found
+
+
+@cache
+def _gpus_of(dialect: str) -> Any:
+    row = AllocationRow
+    return select(row.run_id, row.attempt, row.node, row.since, row.released_at).where(in_ids(dialect, row.run_id))
+
+
+@cache
+def _times_of(dialect: str) -> Any:
+    return select(GpuTimeRow).where(in_ids(dialect, GpuTimeRow.run_id))
+
+
+def _models(connection: Connection, nodes: Collection[str]) -> dict[str, str | None]:
+    """The model of each node's GPUs, as it was last seen."""
+    models: dict[str, str | None] = {}
+    for name, hardware in connection.execute(_HARDWARE, {"nodes": sorted(nodes)}) if nodes else ():
+        found = {gpu.get("model") for gpu in (hardware or {}).get("gpus") or [] if isinstance(gpu, dict)}
+        models[name] = found.pop() if len(found) == 1 else None
+    return models
 
 
 def _price(prices: Mapping[str, float], device: str, model: str | None) -> float | None:
@@ -165,25 +193,37 @@ def _price(prices: Mapping[str, float], device: str, model: str | None) -> float
     return next((price for name, price in prices.items() if model and matches(name, model)), None)
 
 
-def fold(connection: Connection, key: Key, now: datetime, ended: datetime | None) -> None:
-    """Makes longer rows of the attempt's older ones (series.DETAIL)."""
+def fold(connection: Connection, keys: Collection[Key], now: datetime, ended: datetime | None) -> None:
+    """Makes longer rows of the attempts' older ones (series.DETAIL)."""
     kinds: tuple[tuple[Any, Any, Any], ...] = (
         (GangSampleRow, fold_gang, gang_of),
         (RankSampleRow, fold_ranks, rank_of),
         (GpuSampleRow, fold_gpus, gpu_of),
     )
-    for row, folded, back in kinds:
-        began = connection.execute(select(func.min(row.at)).where(row.run_id == key[0], row.attempt == key[1])).scalar()
-        if began is None:
-            continue
-        for seconds, before in DETAIL[row.__tablename__].due(began, now, ended):
-            narrow = (row.run_id == key[0], row.attempt == key[1], row.seconds < seconds, row.at < before)
-            old = [back(one) for one in connection.execute(select(row).where(*narrow).order_by(row.at))]
-            if old:
-                connection.execute(delete(row).where(*narrow))
-                samples = folded(old, seconds)
-                of = {"run_id": key[0], "attempt": key[1]}
-                connection.execute(insert(row), [of | _columns(sample) for sample in samples])
+    ids = {"ids": ids_of(connection.dialect.name, sorted({run for run, _ in keys}))}
+    for row, folded, back in kinds if keys else ():
+        for run, attempt, began in connection.execute(_oldest(connection.dialect.name, row), ids):
+            if (run, attempt) not in keys:
+                continue
+            of = {"run_id": run, "attempt": attempt}
+            for seconds, before in DETAIL[row.__tablename__].due(began, now, ended):
+                # Most often there is nothing so old.
+                if began >= before:
+                    continue
+                narrow = (row.run_id == run, row.attempt == attempt, row.seconds < seconds, row.at < before)
+                old = [back(one) for one in connection.execute(select(row).where(*narrow).order_by(row.at))]
+                if old:
+                    connection.execute(delete(row).where(*narrow))
+                    connection.execute(_SAMPLES[row], [of | _columns(sample) for sample in folded(old, seconds)])
+
+
+@cache
+def _oldest(dialect: str, row: Any) -> Any:
+    return (
+        select(row.run_id, row.attempt, func.min(row.at))
+        .where(in_ids(dialect, row.run_id))
+        .group_by(row.run_id, row.attempt)
+    )
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -205,10 +245,13 @@ def used_by(connection: Connection, runs: Select[Any] | Sequence[int]) -> dict[K
 def _used(rows: Iterable[Row[Any]]) -> dict[Key, tuple[NodeTime, ...]]:
     found: dict[Key, tuple[NodeTime, ...]] = {}
     for row in rows:
-        time = GpuTime(*(getattr(row, f"{part}_ms") for part in _PARTS))
-        one = NodeTime(row.node, row.gpus, row.device, row.since, row.until, time, row.model, row.price)
-        found[row.run_id, row.attempt] = (*found.get((row.run_id, row.attempt), ()), one)
+        found[row.run_id, row.attempt] = (*found.get((row.run_id, row.attempt), ()), _node_time(row))
     return found
+
+
+def _node_time(row: Row[Any]) -> NodeTime:
+    time = GpuTime(*(getattr(row, f"{part}_ms") for part in _PARTS))
+    return NodeTime(row.node, row.gpus, row.device, row.since, row.until, time, row.model, row.price)
 
 
 def series(connection: Connection, run: int, attempt: int | None = None) -> dict[int, list[GangSample]]:

@@ -33,22 +33,21 @@ class Rows:
 
     def __init__(self) -> None:
         self._of: dict[tuple[Phase, Executable], list[Mapping[str, Any]]] = {}
+        self._phases: set[Phase] = set()
 
     def add(self, phase: Phase, statement: Executable, *rows: Mapping[str, Any]) -> None:
         self._of.setdefault((phase, statement), []).extend(rows)
+        self._phases.add(phase)
 
     def take_over(self, later: Rows, connection: Connection) -> None:
         """Puts the rows of a later change behind these. What begins on a GPU that these give back makes them be written now."""
-        if later._has(_BEGIN) and self._has(_END):
+        if later._phases & _BEGIN and self._phases & _END:
             self.flush(connection)
         for (phase, statement), rows in later._of.items():
             self.add(phase, statement, *rows)
 
-    def _has(self, phases: set[Phase]) -> bool:
-        return any(phase in phases for phase, _ in self._of)
-
     def flush(self, connection: Connection) -> None:
         """Writes them. Raises IntegrityError where the database refuses one."""
-        of, self._of = self._of, {}
+        of, self._of, self._phases = self._of, {}, set()
         for (_, statement), rows in sorted(of.items(), key=lambda item: item[0][0]):
             connection.execute(statement, rows)

@@ -25,6 +25,7 @@ Answer: TypeAlias = tuple[Run, bool] | StoreError
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to run it.
 _RUNS, _TAGS, _ARRAYS = insert(RunRow), insert(TagRow), insert(ArrayRow)
 _DEPENDENCIES, _EVENTS = insert(DependencyRow), insert(EventRow)
+_TAKEN = text("SELECT nextval(pg_get_serial_sequence('runs', 'id')) FROM generate_series(1, :count)")
 
 
 def submit(connection: Connection, new: Sequence[NewRun], now: datetime, changes: Changes) -> list[Answer]:
@@ -121,10 +122,9 @@ def _keys_before(connection: Connection, new: Sequence[NewRun]) -> dict[tuple[st
 def take_ids(connection: Connection, count: int) -> range:
     """The next ids of runs, without a gap: the caller has the lock under which all of them are given."""
     if connection.dialect.name == "sqlite":
-        last = connection.execute(text("SELECT seq FROM sqlite_sequence WHERE name = 'runs'")).scalar() or 0
+        last = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'runs'").scalar() or 0
         return range(last + 1, last + 1 + count)
-    sequence = "SELECT nextval(pg_get_serial_sequence('runs', 'id')) FROM generate_series(1, :count)"
-    taken = [row[0] for row in connection.execute(text(sequence), {"count": count})]
+    taken = list(connection.execute(_TAKEN, {"count": count}).scalars())
     assert taken == list(range(taken[0], taken[0] + count))
     return range(taken[0], taken[0] + count)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,7 @@ from orchestrator.history.columns import Base, GpuTimeColumns
 from orchestrator.history.filters import ids_of, in_ids
 from orchestrator.history.ledger_days import cost_of, day_of, periods_of, shares, spread
 from orchestrator.history.measured_models import GpuTimeRow, ProgressRow
+from orchestrator.history.neighbours import how_many_beside
 from orchestrator.history.rows import Phase, Rows
 from orchestrator.history.summary_models import (
     AttemptNodeRow,
@@ -86,6 +87,9 @@ def _blamed(attempt: Attempt) -> str | None:
 @contextmanager
 def recounting(connection: Connection, runs: Sequence[Run]) -> Iterator[None]:
     """Around every change of gpu_time of runs with an ended attempt: makes their summaries anew, and keeps the sums right."""
+    if not runs:
+        yield
+        return
     before = _before(connection, [run.id for run in runs])
     sums = _Sums()
     if counted := [run for run in runs if run.id in before and before[run.id]["state"] is not None]:
@@ -140,13 +144,14 @@ def _before(connection: Connection, runs: Sequence[int]) -> dict[int, dict[str, 
 
 def _refresh(connection: Connection, runs: Sequence[Run], sums: _Sums, before: Mapping[int, Mapping[str, Any]]) -> None:
     sources = _sources(connection, [run.id for run in runs if run.attempts])
+    neighbours = how_many_beside(connection, [run.id for run in runs if _asks(run, before.get(run.id))])
     after = []
     for run in runs:
         was = before.get(run.id)
         if was is None and not run.attempts and not run.ended:
             continue
         summary = _summary(run, sources)
-        summary["neighbours"] = _neighbours(connection, run, was)
+        summary["neighbours"] = neighbours.get(run.id, was["neighbours"] if was else None)
         if was is not None:
             sums.count(run, was, sources, -1)
         sums.count(run, summary, sources, 1)
@@ -196,32 +201,11 @@ def _gpu_time(rows: Sequence[Any]) -> dict[str, Any]:
     return {name: sum(getattr(row, name) for row in rows) for name in TIMES} | {"cost": sum(costs) if costs else None}
 
 
-def _neighbours(connection: Connection, run: Run, was: Mapping[str, Any] | None) -> int | None:
-    """How many other runs were beside the last attempt; asked once, when it has just ended."""
-    known: int | None = was["neighbours"] if was else None
+def _asks(run: Run, was: Mapping[str, Any] | None) -> bool:
+    """Whether it is to be found out who was beside the last attempt: once, when it has just ended."""
     last = run.attempt
-    if last is None or last.ended_at is None or (known is not None and was and was["attempts"] == len(run.attempts)):
-        return known
-    return len(beside(connection, run.id, last))
-
-
-def beside(connection: Connection, run: int, attempt: Attempt) -> set[int]:
-    """The other runs that were on the attempt's leaves, or on its nodes where no leaf is known, while it ran."""
-    mine = connection.execute(
-        select(AttemptNodeRow.node, AttemptNodeRow.leaf).where(
-            AttemptNodeRow.run_id == run, AttemptNodeRow.attempt == attempt.number
-        )
-    ).all()
-    leaves = {row.leaf for row in mine if row.leaf is not None}
-    nodes = {row.node for row in mine if row.leaf is None}
-    found: set[int] = set()
-    times = {"began": attempt.started_at, "over": attempt.ended_at or datetime.max.replace(tzinfo=UTC)}
-    for place, names in (("leaf", leaves), ("node", nodes)):
-        # Two questions: with an OR, SQLite would go through all that ever ended there.
-        for ended in (True, False):
-            if names:
-                found |= set(connection.execute(_there(place, ended), times | {"names": sorted(names)}).scalars())
-    return found - {run}
+    known = was is not None and was["neighbours"] is not None and was["attempts"] == len(run.attempts)
+    return last is not None and last.ended_at is not None and not known
 
 
 class _Sums:
@@ -341,12 +325,3 @@ def _insert(dialect: str, table: type[Base]) -> Any:
 def _of_runs(dialect: str, table: Any) -> Any:
     """The table's rows of the runs that are given as `ids`, in the form of `ids_of`."""
     return select(table).where(in_ids(dialect, table.run_id))
-
-
-@cache
-def _there(place: str, ended: bool) -> Any:
-    """The runs that were at one of the places `names` after `began`, and had begun before `over`."""
-    row = AttemptNodeRow
-    later = row.ended_at > bindparam("began") if ended else row.ended_at.is_(None)
-    names = getattr(row, place).in_(bindparam("names", expanding=True))
-    return select(row.run_id).distinct().where(names, later, row.started_at < bindparam("over"))

@@ -19,8 +19,7 @@ def promised(placement: Placement, cluster: Cluster) -> PlannedLinks:
 
     Of a node that is not in the cluster any more nothing is promised but shared memory and TCP.
     """
-    known = {node.name: node for node in cluster.nodes}
-    nodes = [known.get(part.node, Node(part.node)) for part in placement.nodes]
+    nodes = [cluster.by_name.get(part.node) or Node(part.node) for part in placement.nodes]
     return PlannedLinks(
         tuple(_node(part, node) for part, node in zip(placement.nodes, nodes, strict=True)),
         _across(placement, nodes),

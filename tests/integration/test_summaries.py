@@ -126,6 +126,18 @@ def test_neighbours_are_the_other_runs_on_the_leaf_meanwhile(store, clock):
     }  # fmt: skip
 
 
+def test_where_no_leaf_is_known_neighbours_are_those_on_the_node_and_many_runs_are_counted_at_once(store, clock):
+    here, beside, elsewhere = (store.submit(a_new_run(), clock())[0].id for _ in range(3))
+    for run, where in ((here, {"x": (0, 1)}), (beside, {"x": (2, 3)}), (elsewhere, {"y": (0, 1)})):
+        store.place(run, a_placement(**where), clock())
+    clock.advance(10)
+    over = [store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, clock()) for run in (here, beside, elsewhere)]
+    store.count(over, clock())
+    summed = {row["run_id"]: row for row in rows(store, RunSummaryRow)}
+    assert {run: row["neighbours"] for run, row in summed.items()} == {here: 1, beside: 1, elsewhere: 0}
+    assert {row["allocated_ms"] for row in summed.values()} == {20_000}
+
+
 def test_gpu_time_is_counted_on_the_days_on_which_it_was_used(store, clock):
     clock.now = datetime(2026, 1, 5, 18, tzinfo=UTC)
     run = store.submit(a_new_run(), clock())[0].id

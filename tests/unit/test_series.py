@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.history import measurements
+from orchestrator.history.measurements import Measured
 from orchestrator.history.series import DETAIL, fold_gang, fold_gpus, fold_ranks
 from orchestrator.history.store import Store
 from orchestrator.progress.values import GangSample, GpuSample, RankSample
@@ -130,7 +131,7 @@ def test_a_run_of_a_week_on_64_ranks_takes_less_than_8_mib(new_sqlite, open_stor
     ]
     store = Store.open(url)
     with store._database.write() as connection:
-        measurements.record_samples(connection, (run.id, 1), gang, ranks, looks)
+        measurements.record(connection, [Measured(run.id, 1, None, tuple(gang), tuple(ranks), tuple(looks))], START)
     store.close()
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
