@@ -113,10 +113,28 @@ def test_mistakes_of_a_trace_have_lines(orch, trace):
     assert f"{trace}:3: submit_time: must be a number, not 'y'" in done.stderr
 
 
-def test_a_workload_without_durations_needs_profiles(orch, tmp_path):
-    (tmp_path / "w.csv").write_text("name,time,application,num_replicas,batch_size\nb,0,bert,4,384\n")
-    done = orch("simulate", tmp_path / "w.csv", "--nodes", "2", "--gpus", "4")
+def test_a_workload_without_durations_takes_the_profiles_that_lie_with_it_and_needs_some(orch, tmp_path):
+    workload = tmp_path / "workloads" / "w.csv"
+    workload.parent.mkdir()
+    workload.write_text("name,time,application,num_replicas,batch_size\nb,0,bert,4,384\n")
+    line = ("simulate", workload, "--nodes", "2", "--gpus", "4")
+    done = orch(*line)
+    assert done.returncode == 2
+    assert f"{workload} tells how much work its jobs are, and not how long they take: --profiles DIR" in done.stderr
+    assert "DIR/bert/placements.csv" in done.stderr
 
+    profiles = tmp_path / "profiles"
+    (profiles / "bert").mkdir(parents=True)
+    (profiles / "bert" / "placements.csv").write_text("placement,local_bsz,step_time,sync_time\n4,96,0.5,0.1\n")
+    found = orch(*line, "--json")
+    assert found.returncode == 0, found.stderr
+    assert f"measured speeds are those in {profiles}" in found.stderr
+    (row,) = json.loads(found.stdout)["policies"]
+    assert row["mean_completion"] == 480 * 0.5
+    assert orch(*line, "--profiles", profiles, "--json").stdout == found.stdout
+
+    (profiles / "bert").rename(profiles / "other")
+    done = orch(*line)
     assert done.returncode == 2
     assert "has no duration, and no profile knows bert" in done.stderr
 
