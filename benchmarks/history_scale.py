@@ -36,7 +36,7 @@ from history_rows import Year
 from sqlalchemy import event
 
 from orchestrator.history.database import Database, open_database
-from orchestrator.history.summary_models import Base
+from orchestrator.history.schema import METADATA
 
 BATCH = 20_000
 LIMIT_S = 0.5
@@ -78,7 +78,7 @@ def _chunks(runs: int) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
 
 
 def _columns(name: str) -> list[str]:
-    return [column.name for column in Base.metadata.tables[name].columns]
+    return [column.name for column in METADATA.tables[name].columns]
 
 
 def _fill_sqlite(database: Database, runs: int) -> None:

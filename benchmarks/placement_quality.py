@@ -18,7 +18,7 @@ from orchestrator.placement.gang import Part, predict_parts
 from orchestrator.placement.search import find
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Request
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 from orchestrator.testing.hardware import cluster, node
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"

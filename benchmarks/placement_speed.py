@@ -20,7 +20,7 @@ from orchestrator.hardware.model import Cluster
 from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Request
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 from orchestrator.testing.hardware import cluster, node
 
 GANGS = (2, 4, 8, 16, 32, 64)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from orchestrator.health.failure import Failure
 from orchestrator.history.measurements import Measured
 from orchestrator.history.store import Store
 from orchestrator.pictures.cluster_page import cluster_page
@@ -26,7 +27,7 @@ from orchestrator.pictures.runs_page import runs_page
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.progress.values import GangSample, GpuSample, Progress, RankSample
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure, NodeRecord
+from orchestrator.scheduling.run import NodeRecord
 from orchestrator.testing import a_new_run
 
 START = datetime(2026, 11, 1, 8, tzinfo=UTC)

@@ -1,6 +1,6 @@
 """What `array:` means: its values, the placeholders that they replace, and the words by which its runs are called.
 
-Plain text and numbers only, so that spec.py can check with it. Runs are numbered from 0, the last key counting fastest:
+Plain text and numbers only, so that spec_fields.py can check with it. Runs are numbered from 0, the last key counting fastest:
 `{lr: [0.1, 0.01], seed: 0..2}` has lr=0.1 in runs 0 to 2 and lr=0.01 in runs 3 to 5.
 """
 

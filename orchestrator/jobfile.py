@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from orchestrator import document
 from orchestrator.checks import split_command
 from orchestrator.document import Complaint, Contents, DocumentError, KeyPath, Mark, Scalar, shown
-from orchestrator.spec import JobSpec, Problem, problems, unknown_key
+from orchestrator.spec import JobSpec
+from orchestrator.spec_problems import Problem, problems, unknown_key
 
 MAPPINGS = frozenset({"env", "tags", "requires", "throughput"})
 """The keys in which `--set` can set one entry: `--set env.LR=0.1`."""

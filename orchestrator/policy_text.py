@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator import checks, document
 from orchestrator.document import Contents, DocumentError, KeyPath, nearest, shown
 from orchestrator.policy import NO_TEAM, OTHERS, Policy, Quota, Team
-from orchestrator.units import format_duration, parse_duration
+from orchestrator.units import duration_between, format_duration
 
 MOST_GPUS = 1_000_000
 _KEYS = ("share", "guaranteed", "limit")
@@ -27,16 +27,6 @@ class Setting:
     description: str
     parse: Callable[[str], Any]
     show: Callable[[Any], str] = str
-
-
-def _duration(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        seconds = parse_duration(text)
-        if not least <= seconds <= most:
-            raise ValueError(f"must be between {format_duration(least)} and {format_duration(most)}, not {text}")
-        return seconds
-
-    return parse
 
 
 def _number(least: float, most: float) -> Callable[[str], float]:
@@ -58,7 +48,7 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def _duration_or_off(least: float, most: float) -> Callable[[str], float | None]:
-    parse = _duration(least, most)
+    parse = duration_between(least, most)
     return lambda text: None if text == "off" else parse(text)
 
 
@@ -70,14 +60,14 @@ def _preemption(text: str) -> str:
 
 SETTINGS: dict[str, Setting] = {
     "half_life": Setting(
-        "Age at which use counts half for the fair share", _duration(60, 366 * 86400), format_duration
+        "Age at which use counts half for the fair share", duration_between(60, 366 * 86400), format_duration
     ),
     "preemption": Setting(
         "Who gives way: to priority (and quota), to a guaranteed quota alone, or nobody", _preemption
     ),
-    "min_runtime": Setting("How long no attempt is preempted", _duration(0, 30 * 86400), format_duration),
+    "min_runtime": Setting("How long no attempt is preempted", duration_between(0, 30 * 86400), format_duration),
     "overdue": Setting(
-        "A run that has waited so long goes first in its priority", _duration(60, 366 * 86400), format_duration
+        "A run that has waited so long goes first in its priority", duration_between(60, 366 * 86400), format_duration
     ),
     "reservations": Setting("For how many of the first waiting runs a place is kept", _whole(1, 64)),
     "margin": Setting(
@@ -104,7 +94,9 @@ SETTINGS: dict[str, Setting] = {
         lambda seconds: "off" if seconds is None else format_duration(seconds),
     ),
     "first_step": Setting(
-        "The same before its first step, and while it saves", _duration(1, checks.MAX_STANDSTILL), format_duration
+        "The same before its first step, and while it saves",
+        duration_between(1, checks.MAX_STANDSTILL),
+        format_duration,
     ),
     "quarantine": Setting(
         "Part of the nodes that may be left out at once for failing often, one at least (0: only proposed)",
@@ -113,7 +105,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "assumed_duration": Setting(
         "How long a run takes of which nothing is known, to choose between places",
-        _duration(60, 366 * 86400),
+        duration_between(60, 366 * 86400),
         format_duration,
     ),
 }

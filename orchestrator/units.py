@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -23,6 +23,18 @@ def parse_duration(text: str) -> float:
     raise ValueError("must be a number and one unit (s, m, h or d), such as 90s, 30m, 12h or 2d")
 
 
+def duration_between(least: float, most: float) -> Callable[[str], float]:
+    """A parser of durations that raises ValueError for one outside of these bounds too, in seconds."""
+
+    def parse(text: str) -> float:
+        seconds = parse_duration(text)
+        if not least <= seconds <= most:
+            raise ValueError(f"must be between {format_duration(least)} and {format_duration(most)}, not {text}")
+        return seconds
+
+    return parse
+
+
 def format_duration(seconds: float) -> str:
     """As a person would write it, in the largest unit that leaves a whole number: 90 is `90s`, 1800 is `30m`."""
     for unit in ("d", "h", "m"):
@@ -38,6 +50,18 @@ def parse_size(text: str) -> int:
     if _NUMBER.fullmatch(text):
         raise ValueError(f"has no unit. Did you mean '{text}MiB'?")
     raise ValueError(f"must be a whole number and one unit ({', '.join(BYTES)}), such as 64MiB or 2GiB")
+
+
+def size_between(least: int, most: int) -> Callable[[str], int]:
+    """A parser of sizes that raises ValueError for one outside of these bounds too, in bytes."""
+
+    def parse(text: str) -> int:
+        size = parse_size(text)
+        if not least <= size <= most:
+            raise ValueError(f"must be between {format_size(least)} and {format_size(most)}, not {text}")
+        return size
+
+    return parse
 
 
 def format_size(size: int) -> str:

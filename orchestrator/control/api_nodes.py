@@ -14,7 +14,7 @@ from orchestrator.control.api_call import CALL, by_of
 from orchestrator.control.controller import Controller
 from orchestrator.control.refused import Refused
 from orchestrator.document import shown
-from orchestrator.health import rules
+from orchestrator.health.finding import SEVERITIES, Finding
 from orchestrator.history.render import time_json
 
 EVENTS_SHOWN = 100
@@ -90,8 +90,8 @@ class NodesApi:
         return web.json_response([asdict(one) | {"at": time_json(one.at)} for one in events])
 
 
-def with_health(answer: dict[str, Any], found: Sequence[rules.Finding]) -> dict[str, Any]:
+def with_health(answer: dict[str, Any], found: Sequence[Finding]) -> dict[str, Any]:
     """The JSON of `orch doctor` with what the nodes' health adds, the worst first."""
     more = [{"severity": one.severity, "nodes": [one.node], "problem": one.problem, "mend": one.mend} for one in found]
     every = [*answer["findings"], *more]
-    return answer | {"findings": sorted(every, key=lambda one: rules.SEVERITIES.index(one["severity"]))}
+    return answer | {"findings": sorted(every, key=lambda one: SEVERITIES.index(one["severity"]))}

@@ -27,7 +27,8 @@ from urllib.parse import quote
 
 import psutil
 
-from orchestrator.config import Config, HeadStorage, load_config
+from orchestrator.config import Config, load_config
+from orchestrator.config_keys import HeadStorage
 from orchestrator.control.home import ClusterNote, Home, node_folder, own_node_folder
 from orchestrator.control.monitoring import dashboards_folder
 from orchestrator.control.private_file import InsecureHome

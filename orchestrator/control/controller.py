@@ -53,7 +53,8 @@ from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
 from orchestrator.secrecy import exposed
-from orchestrator.spec import JobSpec, problems
+from orchestrator.spec import JobSpec
+from orchestrator.spec_problems import problems
 from orchestrator.units import format_duration
 
 MOST_ANSWERS = 1000

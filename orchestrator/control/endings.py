@@ -15,10 +15,11 @@ from orchestrator.control.logs import LogFolder
 from orchestrator.control.measuring import Measuring
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
+from orchestrator.health.failure import Failure
 from orchestrator.history import ledger
 from orchestrator.scheduling import retry
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
-from orchestrator.scheduling.run import Failure, Run
+from orchestrator.scheduling.run import Run
 
 COUNTED_AT_ONCE = 50
 """Runs: others' writes wait for them."""

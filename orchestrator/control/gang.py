@@ -8,11 +8,12 @@ from enum import StrEnum
 
 from orchestrator.control.backend import PartStatus
 from orchestrator.health.evidence import Evidence, Loss, RankEnd, Seen, Xid
+from orchestrator.health.failure import Failure
 from orchestrator.health.failures import judge
 from orchestrator.health.nccl_log import NcclLog
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure, Stop
+from orchestrator.scheduling.run import Stop
 from orchestrator.spec import JobSpec
 
 _OF_STOP = {

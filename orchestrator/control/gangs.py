@@ -34,10 +34,11 @@ from orchestrator.control.surveys import Surveys
 from orchestrator.control.transport import judge
 from orchestrator.control.watch import Watch
 from orchestrator.hardware.model import Cluster
+from orchestrator.health.failure import Failure
 from orchestrator.history.book import Changes
 from orchestrator.placement.values import NodePlacement
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, State
-from orchestrator.scheduling.run import Failure, Run, Stop
+from orchestrator.scheduling.run import Run, Stop
 
 log = logging.getLogger("orch.gangs")
 

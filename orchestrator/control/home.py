@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import Preflight
+from orchestrator.config_keys import Preflight
 from orchestrator.control.private_file import InsecureHome, private_token
 from orchestrator.control.ray_auth import RayAuth
 

@@ -13,7 +13,8 @@ from orchestrator.control.rank_env import base_env
 from orchestrator.hardware.environment import node_facts
 from orchestrator.hardware.merge import Disagreement, merge
 from orchestrator.hardware.model import Cluster, Gpu, Nic, Node, Shape
-from orchestrator.hardware.probe import GpuState, Probe, probe
+from orchestrator.hardware.nvml import GpuState
+from orchestrator.hardware.probe import Probe, probe
 from orchestrator.health.vitals import GpuVitals, Vitals
 from orchestrator.placement.tree import Free, Topology
 

@@ -12,7 +12,7 @@ from orchestrator.control.node_watch import NodeWatch
 from orchestrator.control.quarantines import Quarantines
 from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Runtime
-from orchestrator.health import node_health, rules
+from orchestrator.health import finding, node_health
 from orchestrator.health.node_health import Finding, Severity
 from orchestrator.history.nodes import NodeEvent
 from orchestrator.history.render import time_json
@@ -57,7 +57,7 @@ class NodeCare:
     def severity(self, node: str) -> Severity:
         return node_health.worst(self.findings(node))
 
-    def for_doctor(self, only: str | None) -> list[rules.Finding]:
+    def for_doctor(self, only: str | None) -> list[finding.Finding]:
         names = [only] if only is not None else sorted(self._roster.nodes)
         return [one for name in names for one in node_health.for_doctor(self.findings(name))]
 

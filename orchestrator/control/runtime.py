@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.config import Preflight
+from orchestrator.config_keys import Preflight
 from orchestrator.control.alarms import Alarms
 from orchestrator.control.counts import Counts
 from orchestrator.history.book import Book, Changes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import stat
 import sys
 import time
@@ -78,8 +79,10 @@ async def _one(rank: int, pid: int, *, whole: bool) -> RankStack:
 # === py-spy ===
 
 
-def _program() -> Path:
-    return Path(sys.executable).with_name("py-spy")
+def _program() -> str:
+    """Beside the interpreter, where pip puts it; else where PATH has it, as after `pip install --target`."""
+    beside = Path(sys.executable).with_name("py-spy")
+    return str(beside) if beside.exists() else shutil.which("py-spy") or str(beside)
 
 
 async def py_spy(pid: int, *, native: bool) -> tuple[list[Any], str]:

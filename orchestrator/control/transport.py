@@ -9,11 +9,11 @@ from typing import Any
 from orchestrator.hardware.model import Cluster
 from orchestrator.health import transport
 from orchestrator.health.facts import NodeFacts
+from orchestrator.health.failure import Failure
 from orchestrator.health.nccl_log import NcclLog
 from orchestrator.health.verdict import verdict
 from orchestrator.placement.promise import promised
 from orchestrator.placement.values import Placement
-from orchestrator.scheduling.run import Failure
 from orchestrator.spec import JobSpec
 
 

@@ -17,8 +17,9 @@ from orchestrator.control.benches import benches_of
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.runtime import Runtime
+from orchestrator.health.failure import Failure
 from orchestrator.placement.values import NodePlacement, Placement
-from orchestrator.scheduling.run import Failure, Run
+from orchestrator.scheduling.run import Run
 
 END_S = 5.0
 """How long what was killed may take to be gone, its GPUs' memory included."""

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.hardware.probe import GpuState, Probe, pci_path
+from orchestrator.hardware.nvml import GpuState
+from orchestrator.hardware.probe import Probe
+from orchestrator.hardware.sysfs import pci_path, text_of
 from orchestrator.health.facts import Adapter, NodeFacts
 
 _REDIRECTS = 0b1100
@@ -51,7 +53,7 @@ def node_facts(
         peers_denied=_denied(found),
         acs=_acs(files, [gpu.bus_id for gpu in shape.gpus]),
         container=_container(files, environ),
-        hostname=_text(files / "proc/sys/kernel/hostname"),
+        hostname=text_of(files / "proc/sys/kernel/hostname"),
         boot_id=found.boot_id,
         shm=None if found.shm_mib is None else found.shm_mib << 20,
         memlock=_unlimited(limit(resource.RLIMIT_MEMLOCK)),
@@ -67,7 +69,7 @@ def node_facts(
 
 def on_network(facts: NodeFacts, interface: str | None, *, root: str | Path = "/") -> NodeFacts:
     """The node with the interface that NCCL will use, and its MTU."""
-    mtu = _text(Path(root) / "sys/class/net" / interface / "mtu") if interface else None
+    mtu = text_of(Path(root) / "sys/class/net" / interface / "mtu") if interface else None
     return replace(facts, interface=interface, mtu=int(mtu) if mtu and mtu.isdigit() else None)
 
 
@@ -119,7 +121,7 @@ def _adapters(files: Path, found: Probe) -> tuple[Adapter, ...]:
         Adapter(
             nic.name if nic.port == 1 else f"{nic.name}:{nic.port}",
             nic.rate_gbps,
-            _text(files / "sys/class/infiniband" / nic.name / "fw_ver"),
+            text_of(files / "sys/class/infiniband" / nic.name / "fw_ver"),
             nic.state in (None, "ACTIVE"),
         )
         for nic in found.node.nics
@@ -130,7 +132,7 @@ def _peer_memory(files: Path, found: Probe) -> bool | None:
     """The module that pins GPU memory for adapters, or DMA-BUF: the driver's open modules on a kernel that has it."""
     if any((files / "sys/module" / name).exists() for name in ("nvidia_peermem", "nv_peer_mem")):
         return True
-    if (told := _text(files / "proc/driver/nvidia/version")) is None:
+    if (told := text_of(files / "proc/driver/nvidia/version")) is None:
         return None
     kernel = re.match(r"(\d+)\.(\d+)", found.versions.kernel or "")
     return "Open Kernel Module" in told and kernel is not None and (int(kernel[1]), int(kernel[2])) >= _DMA_BUF_KERNEL
@@ -142,7 +144,7 @@ def _iommu(files: Path, buses: Iterable[str | None]) -> bool | None:
     if not groups.is_dir():
         return None
     of_gpus = [files / "sys/bus/pci/devices" / bus / "iommu_group/type" for bus in buses if bus]
-    types = [_text(path) for path in of_gpus or groups.glob("*/type")]
+    types = [text_of(path) for path in of_gpus or groups.glob("*/type")]
     return any(kind is not None and kind != "identity" for kind in types)
 
 
@@ -175,8 +177,8 @@ def _acs_control(config: Path) -> int | None:
 
 def _container(files: Path, environ: Mapping[str, str]) -> str:
     """What kind of container, and its image where the kind tells it; `none` where nothing shows one."""
-    groups = _text(files / "proc/1/cgroup") or ""
-    podman = _text(files / "run/.containerenv")
+    groups = text_of(files / "proc/1/cgroup") or ""
+    podman = text_of(files / "run/.containerenv")
     image = environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER")
     if image:
         kind = "apptainer"
@@ -205,7 +207,7 @@ def _own_conf(files: Path, environ: Mapping[str, str]) -> Path:
 
 def _read_conf(path: Path) -> dict[str, str]:
     """NCCL's own form: NAME=VALUE lines, where # begins a comment."""
-    lines = (line.strip() for line in (_text(path) or "").splitlines())
+    lines = (line.strip() for line in (text_of(path) or "").splitlines())
     pairs = (line.partition("=") for line in lines if not line.startswith("#"))
     return {name.strip(): value.strip() for name, equals, value in pairs if equals and name.strip()}
 
@@ -214,7 +216,7 @@ def _plugins(files: Path, environ: Mapping[str, str]) -> Iterator[str]:
     """libnccl-net*.so in LD_LIBRARY_PATH and where ld.so looks."""
     folders = [part for part in environ.get("LD_LIBRARY_PATH", "").split(":") if part.startswith("/")]
     for file in sorted((files / "etc/ld.so.conf.d").glob("*.conf")):
-        folders += [line.strip() for line in (_text(file) or "").splitlines() if line.strip().startswith("/")]
+        folders += [line.strip() for line in (text_of(file) or "").splitlines() if line.strip().startswith("/")]
     folders += [f"/{name}" for name in _LIBRARY_FOLDERS]
     seen = set()
     for folder in folders:
@@ -222,10 +224,3 @@ def _plugins(files: Path, environ: Mapping[str, str]) -> Iterator[str]:
             if (real := path.resolve()) not in seen:
                 seen.add(real)
                 yield f"{folder.rstrip('/')}/{path.name}"
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip() or None
-    except OSError:
-        return None

@@ -29,7 +29,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from itertools import combinations
+
+from orchestrator.hardware.groups import Groups, merged_places
 
 FABRIC_LEVELS = ("core", "spine", "pod", "leaf", "nvlink")
 """The levels above a node whose names orch knows, widest first."""
@@ -308,7 +310,7 @@ class Cluster:
     def _places(self, level: str) -> dict[str, str]:
         """Place by node name, from the domains of `level`; domains that hold the same nodes are one place."""
         if level not in self._place_cache:
-            self._place_cache[level] = _merged_places(self._held(level))
+            self._place_cache[level] = merged_places(self._held(level))
         return self._place_cache[level]
 
     def _held(self, level: str) -> dict[str, tuple[str, ...]]:
@@ -328,28 +330,6 @@ class Cluster:
         return held
 
 
-class Groups:
-    """Disjoint sets that can be joined (union-find)."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._parent = {item: item for item in items}
-
-    def find(self, item: Any) -> Any:
-        while self._parent[item] != item:
-            self._parent[item] = self._parent[self._parent[item]]
-            item = self._parent[item]
-        return item
-
-    def join(self, a: Any, b: Any) -> None:
-        self._parent[self.find(b)] = self.find(a)
-
-    def all(self) -> list[list[Any]]:
-        found: dict[Any, list[Any]] = {}
-        for item in self._parent:
-            found.setdefault(self.find(item), []).append(item)
-        return list(found.values())
-
-
 def triangle_position(first: int, second: int, size: int) -> int:
     """Where the pair (first, second), first < second, of `size` things stands in the upper triangle, row by row."""
     return first * size - first * (first + 1) // 2 + second - first - 1
@@ -360,15 +340,8 @@ def all_to_all(gpus: int, link: str | None) -> tuple[str | None, ...]:
     return (link,) * (gpus * (gpus - 1) // 2)
 
 
-def joined_name(names: Sequence[str]) -> str:
-    """One short name for several things that count as one place: `leaf-01+3` is leaf-01 and three more."""
-    ordered = sorted(names)
-    return ordered[0] if len(ordered) == 1 else f"{ordered[0]}+{len(ordered) - 1}"
-
-
 def _named_pairs(indices: Sequence[int], triangle: Sequence[str | None]) -> list[tuple[int, int, str]]:
-    pairs = ((a, b) for position, a in enumerate(indices) for b in indices[position + 1 :])
-    return [(a, b, word) for (a, b), word in zip(pairs, triangle, strict=False) if word is not None]
+    return [(a, b, word) for (a, b), word in zip(combinations(indices, 2), triangle, strict=False) if word is not None]
 
 
 def _nodes_under(domain: Domain, narrower: Mapping[str, Domain], nodes: Mapping[str, Node]) -> Iterable[str]:
@@ -383,25 +356,3 @@ def _nodes_under(domain: Domain, narrower: Mapping[str, Domain], nodes: Mapping[
             elif member in nodes:
                 seen[member] = None
     return seen
-
-
-def _merged_places(held: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Place by node, where domains that share at least half of the smaller one's nodes are one place.
-
-    Half, and not any: one cable in the wrong leaf, or two machines that both call themselves `ubuntu`, must not make
-    one place of two racks.
-    """
-    of_node: dict[str, list[str]] = {}
-    for name, members in held.items():
-        for member in members:
-            of_node.setdefault(member, []).append(name)
-    shared: Counter[tuple[str, str]] = Counter()
-    for names in of_node.values():
-        shared.update((a, b) for position, a in enumerate(names) for b in names[position + 1 :])
-    groups = Groups(held)
-    for (a, b), count in shared.items():
-        if 2 * count >= min(len(held[a]), len(held[b])):
-            groups.join(a, b)
-    label = {name: joined_name(group) for group in groups.all() for name in group}
-    # A node that is in two places after all belongs where most of its cables go.
-    return {node: Counter(label[name] for name in names).most_common(1)[0][0] for node, names in of_node.items()}

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.health import last_words
+from orchestrator.health.death import Death
 from orchestrator.health.evidence import Evidence, Loss, Seen, Xid
 from orchestrator.health.failure import KINDS, Failure
-from orchestrator.health.failure_table import TIMED_OUT, Death, Finding, Weight, read
+from orchestrator.health.failure_table import TIMED_OUT, Finding, Weight, read
 from orchestrator.health.kernel_lines import HARDWARE_XIDS
 from orchestrator.units import format_spans
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.health.cluster_rules import CLUSTER_RULES
 from orchestrator.health.facts import NodeFacts, active_adapters, counted, size
-from orchestrator.health.rules import CLUSTER_RULES, NODE_RULES, SEVERITIES, Finding
+from orchestrator.health.finding import SEVERITIES, Finding
+from orchestrator.health.node_rules import NODE_RULES
 
 
 @dataclass(frozen=True)

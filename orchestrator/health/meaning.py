@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.health.causes import APART, FAR, NO_GDR, NO_P2P, NO_RDMA, Cause, Row, Scene, likely
 from orchestrator.health.nccl_log import NcclLog
-from orchestrator.health.rules import VARIABLES
+from orchestrator.health.node_rules import VARIABLES
 from orchestrator.health.verdict import Promise, kept_by, nothing_seen
 
 PER_RANK = ("NCCL_HOSTID", "NCCL_TOPO_DUMP_FILE", "NCCL_GRAPH_DUMP_FILE", "NCCL_DEBUG_FILE")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 from orchestrator.health.nccl_fabric import FabricEvidence, Islands
+from orchestrator.health.nccl_hosts import Alias, Process, aliases, by_host, most_named
 from orchestrator.health.nccl_lines import LONGEST, Said, Via, collnet, said, via
 from orchestrator.health.nccl_log import Link, NcclLog
+from orchestrator.health.nccl_pairs import Pairs
 from orchestrator.health.nccl_tuning import TuningTables
 
 MOST_RANKS = 1 << 20
@@ -51,23 +53,6 @@ _NOTES = (
     ("Error: failed to extend /dev/shm", "shm failed"),
 )
 
-Process = tuple[str | None, int, int]
-Alias = Mapping[str | None, str | None]
-Pair = tuple[str | None, int, str | None, int, str | None, str]
-"""The host (None for a link over the network), the lower rank and its GPU, the higher and its GPU, the transport."""
-
-
-class _Joined:
-    """What lines tell of one pair of GPUs over one transport."""
-
-    __slots__ = ("channels", "lower", "nvlink", "reads", "upper")
-
-    def __init__(self) -> None:
-        self.channels: dict[int, bool | None] = {}
-        self.lower: Counter[str] = Counter()
-        self.upper: Counter[str] = Counter()
-        self.nvlink = self.reads = False
-
 
 class Reader:
     """Takes lines in any order; `log()` is what they say together. Everything kept is a set or a count for that reason."""
@@ -83,8 +68,7 @@ class Reader:
         """Lengths of the rings, which long lines may cut short."""
         self._nodes: dict[int, set[int]] = {}
         self._mnnvl = False
-        self._joined: dict[Pair, _Joined] = {}
-        self._collnet: dict[tuple[str | None, int, str], dict[tuple[int, str], bool | None]] = {}
+        self._pairs = Pairs()
         self._speakers: dict[Process, set[int]] = {}
         self._fabric = FabricEvidence()
         self._channels: set[int] = set()
@@ -126,28 +110,14 @@ class Reader:
     def _link(self, message: Said, process: Process) -> None:
         if found := collnet(message.text):
             channel, rank, end, name, gdr = found
-            ends = self._collnet.setdefault((message.host, self._own(rank), name), {})
-            ends[channel, end] = _either(ends.get((channel, end)), gdr)
+            self._pairs.add_collnet(message.host, self._own(rank), name, (channel, end), gdr)
             return
         link = via(message.text)
         if link is None or max(link.sender, link.receiver) >= MOST_RANKS:
             return
         link = self._meant(link)
-        speaker_sends = link.end != "receive"
-        self._speakers.setdefault(process, set()).add(link.sender if speaker_sends else link.receiver)
-        ends_of = sorted([(link.sender, link.sender_gpu or "", True), (link.receiver, link.receiver_gpu or "", False)])
-        (low, low_gpu, low_sends), (high, high_gpu, _) = ends_of
-        # Both ends print a link over the network; all others only the sender prints, and both are on its host.
-        local = None if link.transport.startswith("NET/") else message.host
-        key = (local, low, low_gpu or None, high, high_gpu or None, link.transport)
-        joined = self._joined.get(key)
-        if joined is None:
-            joined = self._joined[key] = _Joined()
-        joined.channels[link.channel] = _either(joined.channels.get(link.channel), link.gdr)
-        joined.nvlink |= link.nvlink
-        joined.reads |= link.reads
-        if message.host is not None:
-            (joined.lower if low_sends == speaker_sends else joined.upper)[message.host] += 1
+        self._speakers.setdefault(process, set()).add(link.receiver if link.end == "receive" else link.sender)
+        self._pairs.add(link, message.host)
         if link.proxy:
             self._pxn.add(True)
 
@@ -259,9 +229,14 @@ class Reader:
 
     def log(self, islands: Islands | None = None) -> NcclLog:
         """The log as a value."""
-        alias = _aliases(self._processes)
+        alias = aliases(self._processes)
         self._fabric.merge(alias)
-        links = self._links(alias, islands)
+        # P2P reads by itself over NVLink alone; the variable has it read over anything.
+        links = self._pairs.links(
+            alias,
+            lambda host, low, high: self._fabric.of(host, low, high, islands),
+            reads_prove="NCCL_P2P_READ_ENABLE" not in self._environment,
+        )
         ranks = self._rank_count(links, alias)
         places = self._places(ranks, alias)
         # Launchers and proxies have no rank; a host counts where a GPU's process spoke.
@@ -286,7 +261,7 @@ class Reader:
             pxn=any(self._pxn) if self._pxn else None,
             connected=tuple(sorted(self._connections)),
             adapters=tuple(
-                sorted((host, tuple(sorted(names))) for host, names in _by_host(self._adapters, alias).items())
+                sorted((host, tuple(sorted(names))) for host, names in by_host(self._adapters, alias).items())
             ),
             no_adapter=tuple(sorted({alias.get(host, host) or "" for host in self._no_adapter})),
             interfaces=tuple(sorted(self._interfaces)),
@@ -297,28 +272,6 @@ class Reader:
             notes=tuple(sorted(self._notes)),
             tuning=tuple(sorted(self._tuning.cells)),
         )
-
-    def _links(self, alias: Alias, islands: Islands | None) -> list[Link]:
-        merged = _merged(self._joined, alias)
-        counts: Counter[tuple[tuple[int, int], tuple[str | None, str | None], str]] = Counter()
-        reads_prove = "NCCL_P2P_READ_ENABLE" not in self._environment
-        for (host, low, low_gpu, high, high_gpu, transport), joined in merged.items():
-            where = _most(joined.lower, alias), _most(joined.upper, alias)
-            if not transport.startswith("NET/") and not joined.nvlink:
-                where = (host, host)
-            kind = transport
-            if transport == "P2P":
-                sure = joined.nvlink or (joined.reads and reads_prove)
-                fabric = "NVLink" if sure else self._fabric.of(host, low_gpu, high_gpu, islands)
-                kind = f"P2P/{fabric}" if fabric else "P2P"
-            for gdr in joined.channels.values():
-                counts[(low, high), where, f"{kind}/GDRDMA" if gdr else kind] += 1
-        for (host, rank, name), ends in self._collnet.items():
-            host = alias.get(host, host)
-            for gdr in ends.values():
-                counts[(rank, rank), (host, host), f"COLLNET/{name}" + ("/GDRDMA" if gdr else "")] += 1
-        found = [Link(ranks, where, kind, count) for (ranks, where, kind), count in counts.items()]
-        return sorted(found, key=lambda link: (link.ranks, link.kind, [host or "" for host in link.hosts]))
 
     def _rank_count(self, links: list[Link], alias: Alias) -> int:
         if self._sizes:
@@ -347,7 +300,7 @@ class Reader:
                 host = process[0]
                 for rank in spoken if host else ():
                     votes.setdefault(rank, Counter())[str(host)] += self._processes[process] or 1
-        return {rank: host for rank, counts in votes.items() if (host := _most(counts, alias))}
+        return {rank: host for rank, counts in votes.items() if (host := most_named(counts, alias))}
 
     def _node_count(self, ranks: int, hosts: list[str], places: dict[int, str], links: list[Link]) -> int:
         here = len(set(places.values()) or set(hosts))
@@ -382,67 +335,5 @@ _TAKES: tuple[tuple[str, Callable[[Reader, Said, Process], None]], ...] = (
 """What a message holds, and who reads it."""
 
 
-def _either(one: bool | None, other: bool | None) -> bool | None:
-    # One end is enough: a GPU may send through the host's memory and receive straight from the adapter.
-    return True if one or other else False if one is False or other is False else None
-
-
 def _named(word: str, names: tuple[str, ...]) -> str:
     return names[int(word)] if word.isdecimal() and int(word) < len(names) else word
-
-
-def _merged(joined: Mapping[Pair, _Joined], alias: Alias) -> dict[Pair, _Joined]:
-    """One entry for each pair: under the host that is meant, and a line that has lost its sender with those that have not."""
-    hosts: dict[tuple[int, str | None, int, str | None, str], set[str]] = {}
-    for host, *pair in joined:
-        if host is not None:
-            hosts.setdefault(tuple(pair), set()).add(alias.get(host) or host)  # type: ignore[arg-type]
-    merged: dict[Pair, _Joined] = {}
-    for key, entry in joined.items():
-        known = hosts.get(key[1:], set())
-        host = alias.get(key[0], key[0]) if key[0] is not None else min(known, default=None)
-        into = merged.setdefault((host, *key[1:]), _Joined())
-        _add(into, entry)
-    return merged
-
-
-def _add(into: _Joined, other: _Joined) -> None:
-    for channel, gdr in other.channels.items():
-        into.channels[channel] = _either(into.channels.get(channel), gdr)
-    into.lower.update(other.lower)
-    into.upper.update(other.upper)
-    into.nvlink |= other.nvlink
-    into.reads |= other.reads
-
-
-def _most(counts: Counter[str], alias: Alias) -> str | None:
-    """The host named most often, garbled names counted for the host that is meant."""
-    meant: Counter[str] = Counter()
-    for host, count in counts.items():
-        meant[alias.get(host) or host] += count
-    return min(meant, key=lambda host: (-meant[host], host), default=None)
-
-
-def _by_host(table: dict[str | None, set[str]], alias: Alias) -> dict[str, set[str]]:
-    merged: dict[str, set[str]] = {}
-    for host, names in table.items():
-        merged.setdefault(alias.get(host, host) or "", set()).update(names)
-    return merged
-
-
-def _aliases(processes: Counter[Process]) -> dict[str | None, str | None]:
-    """Names of hosts that another process's output was written into, and the name that is meant: one process id, seldom
-    seen, and one name the end of the other (`0.43gpu-01` for `gpu-01`)."""
-    lines: Counter[str] = Counter()
-    by_pid: dict[int, set[str]] = {}
-    for (host, pid, _), count in processes.items():
-        if host is not None:
-            lines[host] += count
-            by_pid.setdefault(pid, set()).add(host)
-    alias: dict[str | None, str | None] = {}
-    for names in by_pid.values():
-        best = min(names, key=lambda name: (-lines[name], name))
-        for name in names - {best}:
-            if lines[name] * 10 <= lines[best] and (name.endswith(best) or best.endswith(name)):
-                alias[name] = best
-    return alias

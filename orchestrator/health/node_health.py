@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
-from orchestrator.health import rules
+from orchestrator.health import cluster_rules, finding, node_rules
 from orchestrator.health.facts import NodeFacts, size
 from orchestrator.health.kernel_lines import xid_of
 from orchestrator.health.node_past import Past
@@ -109,10 +109,10 @@ def to_json(one: Finding) -> dict[str, Any]:
     }
 
 
-def for_doctor(findings: Iterable[Finding]) -> tuple[rules.Finding, ...]:
+def for_doctor(findings: Iterable[Finding]) -> tuple[finding.Finding, ...]:
     """The findings as `orch doctor` prints them, without those that are its own."""
     return tuple(
-        rules.Finding("error" if one.severity is Severity.FATAL else "warning", one.node, one.text, one.fix)
+        finding.Finding("error" if one.severity is Severity.FATAL else "warning", one.node, one.text, one.fix)
         for one in findings
         if one.what not in ("doctor", "clock")
     )
@@ -280,7 +280,7 @@ def shared_memory_has_room(known: Known) -> Iterator[Finding]:
 def the_clock_is_right(known: Known) -> Iterator[Finding]:
     """Logs of ranks are put in order by their nodes' clocks; leases hold whatever those say."""
     ahead = known.clock_ahead
-    if ahead is not None and abs(ahead) > rules.CLOCKS_APART_S:
+    if ahead is not None and abs(ahead) > cluster_rules.CLOCKS_APART_S:
         text = f"its clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the head's"
         yield _warning("clock", text, "run chrony or another NTP client on every node", seconds=ahead)
 
@@ -288,10 +288,18 @@ def the_clock_is_right(known: Known) -> Iterator[Finding]:
 def doctor_is_content(known: Known) -> Iterator[Finding]:
     """What `orch doctor` says of the machine's state, as a warning."""
     if known.host is not None:
-        for rule in (rules.gpus_are_fit, rules.shared_memory_suffices, rules.memory_can_be_locked, rules.adapters_work):
+        for rule in _OF_THE_DOCTOR:
             for one in rule(known.host):
                 if one.severity != "note":
                     yield _warning("doctor", one.problem, one.mend)
+
+
+_OF_THE_DOCTOR = (
+    node_rules.gpus_are_fit,
+    node_rules.shared_memory_suffices,
+    node_rules.memory_can_be_locked,
+    node_rules.adapters_work,
+)
 
 
 RULES: tuple[Callable[[Known], Iterable[Finding]], ...] = (

@@ -17,7 +17,7 @@ class GpuVitals:
     remap_failed: bool | None = None
     """A bad row could not be remapped: no spare row is left."""
     action: str | None = None
-    """What the driver asks for: one of probe.RECOVERY_ACTIONS."""
+    """What the driver asks for: one of hardware/nvml.py's RECOVERY_ACTIONS."""
     nvlinks: int | None = None
     """That are active."""
     nvlink_errors: int | None = None

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, delete, insert, select
 
 from orchestrator.bench.results import BACKENDS, COLLECTIVES, Bench, Link
 from orchestrator.bench.results import Row as Measured
-from orchestrator.history.models import BenchRow
+from orchestrator.history.measured_models import BenchRow
 
 PAST = timedelta(days=365)
 """Older results are in the history, and nothing is held against them."""

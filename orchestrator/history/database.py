@@ -29,8 +29,7 @@ from orchestrator.history.errors import (
     StoreError,
 )
 from orchestrator.history.holder import holder
-from orchestrator.history.models import SCHEMA
-from orchestrator.history.summary_models import TABLES
+from orchestrator.history.schema import SCHEMA, TABLES
 
 VERSION_TABLE = "orch_version"
 BUSY_TIMEOUT_S = 15

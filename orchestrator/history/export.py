@@ -19,7 +19,7 @@ from orchestrator.history.database import Database
 from orchestrator.history.filters import RunFilter, among, batches
 from orchestrator.history.ledger_days import GPU_TIME
 from orchestrator.history.listing import COLUMNS, json_value, rows_of
-from orchestrator.history.models import GangSampleRow, GpuTimeRow, ProgressRow
+from orchestrator.history.measured_models import GangSampleRow, GpuTimeRow, ProgressRow
 from orchestrator.history.render import transport
 from orchestrator.history.summary_models import AttemptNodeRow
 from orchestrator.scheduling.run import Attempt, Run

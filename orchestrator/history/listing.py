@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import BigInteger, Boolean, Connection, Double, String, column, select, table
 from sqlalchemy.types import TypeEngine
 
+from orchestrator.history.columns import UtcDateTime
 from orchestrator.history.filters import RunFilter, among, page
-from orchestrator.history.models import TagRow, UtcDateTime
+from orchestrator.history.models import TagRow
 from orchestrator.history.render import time_json
 
 COLUMNS: dict[str, type] = {

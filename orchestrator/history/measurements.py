@@ -10,17 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select, update
 
 from orchestrator.history import ledger
-from orchestrator.history.models import (
-    AllocationRow,
-    AttemptRow,
-    GangSampleRow,
-    GpuSampleRow,
-    GpuTimeRow,
-    NodeRow,
-    ProgressRow,
-    RankSampleRow,
-    RunRow,
-)
+from orchestrator.history.measured_models import GangSampleRow, GpuSampleRow, GpuTimeRow, ProgressRow, RankSampleRow
+from orchestrator.history.models import AllocationRow, AttemptRow, NodeRow, RunRow
 from orchestrator.history.series import DETAIL, fold_gang, fold_gpus, fold_ranks
 from orchestrator.placement.wishes import matches
 from orchestrator.progress.gpu_time import GpuTime, NodeTime

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Update, bindparam, delete, insert, select, up
 
 from orchestrator.history import queries
 from orchestrator.history.book import Changes, Hold
-from orchestrator.history.models import AllocationRow, AttemptRow, EventRow, RunRow, WaitRow, words
+from orchestrator.history.columns import words
+from orchestrator.history.models import AllocationRow, AttemptRow, EventRow, RunRow, WaitRow
 from orchestrator.history.rows import Phase, Rows
 from orchestrator.scheduling.lifecycle import TERMINAL, Event, State, advance
 from orchestrator.scheduling.run import Attempt, Run
@@ -126,6 +127,12 @@ def attempt_is(rows: Rows, run: Run, **values: Any) -> Run:
     attempt = run.attempts[-1]
     write_attempt(rows, run.id, attempt.number, **values)
     return replace(run, attempts=(*run.attempts[:-1], replace(attempt, **values)))
+
+
+def with_attempt(run: Run, number: int, **values: Any) -> Run:
+    """The run with these values of one attempt, of which nothing is written."""
+    attempts = tuple(replace(one, **values) if one.number == number else one for one in run.attempts)
+    return replace(run, attempts=attempts)
 
 
 def write_attempt(rows: Rows, run: int, number: int, **values: Any) -> None:

@@ -16,7 +16,8 @@ from orchestrator.history.benches import BenchFilter
 from orchestrator.history.benches import filtered as benches_like
 from orchestrator.history.compare import against_its_like
 from orchestrator.history.ledger import scaling
-from orchestrator.history.models import AttemptRow, GpuTimeRow, ProgressRow, RunRow
+from orchestrator.history.measured_models import GpuTimeRow, ProgressRow
+from orchestrator.history.models import AttemptRow, RunRow
 from orchestrator.history.series import fold_gang, fold_gpus, fold_ranks
 from orchestrator.progress.values import GangSample, RankSample
 from orchestrator.scheduling.run import Run

@@ -16,8 +16,10 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, Select, func, or_, select
 
 from orchestrator.array import Ref, at, parse_ref
+from orchestrator.health.failure import Failure
 from orchestrator.history.book import Book, Gpu, Hold
 from orchestrator.history.filters import RunFilter, among, page
+from orchestrator.history.measured_models import ProgressRow
 from orchestrator.history.measurements import measured, progress_of, used_by
 from orchestrator.history.models import (
     LIVE_STATES,
@@ -27,25 +29,12 @@ from orchestrator.history.models import (
     DependencyRow,
     EventRow,
     NodeRow,
-    ProgressRow,
     RunRow,
     WaitRow,
 )
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
-from orchestrator.scheduling.run import (
-    Array,
-    Attempt,
-    Code,
-    Dependency,
-    Element,
-    Failure,
-    NodeRecord,
-    Run,
-    RunEvent,
-    Stop,
-    Wait,
-)
+from orchestrator.scheduling.run import Array, Attempt, Code, Dependency, Element, NodeRecord, Run, RunEvent, Stop, Wait
 from orchestrator.spec import JobSpec
 
 PLACEMENT = TypeAdapter(Placement)

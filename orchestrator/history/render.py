@@ -9,12 +9,13 @@ from typing import Any
 
 from orchestrator.bench.compare import Comparison
 from orchestrator.bench.results import Bench
+from orchestrator.health.failure import Failure
 from orchestrator.health.reading import reading
 from orchestrator.history import ledger
 from orchestrator.placement.values import Placement
 from orchestrator.progress.values import Progress
 from orchestrator.scheduling.lifecycle import Event, State
-from orchestrator.scheduling.run import Attempt, Failure, Run, RunEvent
+from orchestrator.scheduling.run import Attempt, Run, RunEvent
 
 
 def show_json(run: Run, now: datetime | None = None) -> dict[str, Any]:

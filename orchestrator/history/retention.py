@@ -15,18 +15,9 @@ from sqlalchemy import Connection, delete, exists, func, insert, select
 from sqlalchemy.orm import aliased
 
 from orchestrator.history.filters import among
-from orchestrator.history.models import (
-    TERMINAL_STATES,
-    AllocationRow,
-    ArrayRow,
-    AttemptRow,
-    Base,
-    BenchRow,
-    GangSampleRow,
-    GpuSampleRow,
-    RankSampleRow,
-    RunRow,
-)
+from orchestrator.history.measured_models import BenchRow, GangSampleRow, GpuSampleRow, RankSampleRow
+from orchestrator.history.models import TERMINAL_STATES, AllocationRow, ArrayRow, AttemptRow, RunRow
+from orchestrator.history.schema import METADATA
 from orchestrator.history.summary_models import ExpiredRunRow
 
 SERIES = (GangSampleRow, RankSampleRow, GpuSampleRow)
@@ -134,7 +125,7 @@ def expired(connection: Connection, run: int) -> str | None:
 def _hanging_on_runs() -> list[tuple[Any, Any]]:
     """Every table whose rows belong to a run, with the column that names it; those that hang on others of them first."""
     found = []
-    for table in reversed(Base.metadata.sorted_tables):
+    for table in reversed(METADATA.sorted_tables):
         for key in table.foreign_key_constraints:
             for element in key.elements:
                 if element.column in (RunRow.__table__.c.id, AttemptRow.__table__.c.run_id):

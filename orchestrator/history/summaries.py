@@ -19,15 +19,15 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from orchestrator.history.columns import Base, GpuTimeColumns
 from orchestrator.history.filters import ids_of, in_ids
 from orchestrator.history.ledger_days import cost_of, day_of, periods_of, shares, spread
-from orchestrator.history.models import Base, GpuTimeRow, ProgressRow
+from orchestrator.history.measured_models import GpuTimeRow, ProgressRow
 from orchestrator.history.rows import Phase, Rows
 from orchestrator.history.summary_models import (
     AttemptNodeRow,
     Counted,
     GpuDayRow,
-    GpuTime,
     NameSumRow,
     NodeDayRow,
     RunSummaryRow,
@@ -37,7 +37,7 @@ from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Attempt, Run
 
-TIMES = tuple(GpuTime.__annotations__)
+TIMES = tuple(GpuTimeColumns.__annotations__)
 """The columns of GPU time."""
 _SUMMED = {*TIMES, *Counted.__annotations__, "infra_failures", "cost"}
 _MILLISECOND = timedelta(milliseconds=1)

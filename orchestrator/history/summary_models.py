@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from datetime import date, datetime
 
-from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, PrimaryKeyConstraint
+from sqlalchemy import ForeignKey, Index, PrimaryKeyConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from orchestrator.history.models import Base, Key, one_of
+from orchestrator.history.columns import Base, GpuTimeColumns, Key, OfAttempt, attempt_key, one_of
 
 PERIODS = ("day", "week", "month")
 
 
-class AttemptNodeRow(Base):
+class AttemptNodeRow(OfAttempt, Base):
     """One node of one attempt: what it was, how long the attempt was there, and how it ended."""
 
     __tablename__ = "attempt_nodes"
-    run_id: Mapped[int] = mapped_column(Key)
-    attempt: Mapped[int]
     node: Mapped[str]
     leaf: Mapped[str | None]
     gpu: Mapped[str | None]
@@ -37,8 +35,7 @@ class AttemptNodeRow(Base):
     """Whether the attempt broke through infrastructure and the failure names this node."""
 
     __table_args__ = (
-        PrimaryKeyConstraint("run_id", "attempt", "node"),
-        ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
+        *attempt_key("node"),
         Index("attempt_nodes_by_node", "node", "ended_at"),
         Index("attempt_nodes_by_leaf", "leaf", "ended_at"),
         Index("attempt_nodes_by_outcome", "outcome", "run_id"),
@@ -46,18 +43,7 @@ class AttemptNodeRow(Base):
     )
 
 
-class GpuTime:
-    """Allocated GPU time (or that of CPU slots) in milliseconds, and its parts, which sum to it exactly."""
-
-    allocated_ms: Mapped[int] = mapped_column(sort_order=50)
-    starting_ms: Mapped[int] = mapped_column(sort_order=51)
-    productive_ms: Mapped[int] = mapped_column(sort_order=52)
-    checkpoint_ms: Mapped[int] = mapped_column(sort_order=53)
-    lost_ms: Mapped[int] = mapped_column(sort_order=54)
-    idle_ms: Mapped[int] = mapped_column(sort_order=55)
-
-
-class RunSummaryRow(GpuTime, Base):
+class RunSummaryRow(GpuTimeColumns, Base):
     """A run in one row: there from the end of its first attempt, or from its end where it never got a place."""
 
     __tablename__ = "run_summaries"
@@ -96,7 +82,7 @@ class RunSummaryRow(GpuTime, Base):
     )
 
 
-class Counted(GpuTime):
+class Counted(GpuTimeColumns):
     """Sums over ended runs."""
 
     runs: Mapped[int] = mapped_column(sort_order=60)
@@ -145,7 +131,7 @@ class NameSumRow(Counted, Base):
     )
 
 
-class GpuDayRow(GpuTime, Base):
+class GpuDayRow(GpuTimeColumns, Base):
     """GPU time of ended runs on the day (UTC) on which it was used."""
 
     __tablename__ = "gpu_days"
@@ -159,7 +145,7 @@ class GpuDayRow(GpuTime, Base):
     __table_args__ = (PrimaryKeyConstraint("day", "username", "team", "name", "gpu"),)
 
 
-class NodeDayRow(GpuTime, Base):
+class NodeDayRow(GpuTimeColumns, Base):
     """GPU time of ended runs on one node on one day (UTC), and how the attempts that ended on that day did."""
 
     __tablename__ = "node_days"
@@ -182,7 +168,3 @@ class ExpiredRunRow(Base):
     state: Mapped[str]
     finished_at: Mapped[datetime | None]
     expired_at: Mapped[datetime]
-
-
-TABLES = tuple(Base.metadata.tables)
-"""The names of all tables, those of models.py among them."""

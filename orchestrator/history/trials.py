@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, insert, select
 
 from orchestrator.bench.trial import Kept
-from orchestrator.history.models import TrialRow
+from orchestrator.history.measured_models import TrialRow
 
 
 def record(connection: Connection, found: Sequence[Kept]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from orchestrator.hardware.model import NEAR_WORDS, Cluster, Groups, Nic, Node
+from orchestrator.hardware.groups import Groups
+from orchestrator.hardware.model import NEAR_WORDS, Cluster, Nic, Node
 from orchestrator.health.verdict import PlannedLinks, PlannedNode, Promise
 from orchestrator.placement.bandwidth import is_rdma
 from orchestrator.placement.values import NodePlacement, Placement

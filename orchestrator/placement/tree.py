@@ -8,12 +8,12 @@ subsets.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.hardware.model import Cluster, Shape
+from orchestrator.hardware.names import natural
 from orchestrator.placement.bandwidth import LIKE_OTHERS, Figure, Measured, Own, ShapeLinks, figure_of
 from orchestrator.placement.subsets import Subsets
 from orchestrator.placement.values import Device
@@ -119,7 +119,7 @@ class Topology:
 
     def _build(self, slots: Mapping[str, int]) -> None:
         paths = {node.name: self.cluster.path(node.name) for node in self.cluster.nodes}
-        ordered = sorted(self.cluster.nodes, key=lambda node: (*map(_natural, paths[node.name]), _natural(node.name)))
+        ordered = sorted(self.cluster.nodes, key=lambda node: (*map(natural, paths[node.name]), natural(node.name)))
         kinds: dict[tuple[Shape, int, Own], Kind] = {}
         open_domains: list[tuple[str, int]] = []  # name and id, by depth
         ends: dict[int, int] = {}
@@ -278,8 +278,3 @@ class Free:
                 counts[state] = left
             else:
                 del counts[state]
-
-
-def _natural(text: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorts gpu-2 before gpu-10."""
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"([0-9]+)", text) if part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 
 Device = Literal["cuda", "cpu"]
 

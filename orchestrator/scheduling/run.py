@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from orchestrator.health.failure import Failure as Failure
+from orchestrator.health.failure import Failure
 from orchestrator.placement.values import Placement
 from orchestrator.progress.gpu_time import NodeTime
 from orchestrator.progress.values import Progress

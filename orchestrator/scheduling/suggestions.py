@@ -26,7 +26,7 @@ from orchestrator.scheduling.quota import account_of
 from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import Counting, give
-from orchestrator.spec import Near, Workers
+from orchestrator.spec_values import Near, Workers
 from orchestrator.units import format_bandwidth, format_duration, parse_duration
 
 MOST_ENDS = 2

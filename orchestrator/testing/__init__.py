@@ -11,7 +11,8 @@ from typing import Any
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Code, NewRun, Run
-from orchestrator.spec import JobSpec, Workers
+from orchestrator.spec import JobSpec
+from orchestrator.spec_values import Workers
 
 START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 """When a test begins, unless it says otherwise: a Monday morning."""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import Preflight
+from orchestrator.config_keys import Preflight
 from orchestrator.control.backend import Backend
 from orchestrator.control.controller import Controller
 from orchestrator.control.runtime import Settings

@@ -19,7 +19,7 @@ from orchestrator.control.api import Api
 from orchestrator.control.audit import AuditLog
 from orchestrator.control.code_store import CodeStore
 from orchestrator.control.controller import Controller
-from orchestrator.history.models import Base
+from orchestrator.history.schema import METADATA
 from orchestrator.testing.cluster import FakeCluster
 from orchestrator.testing.controlling import controlling, until
 
@@ -68,7 +68,7 @@ class Served:
             files = (self.home / name for name in ("orch.db", "orch.db-wal"))
             return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
         with self._engine.connect() as connection:
-            rows = [repr(sorted(map(repr, connection.execute(select(table))))) for table in Base.metadata.sorted_tables]
+            rows = [repr(sorted(map(repr, connection.execute(select(table))))) for table in METADATA.sorted_tables]
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def do(self, work: Callable[[], Any]) -> Any:

@@ -9,18 +9,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, update
 
+from orchestrator.health.failure import Failure
 from orchestrator.history import filters
 from orchestrator.history.asking import asked
 from orchestrator.history.filters import SORTS, RunFilter
 from orchestrator.history.groups import DIMENSIONS, FIGURES
 from orchestrator.history.listing import COLUMNS
-from orchestrator.history.models import GpuTimeRow, ProgressRow
+from orchestrator.history.measured_models import GpuTimeRow, ProgressRow
 from orchestrator.history.store import Store
 from orchestrator.history.summaries import recounting
 from orchestrator.history.summary_models import RunSumRow
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Code, Failure, NewRun
+from orchestrator.scheduling.run import Code, NewRun
 from orchestrator.testing import a_placement, a_spec
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)

@@ -10,7 +10,8 @@ import pytest
 from orchestrator.bench.results import MARK, TAGS
 from orchestrator.control.backend import LogChunk
 from orchestrator.control.bench_script import snapshot
-from orchestrator.control.controller import Controller, Refused
+from orchestrator.control.controller import Controller
+from orchestrator.control.refused import Refused
 from orchestrator.history.benches import BenchFilter
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Code, NewRun, Run

@@ -20,8 +20,8 @@ from orchestrator.control.backend import RankStart, StartPart
 from orchestrator.control.gang import Gang
 from orchestrator.control.logs import LogFolder
 from orchestrator.hardware.model import Gpu, Node, Shape
+from orchestrator.health.failure import Failure
 from orchestrator.placement.values import NodePlacement, Placement
-from orchestrator.scheduling.run import Failure
 from orchestrator.testing import a_spec
 
 pytestmark = pytest.mark.torch

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.control.controller import Controller, Refused
+from orchestrator.control.controller import Controller
+from orchestrator.control.refused import Refused
 from orchestrator.control.runtime import Settings
 from orchestrator.health.facts import Interpreter, NodeFacts
 from orchestrator.scheduling.lifecycle import State

@@ -24,7 +24,7 @@ from orchestrator.history.errors import (
     DatabaseUnreachable,
 )
 from orchestrator.history.migrations import config, upgrade
-from orchestrator.history.models import SCHEMA, Base
+from orchestrator.history.schema import METADATA, SCHEMA
 from orchestrator.history.store import Store
 from orchestrator.testing import START, a_new_run
 
@@ -62,8 +62,8 @@ def test_an_empty_or_older_database_is_brought_to_the_schema_of_the_models(new_d
     assert store.verify(run.id)
     with raw(url) as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        assert compare_metadata(context, Base.metadata) == []
-        for table in Base.metadata.sorted_tables:
+        assert compare_metadata(context, METADATA) == []
+        for table in METADATA.sorted_tables:
             there = {one["name"] for one in inspect(connection).get_check_constraints(table.name)}
             assert there == {one.name for one in table.constraints if isinstance(one, CheckConstraint)}
 

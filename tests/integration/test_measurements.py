@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from orchestrator.health.failure import Failure
 from orchestrator.history import measurements
 from orchestrator.history.ledger import gpu_time
 from orchestrator.history.measurements import Measured
@@ -17,7 +18,7 @@ from orchestrator.history.store import Store
 from orchestrator.progress.gpu_time import GpuTime
 from orchestrator.progress.values import GangSample, GpuSample, Progress, RankSample
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure, NodeRecord, Run
+from orchestrator.scheduling.run import NodeRecord, Run
 from orchestrator.testing import START, a_new_run, a_placement
 
 

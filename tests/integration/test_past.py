@@ -14,14 +14,16 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator.control.expiry import Expiry
 from orchestrator.control.runtime import Runtime, Settings
+from orchestrator.health.failure import Failure
 from orchestrator.history import export
 from orchestrator.history.export import FIELDS, Csv, JsonLines, Parquet, whole_file
 from orchestrator.history.filters import RunFilter
-from orchestrator.history.models import Base, GangSampleRow, ProgressRow
+from orchestrator.history.measured_models import GangSampleRow, ProgressRow
 from orchestrator.history.retention import Keep
+from orchestrator.history.schema import METADATA
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Code, Failure, NewRun
+from orchestrator.scheduling.run import Code, NewRun
 from orchestrator.testing import START, a_placement, a_spec
 
 FABRIC = {f"n{number}": NodeFabric(f"leaf-{number // 2}", "H100") for number in range(6)}
@@ -254,7 +256,7 @@ def test_a_run_that_expired_is_gone_with_all_its_details_and_still_counted(store
         assert connection.execute(text("SELECT sum(allocated_s) FROM v_gpu_time")).scalar() == used
     kept = {"runs": 1, "attempts": 1, "allocations": 2, "events": 3, "tags": 0, "attempt_nodes": 1, "run_summaries": 1,
             "gpu_time": 1, "attempt_progress": 1, "gang_samples": 1}  # fmt: skip
-    assert {name: count(store, Base.metadata.tables[name]) for name in kept} == kept
+    assert {name: count(store, METADATA.tables[name]) for name in kept} == kept
     assert store.verify(young)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator.health.failure import Failure
 from orchestrator.history.measurements import Measured
 from orchestrator.history.store import Store
 from orchestrator.pictures.cluster_page import cluster_page
 from orchestrator.pictures.runs_page import runs_page
 from orchestrator.progress.values import GangSample, GpuSample, Progress, RankSample
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure, NodeRecord
+from orchestrator.scheduling.run import NodeRecord
 from orchestrator.testing import START, a_new_run, a_placement
 
 

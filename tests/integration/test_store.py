@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
+from orchestrator.health.failure import Failure
 from orchestrator.history.errors import DatabaseBusy, DoubleBooked, GroupUndone, KeyUsed, NoSuchRun, StaleEpoch
 from orchestrator.history.filters import RunFilter
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
-from orchestrator.scheduling.run import Code, Failure, NodeRecord
+from orchestrator.scheduling.run import Code, NodeRecord
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
 
 

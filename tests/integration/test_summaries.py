@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
 
+from orchestrator.health.failure import Failure
 from orchestrator.history.ledger_days import periods_of, shares, spread
-from orchestrator.history.models import GpuTimeRow
+from orchestrator.history.measured_models import GpuTimeRow
 from orchestrator.history.summaries import TIMES, recounting
 from orchestrator.history.summary_models import (
     AttemptNodeRow,
@@ -21,7 +22,6 @@ from orchestrator.history.summary_models import (
 )
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure
 from orchestrator.testing import START, ManualClock, a_new_run, a_placement
 
 FABRIC = {"a": NodeFabric("l1", "H100"), "b": NodeFabric("l1", "H100"), "c": NodeFabric("l2", "A100")}

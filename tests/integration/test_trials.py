@@ -27,7 +27,8 @@ from orchestrator.control.snapshot import Snapshot, take
 from orchestrator.history.render import show_json
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.run import Code, NewRun, Run
-from orchestrator.spec import JobSpec, Workers
+from orchestrator.spec import JobSpec
+from orchestrator.spec_values import Workers
 from orchestrator.testing.controlling import started, until
 from orchestrator.testing.hardware import cluster, node
 

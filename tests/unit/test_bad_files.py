@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import fault, representative
 
-from orchestrator.config import KEYS, ConfigError, load_config
+from orchestrator.config import ConfigError, load_config
+from orchestrator.config_keys import KEYS
 from orchestrator.hardware.formats import FormatError, read_hardware
 
 SETTINGS = settings(

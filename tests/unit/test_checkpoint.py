@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import fault, representative
+from saved import a_model, read, save
 
 from orchestrator import checkpoint
 from orchestrator.checkpoint import folder as folders
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(autouse=True)
-def outside_orch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ORCH_RUN", "ORCH_ATTEMPT", "ORCH_CHECKPOINT_DIR"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def as_attempt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """From now on this process is that attempt of that run."""
-
-    def become(attempt: int, run: int = 42) -> None:
-        monkeypatch.setenv("ORCH_RUN", str(run))
-        monkeypatch.setenv("ORCH_ATTEMPT", str(attempt))
-        monkeypatch.setattr(folders, "_claimed", {})
-
-    return become
-
-
-def a_model(fill: float) -> Any:
-    model = torch.nn.Linear(3, 2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(fill)
-    return model
-
-
-def value_of(model: Any) -> float:
-    values = {value for parameter in model.parameters() for value in parameter.flatten().tolist()}
-    assert len(values) == 1, f"garbage: {values}"
-    return float(values.pop())
-
-
-def save(folder: Path, step: int, **more: Any) -> checkpoint.Checkpoint:
-    saved = checkpoint.save({"model": a_model(step), "step_was": step}, step=step, dir=folder, **more)
-    assert saved is not None
-    return saved
-
-
-def read(folder: Path) -> tuple[int, float] | None:
-    """The step that is loaded, and what the model then holds."""
-    model = a_model(-1)
-    loaded = checkpoint.load({"model": model}, dir=folder)
-    if loaded is None:
-        assert value_of(model) == -1
-        return None
-    assert loaded.state["step_was"] == loaded.step
-    return loaded.step, value_of(model)
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("outside_orch")]
 
 
 # -- saved and found ---------------------------------------------------------------------------------------------------
@@ -305,82 +256,11 @@ def test_a_checkpoint_is_data_and_runs_nobodys_code(tmp_path: Path) -> None:
 # -- attempts ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_that_was_followed_by_another_saves_nothing_more(
-    tmp_path: Path, as_attempt: Callable[..., None]
-) -> None:
-    as_attempt(1)
-    save(tmp_path, 10)
-    first = dict(folders._claimed)
-    as_attempt(2)
-    save(tmp_path, 11)
-    as_attempt(1)
-    folders._claimed.update(first)
-    with pytest.raises(checkpoint.SupersededError, match=r"attempt 2 of run 42 on .* has taken over"):
-        save(tmp_path, 20)
-    as_attempt(1)
-    with pytest.raises(checkpoint.SupersededError, match="attempt 2 of run 42 writes in"):
-        save(tmp_path, 20)
-    assert read(tmp_path) == (11, 11.0)
-    assert not list(tmp_path.glob("*.tmp-*"))
-
-
-def test_a_save_during_which_the_next_attempt_saves_is_not_committed_after_it(
-    tmp_path: Path, as_attempt: Callable[..., None]
-) -> None:
-    class Slow:
-        def state_dict(self) -> dict[str, int]:
-            mine = dict(folders._claimed)
-            as_attempt(2)
-            save(tmp_path, 5)
-            as_attempt(1)
-            folders._claimed.update(mine)
-            return {}
-
-        def load_state_dict(self, state: dict[str, int]) -> None: ...
-
-    as_attempt(1)
-    with pytest.raises(checkpoint.SupersededError, match="has taken over"):
-        checkpoint.save({"slow": Slow()}, step=10, dir=tmp_path)
-    assert read(tmp_path) == (5, 5.0)
-
-
-def test_a_later_attempts_checkpoint_is_newer_whatever_its_step(
-    tmp_path: Path, as_attempt: Callable[..., None]
-) -> None:
-    """It was told to go back, say: the attempt after it must not find itself where that was to be left."""
-    as_attempt(1)
-    save(tmp_path, 100)
-    as_attempt(2)
-    save(tmp_path, 50)
-    assert read(tmp_path) == (50, 50.0)
-
-
-def test_another_run_may_go_on_in_the_same_folder_and_so_may_the_first_after_it(
-    tmp_path: Path, as_attempt: Callable[..., None]
-) -> None:
-    for step, (attempt, run) in enumerate([(3, 41), (1, 42), (4, 41)], 1):
-        as_attempt(attempt, run)
-        save(tmp_path, step)
-    assert read(tmp_path) == (3, 3.0)
-
-
 def test_the_same_step_saved_again_leaves_the_first_until_the_second_is_whole(tmp_path: Path) -> None:
     for fill in (1.0, 2.0):
         checkpoint.save({"model": a_model(fill), "step_was": 10}, step=10, dir=tmp_path)
     assert read(tmp_path) == (10, 2.0)
     assert folders.names(tmp_path) == ["step-10-attempt-1.1", "step-10-attempt-1"]
-
-
-def test_drafts_of_attempts_that_are_over_go_and_those_of_a_later_one_stay(
-    tmp_path: Path, as_attempt: Callable[..., None]
-) -> None:
-    as_attempt(1)
-    save(tmp_path, 1)
-    (tmp_path / "step-7.tmp-1").mkdir()
-    (tmp_path / "step-9.tmp-3").mkdir()
-    as_attempt(2)
-    save(tmp_path, 2)
-    assert [path.name for path in tmp_path.glob("*.tmp-*")] == ["step-9.tmp-3"]
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -405,55 +285,6 @@ def test_a_write_that_fails_is_a_clear_error_and_older_ones_stay(
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
-def done_by(saver: checkpoint.Saver, total: int) -> list[int]:
-    with saver as ckpt:
-        return list(ckpt.steps(total))
-
-
-def test_a_loop_saves_every_few_steps_and_at_its_end_and_goes_on(tmp_path: Path) -> None:
-    model = a_model(0)
-    assert done_by(checkpoint.Saver(model=model, every=4, dir=tmp_path), 10) == list(range(10))
-    assert [folders.read_commit(tmp_path / name).step for name in folders.names(tmp_path)] == [10, 8, 4]
-    assert done_by(checkpoint.Saver(model=model, every=4, dir=tmp_path), 12) == [10, 11]
-    assert done_by(checkpoint.Saver(model=model, dir=tmp_path), 5) == []
-    newest = checkpoint.latest(tmp_path)
-    assert newest is not None
-    assert newest.step == 12
-
-
-def test_a_loop_that_is_told_to_stop_ends_its_step_saves_and_leaves_with_143(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    done = []
-
-    def train() -> None:
-        with checkpoint.Saver(model=a_model(0), dir=tmp_path) as ckpt:
-            for step in ckpt.steps(100):
-                if step == 5:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                done.append(step)
-
-    with pytest.raises(checkpoint.Stopped) as stopped:
-        train()
-    assert (stopped.value.code, stopped.value.step, len(done)) == (143, len(done), len(done))
-    assert done[-1] in (5, 6)
-    newest = checkpoint.latest(tmp_path)
-    assert newest is not None
-    assert newest.step == len(done)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_loader_that_is_iterated_beside_the_steps_begins_where_the_sampler_was(tmp_path: Path) -> None:
-    def seen(total: int) -> list[int]:
-        sampler = checkpoint.Sampler(12, 2, seed=1)
-        with checkpoint.Saver(sampler=sampler, dir=tmp_path) as ckpt:
-            steps = ckpt.steps(total)
-            assert ckpt.loaded is not None or sampler.state_dict() == {"epoch": 0, "drawn": 0}
-            fetched_ahead = [batch for batch, _ in zip(sampler, range(4), strict=False)]
-            return [sample for _, batch in zip(steps, fetched_ahead, strict=False) for sample in batch]
-
-    assert sorted(seen(4) + seen(6)) == list(range(12))
-
-
 def test_a_rank_that_has_no_process_group_is_not_taken_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,70 +296,3 @@ def test_a_rank_that_has_no_process_group_is_not_taken_for_the_first(
         checkpoint.Saver()
     # Each for itself: then each has a folder of its own.
     assert checkpoint.save({}, step=1, dir=tmp_path / "mine") is not None
-
-
-def test_a_loop_that_is_told_to_stop_before_its_first_step_stops_after_it(tmp_path: Path) -> None:
-    with checkpoint.Saver(model=a_model(0), dir=tmp_path) as ckpt:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(checkpoint.Stopped) as stopped:
-            list(ckpt.steps(100))
-    assert stopped.value.step == 1
-
-
-def test_a_child_of_the_script_is_ended_by_sigterm_as_ever_and_tells_the_script_nothing(tmp_path: Path) -> None:
-    """A DataLoader ends its workers so."""
-    with checkpoint.Saver(dir=tmp_path) as ckpt:
-        steps = ckpt.steps(3)
-        next(steps)
-        hear, say = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.write(say, b"!")
-            while True:
-                signal.pause()
-        os.read(hear, 1)  # Python drops what comes while it forks
-        os.kill(child, signal.SIGTERM)
-        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
-        os.close(hear)
-        os.close(say)
-        assert list(steps) == [1, 2]
-
-
-def test_without_a_folder_a_loop_saves_nothing_and_runs_all_the_same() -> None:
-    assert done_by(checkpoint.Saver(model=a_model(0), every=1), 3) == [0, 1, 2]
-
-
-def test_a_part_without_state_is_refused_at_once() -> None:
-    with pytest.raises(TypeError, match="epoch: a int has no state_dict"):
-        checkpoint.Saver(epoch=3)
-
-
-@given(
-    st.integers(1, 4),
-    st.integers(1, 5),
-    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 12)), min_size=1, max_size=4),
-)
-def test_a_sampler_gives_each_sample_once_an_epoch_over_any_interruptions(
-    batch_size: int, steps_an_epoch: int, lives: list[tuple[int, int]]
-) -> None:
-    """`lives`: with how many ranks it goes on each time, and for how many steps."""
-    samples = 4 * batch_size * steps_an_epoch
-    state: dict[str, Any] = {"epoch": 0, "drawn": 0}
-    drawn: dict[int, list[int]] = {}
-    for world_size, steps in lives:
-        ranks = [
-            checkpoint.Sampler(samples, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
-        ]
-        for rank in ranks:
-            rank.load_state_dict(state)
-        batches = [iter(rank) for rank in ranks]
-        for _ in range(steps):
-            # What a loader fetches ahead must not count.
-            of_epoch = drawn.setdefault(ranks[0].state_dict()["epoch"], [])
-            for rank, rank_batches in zip(ranks, batches, strict=True):
-                of_epoch += next(rank_batches)
-                rank.advance()
-        state = ranks[0].state_dict()
-    for epoch, seen in drawn.items():
-        assert len(seen) == len(set(seen)) <= samples, f"epoch {epoch}"
-    assert sum(map(len, drawn.values())) == sum(world_size * batch_size * steps for world_size, steps in lives)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import KEYS, Config, ConfigError, load_config, mask_password, variable
+from orchestrator.config import Config, ConfigError, load_config
+from orchestrator.config_keys import KEYS, mask_password, variable
 from orchestrator.policy import Policy, Quota, Team
 from orchestrator.policy_text import policy_as_texts, policy_of
 

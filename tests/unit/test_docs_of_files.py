@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import KEYS, load_config
+from orchestrator.config import load_config
+from orchestrator.config_keys import KEYS
 from orchestrator.jobfile import parse_job
 from orchestrator.spec import JobSpec
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.control.api import Api
 from orchestrator.control.backend import Agent
-from orchestrator.history.summary_models import Base
+from orchestrator.history.schema import METADATA
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PROTOCOLS = (DOCS / "protocols.md").read_text()
@@ -21,7 +21,7 @@ ROWS = {
 SUMS = "the sums of `run_sums`"
 
 
-@pytest.mark.parametrize("table", Base.metadata.sorted_tables, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", METADATA.sorted_tables, ids=lambda table: table.name)
 def test_every_column_is_in_the_row_of_its_table(table: Any) -> None:
     told = ROWS[table.name] + (ROWS["run_sums"] if SUMS in ROWS[table.name] else "")
     assert not [column.name for column in table.columns if f"`{column.name}`" not in told]

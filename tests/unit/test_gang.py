@@ -3,10 +3,12 @@ import pytest
 from orchestrator.control.backend import PartStatus
 from orchestrator.control.gang import Gang, PartState
 from orchestrator.health.evidence import RankEnd
+from orchestrator.health.failure import Failure
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure, Stop
-from orchestrator.spec import JobSpec, Workers
+from orchestrator.scheduling.run import Stop
+from orchestrator.spec import JobSpec
+from orchestrator.spec_values import Workers
 
 PLACEMENT = Placement("cuda", "cluster", (NodePlacement("a", (0, 1), (0, 1)), NodePlacement("b", (0, 1), (2, 3))))
 

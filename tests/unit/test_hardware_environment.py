@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.hardware.environment import nccl_interface, node_facts, on_network
 from orchestrator.hardware.model import Gpu, Nic, Node, Shape
-from orchestrator.hardware.probe import GpuState, Probe, Versions
+from orchestrator.hardware.nvml import GpuState
+from orchestrator.hardware.probe import Probe, Versions
 from orchestrator.health.facts import Adapter
 
 BRIDGE, A, B = "0000:10:01.0", "0000:1a:00.0", "0000:1b:00.0"

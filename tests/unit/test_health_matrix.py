@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.health.cluster_rules import CLUSTER_RULES
 from orchestrator.health.compatibility import minimum_driver, nccl_of_torch, version
 from orchestrator.health.facts import Adapter, NodeFacts
 from orchestrator.health.matrix import matrix, to_json
-from orchestrator.health.rules import CLUSTER_RULES, NODE_RULES
+from orchestrator.health.node_rules import NODE_RULES
 
 GOOD = NodeFacts(
     "a",

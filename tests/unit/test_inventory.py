@@ -13,7 +13,7 @@ from orchestrator.control.inventory import (
     visible,
 )
 from orchestrator.hardware.model import Cluster, Domain
-from orchestrator.hardware.probe import GpuState
+from orchestrator.hardware.nvml import GpuState
 from orchestrator.placement.tree import Topology
 from orchestrator.testing.hardware import cluster, node
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.control.log_patterns import LONGEST_LINE, LogPatterns
-from orchestrator.spec import JobSpec, problems
+from orchestrator.spec import JobSpec
+from orchestrator.spec_problems import problems
 
 
 def refusal(**throughput):

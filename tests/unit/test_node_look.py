@@ -14,7 +14,8 @@ from orchestrator.control.disks import Disks
 from orchestrator.control.inventory import vitals_of
 from orchestrator.hardware.links import ports
 from orchestrator.hardware.model import Nic, Node
-from orchestrator.hardware.probe import GpuState, Probe
+from orchestrator.hardware.nvml import GpuState
+from orchestrator.hardware.probe import Probe
 from orchestrator.health.vitals import Disk, GpuVitals, Port
 
 # === disks ===

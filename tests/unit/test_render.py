@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.why import lines
+from orchestrator.health.failure import Failure
 from orchestrator.history.render import gpu_seconds, list_json, show_json, time_json, why_json
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
-from orchestrator.scheduling.run import Attempt, Failure, RunEvent
+from orchestrator.scheduling.run import Attempt, RunEvent
 from orchestrator.testing import START, a_placement, a_run
 
 PARTS = ("productive", "starting", "lost", "idle", "checkpoint")

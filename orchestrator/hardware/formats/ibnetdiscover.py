@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 from orchestrator.hardware.formats import switches
 from orchestrator.hardware.formats.errors import FormatError
-from orchestrator.hardware.model import Cluster, Groups, Nic, Node, Shape, joined_name
+from orchestrator.hardware.groups import Groups
+from orchestrator.hardware.model import Cluster, Nic, Node, Shape
+from orchestrator.hardware.names import joined_name, natural
 
 _BLOCK = re.compile(r'(Switch|Ca|Rt)\s+([0-9]+)\s+"([SHR])-([0-9a-fA-F]{1,16})"(.*)')
 _PORT = re.compile(
@@ -176,7 +178,7 @@ def _cluster(fabric: _Fabric) -> Cluster:
     shapes: dict[tuple[Nic, ...], Shape] = {}
     nodes = []
     for host, found in hosts.items():
-        nics = tuple(sorted(found, key=lambda nic: (_natural(nic.name), nic.port)))
+        nics = tuple(sorted(found, key=lambda nic: (natural(nic.name), nic.port)))
         nodes.append(Node(host, shapes.setdefault(nics, Shape(nics=nics))))
     children, leaves = _tree(fabric, names, {guid: list(members) for guid, members in held.items()})
     try:
@@ -256,9 +258,3 @@ def _rate(text: str) -> float | None:
 
 def _guid(text: str) -> str:
     return text.lower().zfill(16)
-
-
-def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """mlx5_2 before mlx5_10."""
-    pieces = re.split(r"([0-9]{1,18})", name)
-    return tuple((0, int(piece)) if piece.isascii() and piece.isdigit() else (1, piece) for piece in pieces)

@@ -3,11 +3,11 @@
 from alembic import context
 
 from orchestrator.history.database import VERSION_TABLE
-from orchestrator.history.models import Base
+from orchestrator.history.schema import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=METADATA,
     version_table=VERSION_TABLE,
     transactional_ddl=True,  # also in SQLite, whose driver is told to leave transactions to us
 )

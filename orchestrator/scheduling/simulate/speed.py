@@ -13,7 +13,7 @@ from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Request
 from orchestrator.scheduling.simulate.jobs import Job
 from orchestrator.scheduling.simulate.world import Parts
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 
 
 def request(job: Job) -> Request:

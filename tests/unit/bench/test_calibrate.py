@@ -14,7 +14,7 @@ from orchestrator.placement.bandwidth import Figure, Own
 from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Request
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 from orchestrator.testing.benches import a_bench
 from orchestrator.testing.hardware import cluster, node
 

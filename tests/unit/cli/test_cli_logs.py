@@ -9,10 +9,11 @@ import pytest
 
 from orchestrator.control.backend import LogChunk
 from orchestrator.control.logs import LogFolder
+from orchestrator.health.failure import Failure
 from orchestrator.history.store import Store
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome
-from orchestrator.scheduling.run import Failure, NewRun
+from orchestrator.scheduling.run import NewRun
 from orchestrator.spec import JobSpec
 
 LINES = [{"rank": rank, "attempt": 1, "offset": 6, "line": f"hello {rank}"} for rank in (1, 0)]

@@ -1,4 +1,4 @@
-"""submit, cancel, retry, init, schema: what is sent, what is printed, and what is refused before anything happens."""
+"""submit, plan, cancel, retry, init, schema: what is sent, what is printed, and what is refused before anything happens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-
-QUEUED = {"state": "queued", "position": 1, "reason": "waits for 2 GPUs"}
 
 
 def last_run(stub):
@@ -172,207 +170,11 @@ def test_a_plan_says_where_the_job_would_go_what_else_there_is_and_what_to_know(
     assert last_run(stub)["dry_run"] is True
 
 
-def test_a_dry_run_without_a_cluster_starts_none(orch, job):
-    done = orch("submit", job, "--dry-run")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "no cluster is up" in done.stderr
-    assert not orch.home.exists()
-
-
 def test_a_job_that_never_fits_is_exit_5(orch, stub, job):
     stub.answers["POST /runs"] = (422, {"error": "can never fit this cluster: 2 of 1", "code": 5})
     done = orch("submit", job)
     assert (done.returncode, done.stdout) == (5, "")
     assert "can never fit this cluster: 2 of 1" in done.stderr
-
-
-def test_a_configured_cluster_that_is_out_of_reach_is_exit_6_and_no_local_one_is_started(orch, job):
-    done = orch("submit", job, ORCH_ADDRESS="10.255.0.1:6379")
-    assert done.returncode == 6
-    assert not orch.home.exists()
-
-
-@pytest.mark.parametrize(("state", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])
-def test_wait_is_silent_and_ends_by_the_runs_end(orch, stub, job, a_run, stream, state, code):
-    lines = [{"rank": 0, "attempt": 1, "offset": 6, "line": "hello"}]
-    stub.answers["GET /runs/42/follow"] = stream(QUEUED, None, *lines, {"end": a_run(state=state)})
-    done = orch("submit", job, "--wait")
-    assert (done.returncode, done.stdout) == (code, "42\n")
-    assert "hello" not in done.stderr
-    again = orch("submit", job, "--wait", "--json")
-    assert (again.returncode, json.loads(again.stdout)["state"]) == (code, state)
-
-
-def test_follow_shows_the_queue_then_the_logs_then_the_end(orch, stub, job, a_run, stream):
-    failure = {"kind": "exit", "rank": 1, "node": "gpu-01", "message": "exit code 3"}
-    attempt = a_run()["attempts"][0] | {"failure": failure, "outcome": "user_error"}
-    stub.answers["GET /runs/42/follow"] = stream(
-        QUEUED,
-        QUEUED,
-        {"progress": "1 of 2 ranks started"},
-        {"rank": 0, "attempt": 1, "offset": 6, "line": "hello"},
-        {"rank": 1, "attempt": 1, "offset": 6, "line": "\x1b[32mhello\x1b[0m"},
-        {"notice": "NET/Socket, not NET/IB"},
-        {"end": a_run(state="failed", attempts=[attempt])},
-    )
-    done = orch("submit", job, "--follow")
-    assert done.returncode == 1
-    assert done.stdout == "42\n[rank 0] hello\n[rank 1] hello\n", "no colours into a pipe: `logs --raw` has them"
-    said = done.stderr.splitlines()
-    assert said.count("queued, position 1: waits for 2 GPUs") == 1
-    assert "1 of 2 ranks started" in said
-    assert "NET/Socket, not NET/IB" in said
-    assert said[-1].endswith("run 42 (resnet50) failed after 3m00s: rank 1 on gpu-01: exit code 3")
-
-
-def test_a_single_rank_has_no_prefix(orch, stub, job, a_run, stream):
-    job.write_text("run: train.py\n")
-    line = {"rank": 0, "attempt": 1, "offset": 6, "line": "hello"}
-    stub.answers["GET /runs/42/follow"] = stream(line, {"end": a_run()})
-    assert orch("submit", job, "--follow").stdout == "42\nhello\n"
-
-
-def test_follow_with_json_keeps_stdout_one_object(orch, stub, job, a_run, stream):
-    line = {"rank": 0, "attempt": 1, "offset": 6, "line": "hello"}
-    stub.answers["GET /runs/42/follow"] = stream(line, {"end": a_run()})
-    done = orch("submit", job, "--follow", "--json")
-    assert json.loads(done.stdout)["state"] == "succeeded"
-    assert "[rank 0] hello" in done.stderr
-
-
-def test_a_follower_outlives_the_controller_and_repeats_nothing(orch, stub, job, a_run, stream):
-    """The stream breaks after two lines; the next one is asked for what comes after them, at another port."""
-    lines = [{"rank": rank, "attempt": 1, "offset": 6 * n, "line": f"line {n}"} for n in (1, 2, 3) for rank in (0, 1)]
-    asked = []
-
-    def answer(handler):
-        asked.append(stub.asked[-1][1])
-        if len(asked) == 1:
-            stream(*lines[:3], broken=True)(handler)
-            (stub.home / "controller.json").unlink()
-        else:
-            stream(*lines[3:], {"end": a_run()})(handler)
-
-    stub.answers["GET /runs/42/follow"] = answer
-    import threading
-
-    stop = threading.Event()
-
-    def restart():
-        while not stop.is_set():
-            if asked and not (stub.home / "controller.json").exists():
-                stub.stop()
-                stub.start()
-                return
-            stop.wait(0.05)
-
-    thread = threading.Thread(target=restart)
-    thread.start()
-    try:
-        done = orch("submit", job, "--follow")
-    finally:
-        stop.set()
-        thread.join()
-    assert done.returncode == 0
-    assert done.stdout.splitlines()[1:] == [f"[rank {r}] line {n}" for n in (1, 2, 3) for r in (0, 1)]
-    assert asked == [{}, {"from": ["1:0:12,1:1:6"]}]
-    assert "looking for the controller again" in done.stderr
-
-
-def test_waiting_has_an_end_where_one_is_asked_for(orch, stub, job):
-    def answer(handler):
-        handler.begin()
-        handler.tell(QUEUED)
-        try:
-            while True:
-                handler.tell(None)
-                stub.idle.wait(0.05)
-        except OSError:
-            handler.close_connection = True
-
-    import threading
-
-    stub.idle = threading.Event()
-    stub.answers["GET /runs/42/follow"] = answer
-    done = orch("submit", job, "--wait", "--timeout", "1s")
-    assert done.returncode == 124
-    assert "orch cancel 42" in done.stderr
-    assert orch("submit", job, "--timeout", "1s").returncode == 2
-
-
-def test_the_local_cluster_is_started_first_with_its_progress_on_stderr(orch, stub, job, tmp_path):
-    where = (stub.home / "controller.json").read_text()
-    (stub.home / "controller.json").unlink()
-    fake_cluster(
-        orch,
-        tmp_path,
-        f"""
-        print("noise of a library", flush=True)
-        print(json.dumps({{"step": "starting Ray"}}), flush=True)
-        pathlib.Path(os.environ["ORCH_HOME"], "controller.json").write_text({where!r})
-        print(json.dumps({{"ok": True}}))
-        """,
-    )
-    done = orch("submit", job)
-    assert (done.returncode, done.stdout) == (0, "42\n")
-    assert "starting Ray" in done.stderr
-    assert "noise" not in done.stderr
-
-
-def test_a_cluster_that_cannot_start_is_a_sentence_with_its_code(orch, job, tmp_path):
-    fake_cluster(orch, tmp_path, 'print(json.dumps({"error": "port 6379 is taken", "code": 7})); sys.exit(1)')
-    done = orch("submit", job)
-    assert (done.returncode, done.stdout) == (7, "")
-    assert "port 6379 is taken" in done.stderr
-    fake_cluster(orch, tmp_path, "print('Segmentation', file=sys.stderr); sys.exit(9)")
-    done = orch("up")
-    assert done.returncode == 6
-    assert "exit code 9: Segmentation" in done.stderr
-
-
-def test_a_bad_job_starts_no_cluster(orch, job, tmp_path):
-    fake_cluster(orch, tmp_path, f"pathlib.Path({str(tmp_path)!r}, 'started').touch()")
-    job.write_text("run: gone.py\n")
-    assert orch("submit", job).returncode == 2
-    assert not (tmp_path / "started").exists()
-
-
-def fake_cluster(orch, tmp_path, program):
-    """Puts a program in the place of `python -m orchestrator.control.cluster`."""
-    import textwrap
-
-    (tmp_path / "fake_cluster.py").write_text("import json, os, pathlib, sys\n" + textwrap.dedent(program))
-    hook = (
-        "import subprocess, sys\n"
-        "real = subprocess.Popen.__init__\n"
-        "def init(self, command, *args, **kwargs):\n"
-        "    if 'orchestrator.control.cluster' in command:\n"
-        f"        command = [sys.executable, {str(tmp_path / 'fake_cluster.py')!r}, *command[3:]]\n"
-        "    real(self, command, *args, **kwargs)\n"
-        "subprocess.Popen.__init__ = init\n"
-        "from cli.main import main\n"
-        "main()\n"
-    )
-    orch.command = [sys.executable, "-c", hook]
-
-
-def test_down_is_the_clusters_affair_and_force_is_passed_on(orch, tmp_path):
-    fake_cluster(
-        orch,
-        tmp_path,
-        """
-        if "--force" not in sys.argv:
-            print(json.dumps({"error": "1 run lives: 42 (resnet50)", "code": 7}))
-            sys.exit(1)
-        print(json.dumps({"step": " ".join([sys.argv[1], os.environ["ORCH_HOME"], os.environ["ORCH_DATABASE"]])}))
-        print(json.dumps({"ok": True}))
-        """,
-    )
-    done = orch("down")
-    assert (done.returncode, "resnet50" in done.stderr) == (7, True)
-    done = orch("--database", "sqlite:////elsewhere/x.db", "down", "--force")
-    assert done.returncode == 0
-    assert f"down {orch.home} sqlite:////elsewhere/x.db" in done.stderr
 
 
 def test_cancel_goes_on_after_a_run_that_is_not_there(orch, stub):

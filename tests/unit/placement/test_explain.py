@@ -6,7 +6,7 @@ from orchestrator.placement.explain import alternatives, at_best
 from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Rejection, Request
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 from orchestrator.testing.hardware import cluster, node
 
 

@@ -12,7 +12,7 @@ from orchestrator.placement.ranks import cpu_affinity, local_order
 from orchestrator.placement.search import place
 from orchestrator.placement.tree import Free, Kind, Topology
 from orchestrator.placement.values import Placement, Request
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 from orchestrator.testing.hardware import cluster, node
 
 MESH = {

@@ -13,7 +13,7 @@ from orchestrator.placement.gang import Part, predict_parts
 from orchestrator.placement.search import find, place
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Rejection, Request
-from orchestrator.spec import Workers
+from orchestrator.spec_values import Workers
 from orchestrator.testing.hardware import cluster, node
 
 KINDS = (

@@ -20,7 +20,7 @@ from orchestrator.scheduling.quota import account_of, protected
 from orchestrator.scheduling.run import Run
 from orchestrator.scheduling.service import attained, waited
 from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.spec import Near
+from orchestrator.spec_values import Near
 from orchestrator.testing import START, a_run
 from orchestrator.testing.hardware import cluster, node
 from orchestrator.testing.queue import Queue

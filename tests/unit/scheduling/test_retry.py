@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.health.failure import Failure
 from orchestrator.progress.values import Progress
 from orchestrator.scheduling import retry
 from orchestrator.scheduling.lifecycle import Outcome, State
 from orchestrator.scheduling.retry import Again, Enough, avoided, decide, not_before
-from orchestrator.scheduling.run import Attempt, Failure, Run
+from orchestrator.scheduling.run import Attempt, Run
 from orchestrator.testing import START, a_placement, a_run
 
 INFRA, USER = Outcome.INFRA_ERROR, Outcome.USER_ERROR

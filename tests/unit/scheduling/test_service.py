@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator.placement.tree import Free, Topology
 from orchestrator.policy import Policy
+from orchestrator.scheduling.decision import Plan
 from orchestrator.scheduling.lifecycle import State
-from orchestrator.scheduling.plan import Plan, plan
+from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.run import Attempt, Run
 from orchestrator.scheduling.service import attained, passes_in, standing, waited
 from orchestrator.scheduling.snapshot import Snapshot
