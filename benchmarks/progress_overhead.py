@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import dataloader as loading
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from orchestrator.progress import file, observer
+from orchestrator.progress import file, observer, on_import
 
 Block = Callable[[], tuple[float, float]]
 
@@ -99,7 +99,7 @@ def main() -> None:
             share = own / asked.step_ms * 1e5
             print(f"the observer alone, {how}: {own * 1e6:.2f} us a step, {share:.3f} % of {asked.step_ms:g} ms")
         plain_next, plain_hooks = loading._BaseDataLoaderIter.__next__, dict(optim._global_optimizer_post_hooks)
-        observer.observe(file, str(Path(name) / "progress"))
+        on_import.patch(observer.observe(file, str(Path(name) / "progress")))
         ways = {
             "plain": (plain_next, plain_hooks),
             "observed": (loading._BaseDataLoaderIter.__next__, dict(optim._global_optimizer_post_hooks)),

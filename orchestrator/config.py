@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.config_keys import KEYS, HeadStorage, Place, Preflight, field_of
 from orchestrator.config_sources import find_files, from_file, from_flags, from_variables
 from orchestrator.document import Complaint, DocumentError, Mark
-from orchestrator.policy import Policy, Preempt, Team
+from orchestrator.policy import Policy
 from orchestrator.policy_text import SETTINGS
 
 
@@ -58,34 +58,22 @@ class Config:
     """Seconds for which an ended run's series of throughput and GPU use are kept."""
     history_keep_logs: float | None
     """Seconds for which an ended run's logs are kept."""
-    teams: Mapping[str, Team]
-    """Who gets how much."""
-    policy_half_life: float
-    policy_preemption: Preempt
-    policy_min_runtime: float
-    policy_overdue: float
-    policy_reservations: int
-    policy_margin: float
-    policy_communication: float
-    policy_split: float
-    policy_service: float
-    policy_hang: float | None
-    policy_first_step: float
-    policy_quarantine: float
-    policy_assumed_duration: float
+    policy: Policy
+    """What the scheduler is told, teams among it."""
     prices: Mapping[str, float]
     """Of a GPU-hour, by model; of a slot-hour under cpu."""
     origins: Mapping[str, str]
     """By key: `default`, `ORCH_LEASE`, `--address`, or file and line."""
 
-    @property
-    def policy(self) -> Policy:
-        """What the scheduler is told."""
-        return Policy(teams=self.teams, **{name: getattr(self, f"policy_{name}") for name in SETTINGS})
-
     def rows(self) -> list[tuple[str, str, str]]:
         """Key, value and origin as `orch config` shows them; no password is in them."""
-        return [(name, key.show(getattr(self, field_of(name))), self.origins[name]) for name, key in KEYS.items()]
+        return [(name, key.show(self._value(name)), self.origins[name]) for name, key in KEYS.items()]
+
+    def _value(self, name: str) -> Any:
+        if name == "teams":
+            return self.policy.teams
+        group, _, setting = name.partition(".")
+        return getattr(self.policy, setting) if group == "policy" else getattr(self, field_of(name))
 
 
 def load_config(environ: Mapping[str, str], cwd: Path, flags: Mapping[str, str | None]) -> Config:
@@ -123,4 +111,5 @@ def load_config(environ: Mapping[str, str], cwd: Path, flags: Mapping[str, str |
     for name, key in KEYS.items():
         if name not in values:
             values[name], origins[name] = key.default(home), "default"
-    return Config(**{field_of(name): value for name, value in values.items()}, origins=origins)
+    policy = Policy(teams=values.pop("teams"), **{name: values.pop(f"policy.{name}") for name in SETTINGS})
+    return Config(**{field_of(name): value for name, value in values.items()}, policy=policy, origins=origins)

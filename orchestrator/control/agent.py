@@ -1,7 +1,7 @@
 """One node's agent: takes orders from the controller, has the launcher carry them out, ships logs, says what it sees.
 
 It holds nothing that the launcher and the node's disk do not: a new agent finds the ranks of the one before it and goes on.
-The Ray actor around it is in ray_backend.py.
+The Ray actor around it is in ray_agent.py.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ class NodeAgent:
             return ()
         ranks = (await self._launcher.call("hello"))["attempts"].get(key, {}).get("ranks", {})
         pids = {int(rank): state["pid"] if state["exit"] is None else None for rank, state in ranks.items()}
-        return await take(pids, part.folder.recorder, whole=whole)
+        # Before torch writes a dump it prints that it will: a gang that hangs must not look as if it were telling of work.
+        with part.not_heeding_output(pids if whole else ()):
+            return await take(pids, part.folder.recorder, whole=whole)
 
     async def survey(self, epoch: int, python: str | None, look: bool) -> Surveyed:
         """What the node is, and what the interpreter brings; where that was not asked yet, its answer comes with a later sync."""

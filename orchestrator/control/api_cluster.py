@@ -153,7 +153,7 @@ class ClusterApi:
 
     async def _report(self, request: web.Request) -> web.Response:
         """What the cluster's page is drawn from: of the time since then."""
-        return web.json_response(await self._controller.cluster_pictured(since(request.query.get("since"))))
+        return web.json_response(await self._controller.past.cluster_pictured(since(request.query.get("since"))))
 
     async def _benches(self, request: web.Request) -> web.Response:
         """Results of `orch bench`, oldest first."""

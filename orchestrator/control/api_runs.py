@@ -49,12 +49,13 @@ class RunsApi:
             if array is None:
                 raise Refused(3, f"no such array: {question.array!r}")
             if best is not None:
-                found = await self._controller.best(array, by, best)
-                return web.json_response([render.list_json(run) | {"metrics": metrics} for run, metrics in found])
+                found = await self._controller.past.best(array, by, best)
+                rows = ((render.list_json(self._controller.with_reason(run)), metrics) for run, metrics in found)
+                return web.json_response([row | {"metrics": metrics} for row, metrics in rows])
             question = question.of_array(array.runs)
         if question.by or question.columns:
             try:
-                return web.json_response(await self._controller.asked(question))
+                return web.json_response(await self._controller.past.asked(question))
             except ValueError as error:
                 raise Refused(2, str(error)) from None
         return web.json_response([render.list_json(run) for run in await self._controller.runs(question.wanted)])
@@ -65,7 +66,7 @@ class RunsApi:
         live, waiting = await controller.live(), controller.queue.waiting()
         if request.query.get("arrays") == "1":
             arrays = controller.runtime.book.arrays
-            counts = {array.id: await controller.counts(array) for array in arrays.values()}
+            counts = {array.id: await controller.past.counts(array) for array in arrays.values()}
             return queue_rows(live, waiting, arrays, counts, controller.with_reason, limit)
         rows = [render.list_json(run) | {"position": None} for run in live[:limit]]
         left = None if limit is None else limit - len(rows)
@@ -79,14 +80,14 @@ class RunsApi:
                 await shown_array(self._controller, array) | {"spec": array.spec.model_dump(mode="json")}
             )
         run = await self._controller.find(ref)
-        sizes = await self._controller.scaling(run.name)
+        sizes = await self._controller.past.scaling(run.name)
         answer = render.show_json(run) | {"scaling": render.scaling_json(sizes)}
         if request.query.get("like") == "1":
-            answer["compared"] = await self._controller.against_its_like(run)
+            answer["compared"] = await self._controller.past.against_its_like(run)
         return web.json_response(answer)
 
     async def _compare(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._controller.compare(request.query.getall("run", [])))
+        return web.json_response(await self._controller.past.compare(request.query.getall("run", [])))
 
     async def _why(self, request: web.Request) -> web.Response:
         ref = request.match_info["ref"]
@@ -123,7 +124,7 @@ class RunsApi:
 
     async def _report(self, request: web.Request) -> web.Response:
         """What the run's page is drawn from."""
-        return web.json_response(await self._controller.run_pictured(request.match_info["ref"]))
+        return web.json_response(await self._controller.past.run_pictured(request.match_info["ref"]))
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         run = await self._controller.find(request.match_info["ref"])
@@ -134,4 +135,4 @@ async def shown_array(controller: Controller, array: Array) -> dict[str, Any]:
     """An array as JSON: how many of its runs are in each state."""
     first = await controller.find(str(array.id))
     after = [asdict(need) for need in first.after]
-    return array_json(array, await controller.counts(array), first) | {"after": after}
+    return array_json(array, await controller.past.counts(array), first) | {"after": after}

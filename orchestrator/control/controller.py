@@ -1,13 +1,12 @@
 """The controller: observe, decide, record, act.
 
 It holds nothing that the database does not, but for secrets: killed anywhere, the next one takes up the runs where they are. The
-nodes are roster.py's, the live attempts gangs.py's, what waits queue.py's; the API (api.py) and the Ray actor (ray_backend.py) are
-around it.
+nodes are roster.py's, the live attempts gangs.py's, what waits queue.py's; the API (api.py) and the Ray actor (ray_controller.py)
+are around it.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
@@ -16,17 +15,16 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import ValidationError
-
 from orchestrator.array import parse_ref, run_id
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
-from orchestrator.control.changes import Change, parse_changes
+from orchestrator.control.changes import Change, check_limit, check_state, parse_changes
 from orchestrator.control.expiry import Expiry
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.logs import LogFolder
 from orchestrator.control.node_care import NodeCare
+from orchestrator.control.past import Past
 from orchestrator.control.preflight import Preflight
 from orchestrator.control.queue import Queue
 from orchestrator.control.reasons import preview_json, why
@@ -36,9 +34,7 @@ from orchestrator.control.steady import SteadyClock
 from orchestrator.control.storage import StorageWatch
 from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
-from orchestrator.history.asking import Asked
 from orchestrator.history.filters import RunFilter
-from orchestrator.history.ledger import Scale
 from orchestrator.history.store import Store
 from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
@@ -48,13 +44,11 @@ from orchestrator.placement.tree import Topology
 from orchestrator.placement.values import Placement, Rejection, Request
 from orchestrator.placement.wishes import is_known
 from orchestrator.scheduling.ask import device_of, request_of
-from orchestrator.scheduling.decision import Reservation, Sure
 from orchestrator.scheduling.lifecycle import Event, State
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
 from orchestrator.secrecy import exposed
 from orchestrator.spec import JobSpec
-from orchestrator.spec_problems import problems
 from orchestrator.units import format_duration
 
 MOST_ANSWERS = 1000
@@ -93,6 +87,7 @@ class Controller:
         fitness = Fitness(self.runtime, self.surveys, Preflight(self.runtime, self.roster))
         self.trials = Trials(self.runtime, self.gangs, fitness)
         self.queue = Queue(self.runtime, self.gangs, fitness, self.trials)
+        self.past = Past(self.runtime)
         self.storage = StorageWatch(settings.storage, monotonic)
         self._answers_of: Topology | None = None
         self._answers: dict[Request, Placement | Rejection] = {}
@@ -333,7 +328,7 @@ class Controller:
         change = parse_changes(texts, array=array is not None)
         if array is None:
             runs = [await self.find(ref)]
-            _check_state(runs[0], change)
+            check_state(runs[0], change)
         else:
             mine = (self.runtime.book.runs[run] for run in self.runtime.book.open_runs.get(array.id, ()))
             runs = [run for run in mine if run.state is State.QUEUED or (change.live and run.live)]
@@ -347,14 +342,11 @@ class Controller:
         return runs
 
     async def _change(self, runs: Sequence[Run], change: Change, by: str | None) -> list[Run]:
-        try:
-            spec = JobSpec.model_validate(runs[0].spec.model_dump(mode="json") | dict(change.keys))
-        except ValidationError as error:
-            raise Refused(2, "; ".join(map(str, problems(error)))) from None
+        spec = change.applied(runs[0].spec)
         self._check_fits(spec)
         now = self.runtime.now()
         for run in runs:
-            _check_limit(run, spec, now, self.queue.last.reservations)
+            check_limit(run, spec, now, self.queue.last.reservations)
         what = change.words(runs[0].spec, spec)
         changed: list[Run] = []
         for part in _parts([run.id for run in runs]):
@@ -400,56 +392,8 @@ class Controller:
         """The array that a run is of, while any run of it has not ended."""
         return None if run.element is None else self.runtime.book.arrays.get(run.element.array)
 
-    async def run_pictured(self, ref: str) -> dict[str, Any]:
-        """What the run's page is drawn from. Raises Refused(3)."""
-        found = await self.runtime.read(self._store.run_pictured, run_id(ref), self.runtime.now())
-        if found is None:
-            raise Refused(3, f"no such run: {ref!r}")
-        return found
-
-    async def cluster_pictured(self, since: datetime | None) -> dict[str, Any]:
-        """What the cluster's page is drawn from, of the time since then: the last 30 days where nothing is said."""
-        now = self.runtime.now()
-        return await self.runtime.read(self._store.cluster_pictured, since or now - timedelta(days=30), now)
-
-    async def asked(self, question: Asked) -> list[dict[str, Any]]:
-        """Groups, or flat rows. Raises ValueError."""
-        if question.by:
-            return await self.runtime.read(self._store.groups, question.wanted, question.by, question.sort)
-        return await self.runtime.read(self._store.rows, question.wanted, question.columns)
-
-    async def compare(self, refs: Sequence[str]) -> dict[str, Any]:
-        """Runs side by side. Raises Refused(3)."""
-        found = await self.runtime.read(self._store.compare, refs)
-        if not isinstance(found, dict):
-            raise Refused(3, f"no such run: {found!r}")
-        return found
-
-    async def against_its_like(self, run: Run) -> dict[str, Any] | None:
-        return await self.runtime.read(self._store.against_its_like, run)
-
-    async def scaling(self, name: str) -> list[Scale]:
-        return await self.runtime.read(self._store.scaling, name)
-
     async def runs(self, wanted: RunFilter) -> list[Run]:
         return [self.with_reason(run) for run in await self.runtime.read(self._store.runs, wanted)]
-
-    async def counts(self, array: Array) -> dict[State, int]:
-        """How many runs of the array are in each state."""
-        return await self.runtime.read(self._store.counts, array.runs)
-
-    async def best(self, array: Array, by: str, count: int) -> list[tuple[Run, dict[str, float]]]:
-        """The runs of the array with the smallest values of a metric, with `-` before its name the largest, and their metrics."""
-        metric, sign = by.removeprefix("-"), -1 if by.startswith("-") else 1
-        reported = await self.runtime.read(self._store.metrics, array.runs)
-        runs = {run.id: run for run in await self.runs(RunFilter(ids=array.runs))}
-        values = {
-            run: float(of[metric])
-            for run, of in reported.items()
-            if isinstance(of.get(metric), int | float) and math.isfinite(of[metric])
-        }
-        chosen = sorted(values, key=lambda run: (sign * values[run], run))[:count]
-        return [(runs[run], reported[run]) for run in chosen]
 
     async def live(self) -> list[Run]:
         """What holds a place."""
@@ -468,34 +412,6 @@ class Controller:
         if run.state is not State.QUEUED or (reason := self.queue.waits.reason(run.id)) is None:
             return run
         return replace(run, reason=reason.text)
-
-
-def _check_state(run: Run, change: Change) -> None:
-    """Raises Refused(7) where it is too late for a change."""
-    if run.ended or run.state is State.STOPPING:
-        raise Refused(7, f"run {run.id} is {run.state}: nothing of it can be changed any more")
-    if run.live and not change.live:
-        late = sorted(change.keys.keys() - {"time_limit"})
-        raise Refused(7, f"run {run.id} is {run.state}: {' and '.join(late)} can be changed only while a run waits")
-
-
-def _check_limit(run: Run, spec: JobSpec, now: datetime, reservations: Sequence[Reservation]) -> None:
-    """Raises Refused(7) where a live run has run longer already than it then may, or another was promised its place by then."""
-    if not run.live or run.attempt is None or spec.time_limit == run.spec.time_limit:
-        return
-    began = run.attempt.ranks_started_at
-    ran = 0.0 if began is None else (now - began).total_seconds()
-    if spec.time_limit is not None and ran >= spec.time_limit:
-        raise Refused(7, f"run {run.id} has run for {ran:.0f} s already: `orch cancel {run.id}` ends it")
-    if run.spec.time_limit is None or (spec.time_limit is not None and spec.time_limit < run.spec.time_limit):
-        return
-    for one in reservations:
-        if one.sure is Sure.PROMISED and run.id in one.waits_for:
-            raise Refused(
-                7,
-                f"run {one.run.id} ({one.run.label}) is promised a place by the time limit of run {run.id}, which can be made "
-                "shorter but not longer",
-            )
 
 
 def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:

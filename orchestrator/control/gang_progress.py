@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from statistics import median
 
+from orchestrator.control.gang_log import GangLog
+from orchestrator.control.gang_series import GangSeries, metrics_of
 from orchestrator.control.progress_kind import (
     Kind,
     count_of,
@@ -23,20 +25,16 @@ from orchestrator.control.progress_kind import (
     own_time,
     samples_of,
     saved_count,
-    step_time,
     was_read,
+    without_waiting,
 )
 from orchestrator.control.rank_progress import RankProgress
 from orchestrator.health.standstill import Signs
-from orchestrator.progress.histogram import difference, merged, quantile
-from orchestrator.progress.values import GangSample, Progress, RankSample, Source, patience_ms
+from orchestrator.progress.histogram import merged, quantile
+from orchestrator.progress.values import GangSample, Progress, RankSample, Source, ms_of, patience_ms, time_of
 
-GANG_S, RANK_S = 10, 60
-"""The length of the newest rows of the gang's series, and of its ranks'."""
 STEPLESS_BATCHES = 10
 """So many batches without any step are those of a script that has no optimizer steps to see."""
-RATES = {"samples": "samples_per_s", "tokens": "tokens_per_s"}
-"""What a `throughput:` pattern's name means beside its own value."""
 
 
 @dataclass
@@ -44,8 +42,8 @@ class _Rank:
     look: RankProgress
     offset: int
     """Wall-clock nanoseconds minus the node's monotonic ones: the least that was seen, as a report only comes late."""
-    own: deque[int] = field(default_factory=lambda: deque(maxlen=64))
-    """The latest times that DDP told of a step's own work, in nanoseconds."""
+    timed: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=64))
+    """The latest times that DDP told of a step: its compute before the all-reduces, and these, in nanoseconds."""
     pause: int = 0
     """The longest time between two signs of progress, in nanoseconds."""
 
@@ -54,10 +52,11 @@ class _Rank:
 
     @property
     def own_time(self) -> float | None:
-        """A step's own work, its wait for data included, in seconds: the median, as the first steps take longer."""
-        if not self.own or not self.look.steps:
+        """A step's own work in seconds, by DDP's medians, as the first steps take longer; None where there is no DDP."""
+        if not self.timed:
             return None
-        return (median(self.own) + self.look.data_wait / self.look.steps) / 1e9
+        own, reducing = (median(times) for times in zip(*self.timed, strict=True))
+        return without_waiting(mean_step(self.look, "steps"), own, reducing)
 
 
 class GangProgress:
@@ -79,16 +78,9 @@ class GangProgress:
         self._saved_count, self._saves, self._saved_ms = before.saved_steps, before.saves, _ms(before.saved_at)
         self._save_seen: dict[int, int] = {}
         self._adopted = before.save_ms if before.first_step_at else None
-        self._logged: dict[str, tuple[float, int]] = {}
-        self._log_first: tuple[int, dict[str, float]] | None = None
-        self._log_read = 0
-        self._log_counts: deque[tuple[int, int]] = deque(maxlen=256)
-        """When the log told of which step, newest last: a rank's file does not say how many lines a save came after."""
-        self._gang_base: tuple[int, dict[int, RankProgress]] | None = None
-        self._rank_base: tuple[int, dict[int, RankProgress]] | None = None
+        self._log = GangLog()
+        self._series = GangSeries()
         self._over = False
-        self._gang_rows: list[GangSample] = []
-        self._rank_rows: list[RankSample] = []
 
     @property
     def began(self) -> bool:
@@ -136,36 +128,25 @@ class GangProgress:
 
     def observe(self, looks: Iterable[RankProgress], now: datetime) -> None:
         """Takes looks in; an older one than was seen of its rank changes nothing."""
-        wall = _ns(now)
+        wall = ms_of(now) * 10**6
         for look in looks:
             known = self._ranks.get(look.rank)
             if known is None or look.began_at != known.look.began_at:
                 self._ranks[look.rank] = known = _Rank(look, wall - look.at)
-                self._read_own(known, 0)
+                self._read_times(known, 0)
             elif look.at > known.look.at:
                 before, sign = known.look.own_time_at, known.look.sign_at
                 known.look = look
                 known.pause = max(known.pause, look.sign_at - sign if sign else 0)
                 known.offset = min(known.offset, wall - look.at)
-                self._read_own(known, before)
-            self._read_log(look)
+                self._read_times(known, before)
+            self._log.read(look, self._ranks[look.rank].wall(look.logged_at))
         self._advance()
-        self._close_windows(wall // 1_000_000)
+        self._add_to_series(wall // 10**6)
 
-    def _read_own(self, rank: _Rank, before: int) -> None:
+    def _read_times(self, rank: _Rank, before: int) -> None:
         if rank.look.own_time_at > before:
-            rank.own.append(rank.look.own_time)
-
-    def _read_log(self, look: RankProgress) -> None:
-        if look.logged_at <= self._log_read:
-            return
-        self._log_read = look.logged_at
-        if self._log_first is None:
-            self._log_first = look.logged_at, look.logged
-        self._log_counts.append((self._ranks[look.rank].wall(look.logged_at), count_of(look, "log")))
-        for name, value in look.logged.items():
-            total, looks = self._logged.get(name, (0.0, 0))
-            self._logged[name] = total + value, looks + 1
+            rank.timed.append((rank.look.own_time, rank.look.comm_time))
 
     # -- counting --------------------------------------------------------------------------------------------------
 
@@ -263,9 +244,7 @@ class GangProgress:
         """What the rank's newest complete save holds; of a log, what it had told when the save began."""
         if self._kind != "log":
             return saved_count(look, self._kind)
-        began = self._ranks[look.rank].wall(look.save_began_at)
-        told = [count for at, count in self._log_counts if at <= began]
-        return max(told[-1] if told else 0, self._saved_count)
+        return max(self._log.count_at(self._ranks[look.rank].wall(look.save_began_at)), self._saved_count)
 
     def _busy_at(self, count: int) -> int:
         """The work that had been done at that count, between the breakpoints around it."""
@@ -274,69 +253,21 @@ class GangProgress:
                 return b0 + (b1 - b0) * (count - c0) // max(1, c1 - c0)
         return self._path[-1][1] if count >= self._path[-1][0] else self._path[0][1]
 
-    # -- the series ------------------------------------------------------------------------------------------------
+    # -- the series and the end ------------------------------------------------------------------------------------
 
-    def _close_windows(self, now_ms: int, *, end: bool = False) -> None:
-        if not self.began or not self._ranks:
-            return
-        looks = {number: rank.look for number, rank in self._ranks.items()}
-        if self._gang_base is None or self._rank_base is None:
-            self._gang_base = self._rank_base = now_ms, looks
-            return
-        began, base = self._gang_base
-        if now_ms - began >= GANG_S * 1000 or (end and now_ms > began):
-            self._gang_rows.append(self._gang_sample(began, now_ms, base, looks))
-            self._gang_base = now_ms, looks
-        began, base = self._rank_base
-        if now_ms - began >= RANK_S * 1000 or (end and now_ms > began):
-            for number, look in looks.items():
-                if number in base:
-                    self._rank_rows.append(_rank_sample(began, now_ms, base[number], look, self._kind))
-            self._rank_base = now_ms, looks
-
-    def _gang_sample(
-        self, began: int, now_ms: int, base: dict[int, RankProgress], looks: dict[int, RankProgress]
-    ) -> GangSample:
-        kind = self._kind
-        pairs = [(base[number], look) for number, look in looks.items() if number in base]
-        times = merged([difference(before.step_times, look.step_times) for before, look in pairs])
-        samples = [
-            samples_of(look, kind) - samples_of(before, kind) for before, look in pairs if samples_of(look, kind)
-        ]
-        own = [time for pair in pairs if (time := own_time(*pair, kind)) is not None]
-        return GangSample(
-            _time(began),
-            GANG_S,
-            now_ms - began,
-            max((count_of(look, kind) - count_of(before, kind) for before, look in pairs), default=0),
-            sum(samples) if samples else None,
-            max((t for pair in pairs if (t := step_time(*pair, kind)) is not None), default=None),
-            quantile(times, 0.5),
-            quantile(times, 0.99),
-            min(own, default=None),
-            max(own, default=None),
-            self._metrics(),
-        )
-
-    def _metrics(self) -> dict[str, float]:
-        told: dict[str, float] = {}
-        for _, rank in sorted(self._ranks.items(), reverse=True):
-            told |= rank.look.metrics
-        for _, rank in sorted(self._ranks.items(), reverse=True):
-            told |= {RATES.get(name, name): value for name, value in rank.look.logged.items()}
-        return told
+    def _add_to_series(self, now_ms: int, *, end: bool = False) -> None:
+        if self.began and self._ranks:
+            self._series.add(self.looks, self._kind, now_ms, end=end)
 
     def take_rows(self) -> tuple[list[GangSample], list[RankSample]]:
-        """The rows that have been finished since they were last taken."""
-        taken = self._gang_rows, self._rank_rows
-        self._gang_rows, self._rank_rows = [], []
-        return taken
+        """The rows of the series that have been finished since they were last taken."""
+        return self._series.take_rows()
 
     def end(self, now: datetime) -> None:
         """The attempt is over: what is open is closed."""
         self._over = True
-        self._count_by_saves(_ns(now) // 10**6)
-        self._close_windows(_ns(now) // 10**6, end=True)
+        self._count_by_saves(ms_of(now))
+        self._add_to_series(ms_of(now), end=True)
 
     def _count_by_saves(self, end_ms: int) -> None:
         """All that was seen of it are saves: what came before the newest of them is kept, whatever it was."""
@@ -361,7 +292,7 @@ class GangProgress:
         if self._first_ms is None or self._counted_to is None:
             return None
         kind = self._kind
-        looks = {number: rank.look for number, rank in self._ranks.items()}
+        looks = self.looks
         steps = max(self._count(), self._path[-1][0])
         speed = self._speed(looks)
         own = self._rank_times()
@@ -383,18 +314,18 @@ class GangProgress:
             rank_time_max=max(own.values(), default=None),
             slowest_rank=max(own, key=lambda number: own[number], default=None) if len(own) > 1 else None,
             data_wait=min(1.0, sum(waits) / len(waits)) if waits else None,
-            first_step_at=_time(self._first_ms),
-            last_step_at=_time(self._counted_to),
+            first_step_at=time_of(self._first_ms),
+            last_step_at=time_of(self._counted_to),
             busy_ms=self._busy,
             save_ms=self._save + (self._last_saves() if self._over else 0),
             idle_ms=self._idle,
             unsaved_ms=self._busy - self._saved_busy,
             saves=self._saves,
             saved_steps=self._saved_count,
-            saved_at=None if self._saved_ms is None else _time(self._saved_ms),
+            saved_at=None if self._saved_ms is None else time_of(self._saved_ms),
             resumed=self._resumed,
             repeated_steps=self._repeated(),
-            metrics=self._metrics(),
+            metrics=metrics_of(looks),
         )
 
     def _rank_times(self) -> dict[int, float]:
@@ -416,13 +347,7 @@ class GangProgress:
 
     def _speed(self, looks: dict[int, RankProgress]) -> tuple[float | None, float | None]:
         """Samples a second and seconds a step: from the end of the first step to that of the last, without saves."""
-        told = {name: total / looks for name, (total, looks) in self._logged.items()}
-        rate, step_time = told.get("samples"), told.get("step_time")
-        if rate is None and self._log_first is not None and "samples_total" in told:
-            at, first = self._log_first
-            newest = max(looks.values(), key=lambda look: look.logged_at)
-            if newest.logged_at > at:
-                rate = (newest.logged["samples_total"] - first.get("samples_total", 0)) * 1e9 / (newest.logged_at - at)
+        rate, step_time = self._log.rate(), self._log.mean("step_time")
         if self._kind in (None, "log"):
             return rate, step_time
         # Each rank by its own clock: their first steps need not end together.
@@ -442,7 +367,7 @@ class GangProgress:
     def _source(self, looks: dict[int, RankProgress]) -> Source:
         if any(look.reported_samples for look in looks.values()) or self._kind == "reports":
             return "report"
-        return "log" if self._kind == "log" or self._logged.keys() & {"samples", "samples_total", "tokens"} else "auto"
+        return "log" if self._kind == "log" or self._log.tells_speed else "auto"
 
     def _repeated(self) -> int | None:
         if self._previous is None or self._resumed is None:
@@ -450,35 +375,9 @@ class GangProgress:
         return self._previous.steps - (self._previous.saved_steps if self._resumed else 0)
 
 
-def _rank_sample(began: int, now_ms: int, before: RankProgress, look: RankProgress, kind: Kind | None) -> RankSample:
-    return RankSample(
-        look.rank,
-        _time(began),
-        RANK_S,
-        now_ms - began,
-        max(0, count_of(look, kind) - count_of(before, kind)),
-        samples_of(look, kind) - samples_of(before, kind) if samples_of(look, kind) else None,
-        step_time(before, look, kind),
-        own_time(before, look, kind) if look.own_time else None,
-        (look.data_wait - before.data_wait) // 10**6,
-    )
-
-
 def _total(counts: Iterable[int]) -> int | None:
     return sum(counts) or None
 
 
-def _ns(at: datetime) -> int:
-    return _milliseconds(at) * 10**6
-
-
-def _milliseconds(at: datetime) -> int:
-    return round(at.timestamp() * 1000)
-
-
 def _ms(at: datetime | None) -> int | None:
-    return None if at is None else _milliseconds(at)
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    return None if at is None else ms_of(at)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from orchestrator.control.backend import GpuLook, Report
-from orchestrator.control.gang_progress import RANK_S, GangProgress
+from orchestrator.control.gang_progress import GangProgress
+from orchestrator.control.gang_series import RANK_S
 from orchestrator.control.gpu_usage import GpuUse
 from orchestrator.control.live import Live
 from orchestrator.control.rank_progress import RankProgress

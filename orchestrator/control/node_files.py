@@ -51,13 +51,16 @@ class LogFile:
     size: int = -1
     grew_at: int = 0
     """When it was first seen at that size, in nanoseconds of CLOCK_MONOTONIC."""
+    answers: bool = False
+    """The rank is being asked something: what it prints now is no sign that it gets on."""
 
     def printed_at(self, now: int) -> int:
         """When something was last printed, as far as looks can tell; `now` at the first of them."""
         with suppress(OSError):
             size = self.path.stat().st_size
             if size != self.size:
-                self.size, self.grew_at = size, now
+                self.grew_at = self.grew_at if self.answers else now
+                self.size = size
         return self.grew_at
 
     def pending(self, limit: int) -> bool:
@@ -144,7 +147,7 @@ class AttemptFolder:
         return self.path / f"progress-{rank}"
 
     def last_word(self, rank: int) -> Path:
-        """Where the rank's interpreter says how its script ended (launcher/rank.py)."""
+        """Where the rank's interpreter says how its script ended (launcher/last_word.py)."""
         return self.path / f"progress-{rank}.end"
 
     def write_note(self, note: dict[str, Any]) -> None:

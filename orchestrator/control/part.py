@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -195,6 +196,20 @@ class Part:
             )
             self.progress = tuple(one for one in found if one is not None)
         return self.progress
+
+    @contextmanager
+    def not_heeding_output(self, ranks: Iterable[int]) -> Iterator[None]:
+        """While the ranks are asked something: what they print of it does not count as a sign of theirs."""
+        logs = [self.folder.log(rank) for rank in ranks]
+        for log in logs:
+            log.printed_at(time.monotonic_ns())
+            log.answers = True
+        try:
+            yield
+        finally:
+            for log in logs:
+                log.printed_at(time.monotonic_ns())
+                log.answers = False
 
     def status(self, ends: EndWatch) -> PartStatus:
         links_told = self.nccl is None or self.nccl.value is not None

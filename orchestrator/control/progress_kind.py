@@ -50,10 +50,17 @@ def step_time(before: RankProgress, look: RankProgress, kind: Kind | None) -> fl
 
 
 def own_time(before: RankProgress, look: RankProgress, kind: Kind | None) -> float | None:
-    steps = look.steps - before.steps
-    if look.own_time and steps > 0:
-        return (look.own_time + (look.data_wait - before.data_wait) / steps) / 1e9
-    return step_time(before, look, kind)
+    return without_waiting(step_time(before, look, kind), look.own_time, look.comm_time)
+
+
+def without_waiting(step: float | None, own: float, reducing: float) -> float | None:
+    """Of a step's seconds those that are the rank's own: all but DDP's all-reduces, and its compute before these at the least.
+
+    Both in nanoseconds. All ranks leave an all-reduce together, so who spends least in it came last, whatever kept it: its
+    data, its forward pass, or what the script does before that. Compute alone does not tell: kernels that queue up behind
+    others on a late GPU take less time than those that a GPU which keeps up waits for.
+    """
+    return step if step is None or not own else max(step - reducing / 1e9, own / 1e9)
 
 
 def mean_step(look: RankProgress, kind: Kind | None) -> float | None:

@@ -163,7 +163,7 @@ def _has_host_pids(proc: Path) -> bool:
 
 
 def _word_at(path: Path, secrets: tuple[bytes, ...]) -> Word | None:
-    """What the rank's interpreter left (launcher/rank.py); None where it left nothing."""
+    """What the rank's interpreter left (launcher/last_word.py); None where it left nothing."""
     try:
         with path.open("rb") as file:
             left = json.loads(file.read(WORD_BYTES))

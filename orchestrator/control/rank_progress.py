@@ -40,7 +40,7 @@ class RankProgress:
     first_batch_at: int = 0
     data_wait: int = 0
     own_time: int = 0
-    """One step's own work before it waits for other ranks, where DDP has measured it, and when that was read."""
+    """One step's compute before its all-reduces, where DDP has measured it, when that was read, and what these took."""
     own_time_at: int = 0
     comm_time: int = 0
     saves_begun: int = 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from orchestrator.control.backend import ClusterLost
+from orchestrator.control.own_thread import in_own_thread
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ MOST = 8
 class RayCalls:
     """Calls to the Ray cluster whose head is at `address`, each in a thread of its own.
 
-    A thread that Ray holds up lives until the head answers again: asyncio's own threads are few, and others need them.
+    A thread that Ray holds up lives until the head answers again.
     """
 
     def __init__(self, address: str) -> None:
@@ -34,32 +35,14 @@ class RayCalls:
         await self._knock()
         if self._under_way >= MOST:
             raise ClusterLost(f"Ray's head at {self._address} has left {MOST} calls without an answer")
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def work() -> None:
-            try:
-                answer = call(*arguments)
-            except BaseException as error:
-                tell(done.set_exception, error)
-            else:
-                tell(done.set_result, answer)
-
-        def tell(what: Callable[[Any], None], value: Any) -> None:
-            with suppress(RuntimeError):  # the loop has been closed meanwhile
-                loop.call_soon_threadsafe(self._returned, done, what, value)
-
         self._under_way += 1
-        threading.Thread(target=work, name="ray", daemon=True).start()
         try:
-            return await asyncio.wait_for(done, timeout_s)
+            return await in_own_thread(partial(call, *arguments), "ray", timeout_s, self._returned)
         except TimeoutError:
             raise ClusterLost(f"Ray's head at {self._address} has not answered within {timeout_s:g} s") from None
 
-    def _returned(self, done: asyncio.Future[Any], what: Callable[[Any], None], value: Any) -> None:
+    def _returned(self) -> None:
         self._under_way -= 1
-        if not done.done():
-            what(value)
 
     async def _knock(self) -> None:
         """Where nothing listens, Ray need not be asked: the usual case, and it costs no thread."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
+
+from orchestrator.control.own_thread import in_own_thread
 
 T = TypeVar("T")
 
@@ -24,24 +24,8 @@ class Stalled(Exception):
 
 async def in_time(work: Callable[[], T], what: str, timeout_s: float = PREPARE_S) -> T:
     """Does `work` in a thread that nobody waits for longer than so many seconds. Raises Stalled, and what the work raises."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def finish(tell: Callable[[], None]) -> None:
-        if not done.done():
-            tell()
-
-    def run() -> None:
-        try:
-            tell = partial(done.set_result, work())
-        except BaseException as error:
-            tell = partial(done.set_exception, error)
-        with suppress(RuntimeError):  # the loop has been closed meanwhile
-            loop.call_soon_threadsafe(finish, tell)
-
-    threading.Thread(target=run, name="storage", daemon=True).start()
     try:
-        return await asyncio.wait_for(done, timeout_s)
+        return await in_own_thread(work, "storage", timeout_s)
     except TimeoutError:
         raise Stalled(f"{what} has not answered within {timeout_s:g} s: its file system is stalled") from None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Word:
-    """What an interpreter said of its own end before it was torn down (control/launcher/rank.py)."""
+    """What an interpreter said of its own end before it was torn down (control/launcher/last_word.py)."""
 
     at: float
     exit: int | None = None

@@ -2,7 +2,7 @@
 
 Steps are torch.optim's own notice of them (register_optimizer_step_post_hook, torch 2.0); samples are counted where
 DataLoader hands out batches; a DDP rank's own work is what DDP measures of it anyway. No module has a hook, and torch
-is not imported: what it loads is watched for. Nothing here raises into the script.
+is not imported: on_import.py waits for what it loads. Nothing here raises into the script.
 
 Loaded by rank.py in any interpreter from Python 3.9 on: standard library only, and little of it.
 """
@@ -15,7 +15,6 @@ import os
 import sys
 import time
 import weakref
-from importlib.util import spec_from_file_location
 from typing import Any, Callable, TypeVar
 
 LOOK_AT_DDP_NS, LOOK_SOON_NS = 1_000_000_000, 50_000_000
@@ -139,13 +138,14 @@ def watch_training(
 
 
 def look_at_ddp(file: Any, slots: Any, models: list[Any], now: int) -> bool:
-    """DDP times every hundredth step: forward, backward until the last gradient is there, and the all-reduces."""
+    """DDP times every hundredth step: the all-reduces, and forward and backward, of which counts what is not under those."""
     for reference in models:
         model = reference()
         if model is None or model.logger is None:
             continue
         found = model._get_ddp_logging_data()
         own = int(found.get("forward_compute_time", 0)) + int(found.get("backward_compute_time", 0))
+        own -= int(found.get("backward_compute_comm_overlap_time", 0))
         if own > 0:
             slots[file.S_OWN_TIME] = own
             slots[file.S_COMM_TIME] = int(found.get("backward_comm_time", 0))
@@ -386,76 +386,11 @@ def size_of(data: Any, most: int | None) -> int:
     return next((count for count in found if count <= most), most)
 
 
-class Finder:
-    """Stands first on sys.meta_path, and has each module of `patches` patched once it is loaded.
-
-    What it finds itself is `orchestrator`, for its `report`, where the interpreter has none.
-    """
-
-    def __init__(self, patches: dict[str, Patch], package: str) -> None:
-        self.patches, self.package = patches, package
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name not in self.patches and name != "orchestrator":
-            return None
-        patch = self.patches.pop(name, None)
-        spec = self.found_by_others(name, path, target)
-        if name == "orchestrator" and spec is None:
-            spec = spec_from_file_location(
-                name, os.path.join(self.package, "__init__.py"), submodule_search_locations=[self.package]
-            )
-        if spec is not None and patch is not None:
-            self.after_loading(spec, patch)
-        return spec
-
-    def found_by_others(self, name: str, path: Any, target: Any) -> Any:
-        for finder in list(sys.meta_path):
-            if finder is not self and hasattr(finder, "find_spec"):
-                spec = finder.find_spec(name, path, target)
-                if spec is not None:
-                    return spec
-        return None
-
-    def after_loading(self, spec: Any, patch: Patch) -> None:
-        loader = spec.loader
-        plain = getattr(loader, "exec_module", None)
-        if plain is None:
-            return
-
-        def exec_module(module: Any) -> None:
-            try:
-                del loader.exec_module
-            except AttributeError:
-                pass
-            plain(module)
-            apply(patch, module)
-
-        try:
-            loader.exec_module = exec_module
-        except AttributeError:  # a loader that takes no attributes is none of Python's own
-            pass
-
-
-def apply(patch: Patch, module: Any) -> None:
-    try:
-        patch(module)
-    except Exception:  # noqa: S110 - another torch than was known when this was written
-        pass
-
-
-def observe(file: Any, path: str) -> None:
-    """Begins. What is loaded already is patched now, the rest when it is loaded; on failure all stays as it is."""
+def observe(file: Any, path: str) -> dict[str, Patch]:
+    """Begins: what is to be done to which modules (on_import.py does it); nothing where the file cannot be mapped."""
     try:
         observer = Observer(file, path)
     except (OSError, ValueError):
-        return
-    waiting = {}
-    for name, patch in observer.patches().items():
-        module = sys.modules.get(name)
-        if module is None:
-            waiting[name] = patch
-        else:
-            apply(patch, module)
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    sys.meta_path.insert(0, Finder(waiting, package))
+        return {}
     os.register_at_fork(after_in_child=observer.leave_child)
+    return observer.patches()

@@ -6,7 +6,7 @@ Times are seconds where nothing else is said. None means that it could not be se
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 Source = Literal["auto", "log", "report"]
@@ -16,6 +16,15 @@ Source = Literal["auto", "log", "report"]
 def patience_ms(step_ms: float) -> int:
     """How long a gang may show nothing and still be taken to work: a validation, a slow batch. 30 s, or ten steps."""
     return max(30_000, int(10 * step_ms))
+
+
+def ms_of(at: datetime) -> int:
+    """Unix milliseconds."""
+    return round(at.timestamp() * 1000)
+
+
+def time_of(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 @dataclass(frozen=True)

@@ -76,14 +76,6 @@ def changed(run: Run, changes: Mapping[str, Any]) -> Run:
     return replace(run, spec=run.spec.model_copy(update=updates))
 
 
-def applied(snapshot: Snapshot, run_id: int, suggestion: Suggestion, now: datetime) -> Snapshot:
-    """The snapshot after the suggestion was followed."""
-    if suggestion.ends is not None:
-        return without(snapshot, suggestion.ends, now)
-    waiting = tuple(changed(run, suggestion.changes) if run.id == run_id else run for run in snapshot.waiting)
-    return replace(snapshot, waiting=waiting)
-
-
 def without(snapshot: Snapshot, run_id: int, now: datetime) -> Snapshot:
     """The snapshot after a running run has ended."""
     (over,) = (run for run in snapshot.running if run.id == run_id)

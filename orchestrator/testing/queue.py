@@ -23,6 +23,7 @@ from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.quota import account_of
 from orchestrator.scheduling.run import Attempt, Run
 from orchestrator.scheduling.snapshot import Block, BlockKind, Snapshot
+from orchestrator.scheduling.suggestions import Suggestion, changed, without
 from orchestrator.testing import START, a_run
 
 NOBODY = a_run(0)
@@ -158,3 +159,11 @@ class Queue:
         took = self.durations[run.id]
         seconds = took if limit is None else min(took, limit + run.spec.grace)
         self._later(self.now + timedelta(seconds=seconds), "end", live)
+
+
+def applied(snapshot: Snapshot, run_id: int, suggestion: Suggestion, now: datetime) -> Snapshot:
+    """The snapshot after the suggestion was followed."""
+    if suggestion.ends is not None:
+        return without(snapshot, suggestion.ends, now)
+    waiting = tuple(changed(run, suggestion.changes) if run.id == run_id else run for run in snapshot.waiting)
+    return replace(snapshot, waiting=waiting)

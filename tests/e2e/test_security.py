@@ -17,7 +17,7 @@ import pytest
 from orch_home import OrchHome, environ_of, holds, until
 from rows import fault
 
-from orchestrator.control.cluster import ray_env
+from orchestrator.control.private_head import ray_env
 from orchestrator.control.ray_auth import ray_auth
 
 pytestmark = pytest.mark.ray

@@ -64,6 +64,32 @@ while True:
 """
 
 
+ANSWERS = """
+import os, pathlib, threading, torch, torch.distributed as dist
+
+rank = int(os.environ["RANK"])
+folder = next(p / "recorder" for p in pathlib.Path(os.readlink("/proc/self/fd/1")).parents if (p / "recorder").is_dir())
+os.mkfifo(folder / f"ask-{rank}.pipe")
+
+def answer():
+    # As torch's NCCL backend does: it says that it will dump before it does.
+    while True:
+        with open(folder / f"ask-{rank}.pipe", "rb") as pipe:
+            pipe.read(2)
+        print("ProcessGroupNCCL preparing to dump debug info", flush=True)
+
+threading.Thread(target=answer, daemon=True).start()
+dist.init_process_group("gloo")
+optimizer = torch.optim.SGD(torch.nn.Linear(4, 1).parameters(), lr=0.01)
+for _ in range(100):
+    optimizer.step()
+if rank == 0:
+    dist.barrier()
+else:
+    threading.Event().wait()
+"""
+
+
 class Machine:
     """A cluster of one node with two CPU slots, whose agent, launcher and ranks are real."""
 
@@ -164,6 +190,22 @@ def test_a_stopped_rank_is_named_the_stacks_of_all_are_kept_and_nothing_of_the_a
             # A late SIGCONT meets nobody: not even a process of that number that was one of the attempt's.
             assert not any(process.is_running() for process in first.values())
             assert again["ended_at"] is None
+            await controller.cancel(str(run.id))
+            await until(lambda: ended(controller, run), 60)
+
+    asyncio.run(story())
+
+
+def test_what_a_rank_prints_when_it_is_asked_for_its_dump_is_no_sign_that_it_gets_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with on_a_machine(tmp_path, ANSWERS) as (controller, submit):
+            run = await submit(hang={"after": "4s", "first": "10m"})
+
+            async def told_to_end() -> bool:
+                return any(attempt.stop for attempt in (await controller.find(str(run.id))).attempts)
+
+            await until(told_to_end, 60)
+            assert any("preparing to dump" in line.text for line in controller.logs.lines(run.id, 1, 0, whole=True))
             await controller.cancel(str(run.id))
             await until(lambda: ended(controller, run), 60)
 

@@ -700,7 +700,9 @@ def test_more_ranks_than_wait_ready_are_forked_at_once(node: Node) -> None:
 
 def test_the_zygote_can_be_run_by_python_3_9() -> None:
     progress = LAUNCHER.parents[1] / "progress"
-    for program in (LAUNCHER / "rank.py", progress / "file.py", progress / "observer.py"):
+    loaded = [LAUNCHER / name for name in ("fresh_process.py", "last_word.py")]
+    loaded += [progress / f"{name}.py" for name in ("file", "observer", "on_import")]
+    for program in (LAUNCHER / "rank.py", *loaded):
         ast.parse(program.read_text(), feature_version=(3, 9))
 
 

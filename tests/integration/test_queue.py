@@ -233,7 +233,7 @@ def test_an_array_is_cancelled_and_tried_again_as_one(tmp_path: Path) -> None:
         assert await controller.cancel_array(array, "ana") == 0
         assert await controller.retry_array(array, {}) == 1
         await reaches(controller, await controller.find(str(runs[0])), State.RUNNING)
-        assert await controller.counts(array) == {State.RUNNING: 1, State.SUCCEEDED: 1, State.CANCELLED: 2}
+        assert await controller.past.counts(array) == {State.RUNNING: 1, State.SUCCEEDED: 1, State.CANCELLED: 2}
         cluster.agents["a"].end(runs[0], 2)
         await reaches(controller, await controller.find(str(runs[0])), State.SUCCEEDED)
         # By now all of it had ended, and it had been forgotten.
@@ -273,10 +273,10 @@ def test_the_best_runs_of_an_array_are_those_whose_metric_is_smallest_or_largest
             await reaches(controller, await controller.find(str(run)), State.RUNNING)
             measured = Measured(run, 1, Progress(metrics={"loss": loss}))
             await controller.runtime.write(controller.runtime.store.measure, [measured], controller.runtime.now())
-        assert [run.id for run, _ in await controller.best(array, "loss", 3)] == [runs[1], runs[0]]
-        ((best, metrics),) = await controller.best(array, "-loss", 1)
+        assert [run.id for run, _ in await controller.past.best(array, "loss", 3)] == [runs[1], runs[0]]
+        ((best, metrics),) = await controller.past.best(array, "-loss", 1)
         assert (best.id, metrics) == (runs[0], {"loss": 0.5})
-        assert await controller.best(array, "accuracy", 3) == []
+        assert await controller.past.best(array, "accuracy", 3) == []
 
     story(tell, tmp_path, a=4)
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from orchestrator.config import load_config
-from orchestrator.control.cluster import HUNG_S, ClusterError, _is_lost, ray_env, up
+from orchestrator.control.cluster import HUNG_S, _is_lost, up
+from orchestrator.control.cluster_error import ClusterError
 from orchestrator.control.home import ClusterNote, Home
+from orchestrator.control.private_head import ray_env
 
 
 @pytest.fixture

@@ -62,11 +62,12 @@ def test_a_report_that_comes_late_or_twice_changes_nothing() -> None:
 
 
 def test_the_slowest_rank_is_the_one_whose_own_work_takes_longest_though_all_step_together() -> None:
-    def look(rank: int, s: int, own_ms: int, wait: float = 0.0) -> RankProgress:
-        wait_ns = int(wait * S) * (s * 10 + 1)
-        return stepping(rank, s, own_time=own_ms * 10**6, own_time_at=s * S + 6, data_wait=wait_ns)
+    def look(rank: int, s: int, reducing_ms: int) -> RankProgress:
+        # Compute alone would accuse the wrong one: it takes rank 0, which waits, longer.
+        own_ms = 30 if rank == 0 else 10
+        return stepping(rank, s, own_time=own_ms * 10**6, comm_time=reducing_ms * 10**6, own_time_at=s * S + 6)
 
-    gang = seen(*([look(0, s, 40), look(1, s, 60), look(2, s, 35, wait=0.03)] for s in range(1, 12)))
+    gang = seen(*([look(0, s, 60), look(1, s, 40), look(2, s, 35)] for s in range(1, 12)))
     found = gang.summary()
     assert found is not None
     assert (found.slowest_rank, found.rank_time_max, found.rank_time_min) == (
@@ -118,6 +119,10 @@ def test_a_log_tells_rates_and_counts_where_nothing_else_does() -> None:
     counted = seen([look(1, samples_total=100)], [look(3, samples_total=300)]).summary()
     assert counted is not None
     assert counted.samples_per_s == pytest.approx(100)
+    # A new agent has read no line of before, and may find another pattern first.
+    taken_over = seen([look(1, samples_total=100)], [look(3, samples_total=300)], [look(4, step=9)]).summary()
+    assert taken_over is not None
+    assert taken_over.samples_per_s == pytest.approx(100)
     # A loss alone says nothing of the speed: that is measured.
     both = replace(stepping(0, 10), logged={"loss": 1.0}, logged_at=9 * S)
     assert seen([both]).summary().source == "auto"  # type: ignore[union-attr]

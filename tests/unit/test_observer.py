@@ -183,8 +183,8 @@ def test_torch_compile_is_kept_out_of_everything_that_is_put_into_torch(tmp_path
 
 OBSERVED = """
 import errno, os, sys
-from orchestrator.progress import file, observer
-observer.observe(file, sys.argv[1])
+from orchestrator.progress import file, observer, on_import
+on_import.patch(observer.observe(file, sys.argv[1]))
 import torch
 from orchestrator import checkpoint
 def step(model, optimizer):

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from orchestrator.control.backend import StartFailed
-from orchestrator.control.ray_backend import RemoteAgent
+from orchestrator.control.ray_agent import RemoteAgent
 
 
 def test_an_agents_refusal_comes_as_its_sentence_and_not_as_its_traceback() -> None:

@@ -3,7 +3,8 @@
 Run by the interpreter of the job as `python -u rank.py FD PRELOAD PADDING`, with ORCH_PADDING in its environment: the
 zygote. It imports the modules of PRELOAD, then forks ranks as FD, a socket to the launcher, asks. As `python -u rank.py
 become FLAGS script.py ...` it is a cold rank that sets FLAGS of cuDNN first. Either kind is watched where ORCH_PROGRESS
-is in its environment (../../progress/observer.py). Python 3.9 or later, standard library only.
+is in its environment (../../progress/observer.py). How a fork comes to be as a fresh process is in fresh_process.py, what is
+kept of a script's end in last_word.py. Python 3.9 or later, standard library only.
 
 The script is not run by `runpy`: that tears its module down while the interpreter still lives, and DDP's destructor
 then waits for a lock which its caller holds. It runs in a module that stays `__main__` until the interpreter ends, as
@@ -17,8 +18,9 @@ import sys
 # What this version of Python puts into the namespace of a script, in its order.
 SCRIPT_NAMES = [name for name in list(globals()) if name.startswith("__")]
 THIS_FILE = __file__
+FOLDER = THIS_FILE.rpartition("/")[0]
 # Before any other import: a module beside this file must not hide one of the same name from torch.
-if sys.path[0] == THIS_FILE.rpartition("/")[0]:
+if sys.path[0] == FOLDER:
     del sys.path[0]
 LOADED_BY_PYTHON = frozenset(sys.modules)
 
@@ -32,10 +34,28 @@ import os  # noqa: E402
 import resource  # noqa: E402
 import select  # noqa: E402
 import socket  # noqa: E402
-import threading  # noqa: E402
 import time  # noqa: E402
 from types import CodeType, ModuleType  # noqa: E402
-from typing import Any, Dict, Tuple  # noqa: E402
+from typing import TYPE_CHECKING, Any, Dict, Tuple  # noqa: E402
+
+
+def module_at(path: str) -> ModuleType:
+    """A module of ours, under no name in sys.modules: the script may have one that is called the same."""
+    name = "orch_" + os.path.basename(path)[: -len(".py")]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if TYPE_CHECKING:
+    import fresh_process
+    import last_word
+else:
+    fresh_process = module_at(FOLDER + "/fresh_process.py")
+    last_word = module_at(FOLDER + "/last_word.py")
 
 PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, 2 ** (8 * ctypes.sizeof(ctypes.c_ulong)) - 1
@@ -48,15 +68,9 @@ QUIET_S = 0.25
 """How long after a request spares are forked anew: not while the ranks that it started need the cores."""
 HEAD_START_S = 0.1
 """How long the other ranks of rank 0's node let it go ahead, at most."""
-MOST_ERRORS, LONGEST_TEXT = 8, 1000
-"""Of a last word: exceptions, and characters of each."""
-TORCH_FIXED_SEED = 67280421310721
-"""What some versions of torch start every process with; others draw a seed."""
-ZYGOTE_FOLDER = os.getcwd()
-PROGRESS_FOLDER = os.path.join(THIS_FILE.rsplit("/", 3)[0], "progress")
-OBSERVER_FILE = os.path.join(PROGRESS_FOLDER, "observer.py")
-WORD = {"path": "", "pid": 0}
-"""Where this rank leaves its last word, beside its progress file, and which process that is: not a child that it forks."""
+PROGRESS_FOLDER = os.path.join(FOLDER.rsplit("/", 2)[0], "progress")
+OBSERVING = ("file", "observer", "on_import")
+"""The modules of PROGRESS_FOLDER that observing needs."""
 Script = Tuple[CodeType, Dict[str, Any]]
 """The compiled script, and the namespace to run it in."""
 
@@ -112,7 +126,7 @@ def serve(control: socket.socket) -> Script:
     script.
     """
     libc = ctypes.CDLL(None)
-    openblas = openblas_setters()
+    openblas = fresh_process.openblas_setters()
     progress = observers()
     wanted = SPARES
     spares: list[socket.socket] = []
@@ -152,17 +166,6 @@ def serve(control: socket.socket) -> Script:
             os.close(descriptor)
 
 
-def openblas_setters() -> list[Any]:
-    """The functions that set the number of threads of each OpenBLAS in this process, numpy's for instance."""
-    with open("/proc/self/maps") as stream:
-        paths = {line.split(maxsplit=5)[5].strip() for line in stream if "openblas" in line}
-    names = [
-        f"{prefix}openblas_set_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_", "_64", "_")
-    ]
-    libraries = [ctypes.CDLL(path) for path in paths]
-    return [getattr(library, name) for library in libraries for name in names if hasattr(library, name)]
-
-
 def fork_ranks(count: int) -> tuple[list[socket.socket], socket.socket | None]:
     """Forks so many ranks: in the zygote, the sockets to them; in a rank, its own.
 
@@ -193,7 +196,7 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any], progres
     # A rank without its launcher has no lease, so the kernel ends it with the launcher.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     let_stacks_be_read(libc)
-    renew()
+    fresh_process.renew()
     word, ancillary, _, _ = post.recvmsg(16, socket.CMSG_SPACE(8))
     post.close()
     if not word:
@@ -209,7 +212,7 @@ def wait_for_script(post: socket.socket, libc: Any, openblas: list[Any], progres
         hard = resource.getrlimit(RLIMIT_LOCKS)[1]
         if hard == resource.RLIM_INFINITY:
             resource.setrlimit(RLIMIT_LOCKS, (asked["tag"], hard))
-        prepare(rank, libc, openblas)
+        fresh_process.prepare(rank, libc, openblas)
     except BaseException as error:
         line.send(json.dumps({"rank": rank["rank"], "error": f"{type(error).__name__}: {error}"}).encode())
         os._exit(1)
@@ -233,31 +236,22 @@ def let_stacks_be_read(libc: Any) -> None:
     libc.prctl(PR_SET_PTRACER, ctypes.c_ulong(PR_SET_PTRACER_ANY), 0, 0, 0)
 
 
-def module_of(name: str) -> ModuleType:
-    """A module of PROGRESS_FOLDER, under no name in sys.modules: the script may have one that is called the same."""
-    spec = importlib.util.spec_from_file_location("orch_" + name, os.path.join(PROGRESS_FOLDER, name + ".py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def observers() -> list[ModuleType]:
     """What observing needs, loaded; nothing where this interpreter cannot load it: a rank runs all the same."""
     with contextlib.suppress(Exception):
-        return [module_of("file"), module_of("observer")]
+        return [module_at(f"{PROGRESS_FOLDER}/{name}.py") for name in OBSERVING]
     return []
 
 
 def observe(modules: list[ModuleType]) -> None:
     """Has what the script does written down, where its environment says so and that can be done."""
     path = os.environ.get("ORCH_PROGRESS")
-    WORD.update(path=path + ".end" if path else "", pid=os.getpid())
+    last_word.will_be_at(path + ".end" if path else "")
     if path and modules:
-        layout, observer = modules
+        layout, observer, on_import = modules
         with contextlib.suppress(Exception):
-            observer.observe(layout, path)
+            if patches := observer.observe(layout, path):
+                on_import.patch(patches)
 
 
 def follow_rank_zero(env: dict[str, str]) -> None:
@@ -278,111 +272,6 @@ def follow_rank_zero(env: dict[str, str]) -> None:
                 if any(row[1].endswith(address) and row[3] == b"0A" for row in map(bytes.split, stream)):
                     return
         time.sleep(0.002)
-
-
-def prepare(rank: dict[str, Any], libc: Any, openblas: list[Any]) -> None:
-    """Makes of this fork what `python -u script.py` finds itself in."""
-    os.setsid()
-    log = os.open(rank["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    os.chdir(rank["cwd"])
-    take_environment(rank["env"], libc)
-    show_in_proc(rank["argv"], rank["env"])
-    loaded = sys.modules
-    move_to(os.getcwd())
-    if rank.get("cpus"):
-        run_on(rank["cpus"])
-    if "logging" in loaded:
-        logging = vars(loaded["logging"])
-        logging["_startTime"] = time.time_ns() if isinstance(logging["_startTime"], int) else time.time()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads and "torch" in loaded:
-        # libgomp and OpenBLAS read the variable when they were loaded.
-        loaded["torch"].set_num_threads(int(threads))
-        if not {"OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"} & os.environ.keys():
-            for set_threads in openblas:
-                set_threads(min(int(threads), len(os.sched_getaffinity(0))))
-    set_cudnn(rank["cudnn"])
-
-
-def run_on(cpus: list[int]) -> None:
-    os.sched_setaffinity(0, cpus)
-    inductor = sys.modules.get("torch._inductor.config")
-    if inductor is not None and hasattr(inductor, "decide_compile_threads"):
-        # It has counted the CPUs when it was imported.
-        vars(inductor)["_config"]["compile_threads"].default = inductor.decide_compile_threads()
-
-
-def set_cudnn(flags: dict[str, bool]) -> None:
-    for name, value in flags.items():
-        setattr(sys.modules["torch"].backends.cudnn, name, value)
-
-
-def move_to(folder: str) -> None:
-    """Replaces the folder that modules took for the current one when they were imported."""
-    loaded = sys.modules
-    if "multiprocessing.process" in loaded:
-        vars(loaded["multiprocessing.process"])["ORIGINAL_DIR"] = folder
-    for name in ("torch._dynamo.config", "torch._inductor.config"):
-        for entry in getattr(loaded.get(name), "_config", {}).values():
-            default = getattr(entry, "default", None)
-            if isinstance(default, str) and default.startswith(ZYGOTE_FOLDER):
-                entry.default = folder + default[len(ZYGOTE_FOLDER) :]
-
-
-def renew() -> None:
-    """Gives this fork its own numbers, its own identity, and import caches as empty as a fresh interpreter's."""
-    loaded = sys.modules
-    importlib.invalidate_caches()
-    if "numpy.random" in loaded:
-        loaded["numpy.random"].seed()
-    if "torch" in loaded:
-        generator = loaded["torch"].default_generator
-        if generator.initial_seed() != TORCH_FIXED_SEED:
-            generator.seed()
-    if "multiprocessing.process" in loaded:
-        loaded["multiprocessing.process"].current_process().authkey = os.urandom(32)
-    # Python 3.11 keeps the parent's.
-    set_native_id = getattr(threading.main_thread(), "_set_native_id", None)
-    if set_native_id is not None:
-        set_native_id()
-
-
-def take_environment(env: dict[str, str], libc: Any) -> None:
-    """Replaces the environment, of Python and of C, by `env` and what the imports would have added to it."""
-    with open("/proc/self/environ", "rb") as stream:
-        at_start = {entry.split(b"=", 1)[0] for entry in stream.read().split(b"\0")}
-    added = {name: value for name, value in os.environ.items() if os.fsencode(name) not in at_start}
-    os.environ.clear()
-    libc.clearenv()
-    os.environ.update(env)
-    for name, value in added.items():
-        os.environ.setdefault(name, value)
-    time.tzset()
-
-
-def show_in_proc(words: list[str], env: dict[str, str] | None) -> None:
-    """Writes argv, and the environment if it is another, where /proc/PID/cmdline and environ are read.
-
-    That is over what was given at exec, which must have been as long.
-    """
-    with open("/proc/self/stat", "rb") as stream:
-        fields = stream.read().rpartition(b")")[2].split()
-    arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
-    argv = [sys.executable, "-u", *words]
-    texts = [(arg_start, arg_end, argv)]
-    if env is not None:
-        texts.append((env_start, env_end, [f"{name}={value}" for name, value in env.items()]))
-    for start, end, parts in texts:
-        text = b"".join(os.fsencode(part) + b"\0" for part in parts)
-        if len(text) > end - start:
-            raise OverflowError(f"{len(text)} bytes do not fit into {end - start}")
-        ctypes.memmove(start, text + b"\0" * (end - start - len(text)), end - start)
-    sys.argv[:] = words
-    if hasattr(sys, "orig_argv"):
-        sys.orig_argv[:] = argv
 
 
 def script_of(name: str) -> Script:
@@ -410,73 +299,6 @@ def script_of(name: str) -> Script:
     return compile(source, path, "exec", dont_inherit=True), namespace
 
 
-def without_ours(error: BaseException, seen: set[int]) -> Any:
-    """The error's traceback without the frames of this file and of the observer, those of its causes too."""
-    seen.add(id(error))
-    for other in (error.__cause__, error.__context__):
-        if other is not None and id(other) not in seen:
-            other.__traceback__ = without_ours(other, seen)
-    frames, at = [], error.__traceback__
-    while at is not None:
-        if at.tb_frame.f_code.co_filename not in (THIS_FILE, OBSERVER_FILE):
-            frames.append(at)
-        at = at.tb_next
-    following = None
-    for frame in reversed(frames):
-        frame.tb_next = following
-        following = frame
-    return following
-
-
-def hide_this_file(error: BaseException) -> None:
-    """Has an uncaught exception shown as in a plain run: without frames of this file, by the script's own hook."""
-    script_hook = sys.excepthook
-
-    def hook(kind: Any, value: Any, traceback: Any) -> None:
-        sys.excepthook = script_hook
-        traceback = without_ours(value, set())
-        sys.last_traceback = traceback
-        script_hook(kind, value.with_traceback(traceback), traceback)
-
-    if not isinstance(error, SystemExit):
-        sys.excepthook = hook
-
-
-def errors_of(error: BaseException | None) -> list[list[str]]:
-    """Type and text of the exception, then of those that it came from, as a traceback would show them."""
-    found: list[list[str]] = []
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen and len(found) < MOST_ERRORS:
-        seen.add(id(error))
-        if not isinstance(error, SystemExit):
-            kind = type(error)
-            name = (
-                kind.__qualname__
-                if kind.__module__ in ("builtins", "__main__")
-                else kind.__module__ + "." + kind.__qualname__
-            )
-            found.append([name, str(error)[:LONGEST_TEXT]])
-        hidden = error.__cause__ is not None or error.__suppress_context__
-        error = error.__cause__ if hidden else error.__context__
-    return found
-
-
-def leave_word(error: BaseException | None) -> None:
-    """Writes down how the script ends: what follows may take long, and may end otherwise.
-
-    A process group that is torn down with the interpreter can abort it: exit codes are lost by that, 75 among them.
-    """
-    if not WORD["path"] or os.getpid() != WORD["pid"]:
-        return
-    code = 0 if error is None else None
-    if isinstance(error, SystemExit):
-        code = 0 if error.code is None else error.code & 0xFF if isinstance(error.code, int) else 1
-    with contextlib.suppress(Exception):
-        word = {"at": time.clock_gettime(time.CLOCK_BOOTTIME), "exit": code, "errors": errors_of(error)}
-        with open(os.open(str(WORD["path"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            stream.write(json.dumps(word))
-
-
 def zygote() -> Script:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)
@@ -492,7 +314,7 @@ def zygote() -> Script:
 def become() -> Script:
     """Of a cold rank: is observed, and where flags are set imports torch as its script would, from where it would."""
     flags = json.loads(sys.argv[2])
-    show_in_proc(sys.argv[3:], None)
+    fresh_process.show_in_proc(sys.argv[3:], None)
     observe(observers())
     let_stacks_be_read(ctypes.CDLL(None))
     mine = sys.modules.keys() - LOADED_BY_PYTHON
@@ -510,7 +332,7 @@ def become() -> Script:
         if error.name != "torch":
             raise
         sys.exit(f"cudnn is to be set, and there is no torch in {sys.executable}")
-    set_cudnn(flags)
+    fresh_process.set_cudnn(flags)
     return script
 
 
@@ -520,8 +342,8 @@ if __name__ == "__main__":
         # before.
         exec(*(become() if sys.argv[1] == "become" else zygote()))  # noqa: S102
     except BaseException as error:
-        leave_word(error)
-        hide_this_file(error)
+        last_word.leave_word(error)
+        last_word.hide_our_frames(error)
         raise
     else:
-        leave_word(None)
+        last_word.leave_word(None)

@@ -20,10 +20,10 @@ from orchestrator.scheduling.lifecycle import Outcome, State
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.run import Attempt, Run
 from orchestrator.scheduling.snapshot import Block, Snapshot
-from orchestrator.scheduling.suggestions import applied
 from orchestrator.scheduling.why import preview, why
 from orchestrator.testing import START, a_placement, a_run
 from orchestrator.testing.hardware import cluster, node
+from orchestrator.testing.queue import applied
 
 #   leaf l1      leaf l2
 #   a:2  b:2     c:2  d:2
