@@ -204,7 +204,6 @@ def test_an_array_of_gangs_is_one_row_and_no_more_run_at_once_than_its_limit(orc
     wait_until(lambda: all(orch.recorded(run).state == "succeeded" for run in elements), 30, "the array is done")
     runs = [orch.recorded(run) for run in elements]
     assert {len(hosts_of(run)) for run in runs} == {2}
-    assert {host for run in runs for host in hosts_of(run)} == {host.name for host in orch.lab.hosts}
     for run in runs:
         assert sum(begun(other) <= begun(run) < over(other) for other in runs) <= 2
 
