@@ -8,7 +8,8 @@ deterministic; only the CPU seconds change from run to run. `--write` puts the t
 
 yardsticks: Pollux's workloads under the rules that its own simulator was run with (a decision every 60 s, 30 s for every start,
 policies that know no time limits), beside what that simulator said.
-pollux: the same workloads on the same 16 nodes of 4 T4, four nodes to a leaf, decisions at once, 30 s for a restart.
+pollux: the same workloads on the same 16 nodes of 4 T4, four nodes to a leaf, decisions at once, 30 s for a restart; and with
+dear restarts, 5 min and the work since the last full hour, where policies preempt by service.
 philly: all 30,735 jobs of 14 days on 250 nodes of 8, and a quarter of them on 40; 16 nodes to a leaf, speeds by the bandwidth
 model.
 v100: that quarter's arrivals, sizes and durations, with models of Gavel's table given to jobs by their number, on 43 nodes of 8
@@ -59,12 +60,17 @@ QUARTER = 0.25
 SERVICE = Rules(settings=Policy(service=16.0))
 """orch with `policy.service: 16`: what Tiresias's two queues are to LAS."""
 
+DEAR = Costs(restart_s=300, checkpoint_s=3600)
+"""What preemption costs where starting takes long and jobs save once an hour."""
+
 COMPARED = ("fifo", "fifo-backfill", "las", "orch")
 
 
 def t4() -> Cluster:
-    """16 nodes of 4 GPUs as in Pollux's experiments; which leaves they had is not told: four nodes to one."""
-    return plain(16, 4, leaf_nodes=4)
+    """16 nodes of 4 GPUs as in Pollux's experiments (g4dn.12xlarge: T4 on the CPU's PCIe, one port of 50 Gb/s); which leaves
+    they had is not told: four nodes to one."""
+    shape = Shape(tuple(Gpu(i, "T4") for i in range(4)), all_to_all(4, "PHB"), (Nic("eth0", rate_gbps=50.0),))
+    return Cluster(tuple(Node(f"n{i}", shape, {"leaf": f"l{i // 4}"}) for i in range(16)))
 
 
 def v100(nodes: int) -> Cluster:
@@ -130,6 +136,9 @@ def pollux(traces: Path) -> Iterator[str]:
             yield row(f"Pollux {number}", measures, cpu_s)
         for measures, cpu_s in measured(trace, t4(), ["orch"], SERVICE, [profile]):
             yield row(f"Pollux {number}, service 16", measures, cpu_s)
+        for name, policy, rules in (("", "las", Rules(DEAR)), (", service 16", "orch", replace(SERVICE, costs=DEAR))):
+            for measures, cpu_s in measured(trace, t4(), [policy], rules, [profile]):
+                yield row(f"Pollux {number}, dear restarts{name}", measures, cpu_s)
 
 
 def philly(traces: Path) -> Iterator[str]:
@@ -154,10 +163,12 @@ def one_node(traces: Path) -> Iterator[str]:
     policies = ("greedy:one-node", "greedy:pack", "greedy:in-order", "greedy:spread", "fifo-backfill", "orch")
     yield "| 43 nodes of 8 V100 | completion, mean h | median h | p95 h | gangs split | GPU-hours over the best placements' |"
     yield "|---|---|---|---|---|---|"
-    for m, _ in measured(Trace(jobs), v100(43), policies, Rules(), [profile]):
+    everything = [(m, "") for m, _ in measured(Trace(jobs), v100(43), policies, Rules(), [profile])]
+    everything += [(m, ", service 16") for m, _ in measured(Trace(jobs), v100(43), ["orch"], SERVICE, [profile])]
+    for m, how in everything:
         done = m.completion
         yield (
-            f"| {m.policy} | {done.mean / 3600:.1f} | {done.median / 3600:.1f} | {done.p95 / 3600:.1f} | {m.split:.0%} | "
+            f"| {m.policy}{how} | {done.mean / 3600:.1f} | {done.median / 3600:.1f} | {done.p95 / 3600:.1f} | {m.split:.0%} | "
             f"{m.stretched:+.0%} |"
         )
 

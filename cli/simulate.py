@@ -39,7 +39,10 @@ QUIET_S, EVERY_S = 1.0, 0.2
 )
 @click.option("--unit", type=click.Choice(("s", "min", "ms")), help="Unit of a CSV's times (default: told from it).")
 @click.option(
-    "--profiles", multiple=True, type=click.Path(path_type=Path), help="Measured speeds: Pollux's or Gavel's."
+    "--profiles",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Measured speeds: Pollux's (default: those that lie with the workload) or Gavel's.",
 )
 @click.option("--profile-gpu", default="v100", show_default=True, help="Which GPU of Gavel's table.")
 @click.option("--communication", type=click.FloatRange(0, 1), default=0.1, show_default=True,
@@ -80,7 +83,7 @@ def simulate(trace: Path | None, history: bool, policy: str, plot: Path | None, 
     \b
     orch simulate trace.csv --nodes 16 --gpus 8 --policy orch,fifo-backfill,las
     orch simulate trace.csv --cluster cluster.yaml --add-nodes 4
-    orch simulate workload-6.csv --profiles profiles/ --nodes 16 --gpus 4 --plot study.html
+    orch simulate workloads/workload-6.csv --nodes 16 --gpus 4 --plot study.html
     """
     from orchestrator.scheduling.simulate.study import study
 
@@ -88,12 +91,7 @@ def simulate(trace: Path | None, history: bool, policy: str, plot: Path | None, 
         raise Fail(f"--plot: {plot} must end in .html or .svg", USAGE)
     policies = [name.strip() for name in policy.split(",") if name.strip()]
     jobs = _trace(trace, history, given)
-    clusters = _clusters(given)
-    profiles = _profiles(given)
-    if any(job.duration_s is None and not any(profile.knows(job) for profile in profiles) for job in jobs.jobs):
-        out.say(
-            "the workload says work and no durations: Pollux's on nodes of four T4 are taken; --profiles DIR names others"
-        )
+    clusters, profiles = _clusters(given), _profiles(given, jobs, trace)
     progress = _Progress()
     try:
         rows = study(jobs, clusters, policies, _rules(given), profiles, progress)
@@ -219,14 +217,25 @@ def _clusters(given: dict[str, Any]) -> list[tuple[str, Cluster]]:
     return [("", cluster)] if more is None else [("", cluster), (f"+{more} nodes", with_more_nodes(cluster, more))]
 
 
-def _profiles(given: dict[str, Any]) -> list[Any]:
-    from orchestrator.scheduling.simulate.profiles import read_profiles
+def _profiles(given: dict[str, Any], jobs: Trace, trace: Path | None) -> list[Any]:
+    """Those that were named; of a trace that tells work and no times, else those that lie with it, if any."""
+    from orchestrator.scheduling.simulate.profiles import beside, read_profiles
     from orchestrator.scheduling.simulate.traces import TraceError
 
+    works = [job for job in jobs.jobs if job.duration_s is None]
+    paths = given["profiles"]
+    if not paths and trace is not None and works and (found := beside(trace)) is not None:
+        paths = (found,)
+        out.say(f"measured speeds are those in {found}")
     try:
-        return [read_profiles(path, given["profile_gpu"]) for path in given["profiles"]]
+        profiles = [read_profiles(path, given["profile_gpu"]) for path in paths]
     except TraceError as error:
         raise Fail(str(error), USAGE) from None
+    if any(not any(profile.knows(job) for profile in profiles) for job in works):
+        out.say(
+            "the workload says work and no durations: Pollux's on nodes of four T4 are taken; --profiles DIR names others"
+        )
+    return profiles
 
 
 def _rules(given: dict[str, Any]) -> Rules:

@@ -10,6 +10,7 @@ from orchestrator.placement.values import Device, Request
 from orchestrator.scheduling.fairness import Account
 from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Run
+from orchestrator.scheduling.service import ran
 from orchestrator.spec import JobSpec
 
 START_S = 60.0
@@ -62,7 +63,7 @@ class Ask:
     priority: float
     """Its standing (service.py): the priority, or half a step below it."""
     queued: float
-    """`queued_at` as a timestamp."""
+    """A timestamp: it has waited since then, all its waits together; what it ran in between has moved that on."""
     age: tuple[float, int]
     """What is compared by age: less is older."""
     request: Request
@@ -92,7 +93,7 @@ def ask_of(run: Run, account: Account, topology: Topology, unfit: Mapping[str, s
         account,
         spec.workers.total,
         spec.priority,
-        queued,
+        queued + ran(run),
         (queued, run.id),
         request,
         replace(request, relax=False) if patience else None,

@@ -26,6 +26,14 @@ def read_profiles(path: Path, gpu: str = "v100") -> Profile:
     return pollux_profile.profile_of({folder.name: _application(folder) for folder in folders})
 
 
+def beside(trace: Path) -> Path | None:
+    """The folder of applications' profiles that lies with a trace: `profiles/` in its folder or next to that (as in Pollux's
+    artifact), or its folder itself."""
+    here = trace.absolute().parent
+    places = (here / "profiles", here.parent / "profiles", here)
+    return next((place for place in places if next(place.glob("*/placements.csv"), None) is not None), None)
+
+
 def _gavel(path: Path, gpu: str) -> Profile:
     try:
         table = json.loads(path.read_text())

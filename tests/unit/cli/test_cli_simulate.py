@@ -113,19 +113,36 @@ def test_mistakes_of_a_trace_have_lines(orch, trace):
     assert f"{trace}:3: submit_time: must be a number, not 'y'" in done.stderr
 
 
-def test_a_workload_of_pollux_is_replayed_without_profiles_too(orch, tmp_path):
-    (tmp_path / "w.csv").write_text("name,time,application,num_replicas,batch_size\nb,0,bert,4,384\n")
-    done = orch("simulate", tmp_path / "w.csv", "--nodes", "2", "--gpus", "4", "--json")
+def test_a_workload_without_durations_is_replayed_with_the_profiles_that_lie_with_it_or_those_of_pollux(orch, tmp_path):
+    workload = tmp_path / "workloads" / "w.csv"
+    workload.parent.mkdir()
+    workload.write_text("name,time,application,num_replicas,batch_size\nb,0,bert,4,384\n")
+    line = ("simulate", workload, "--nodes", "2", "--gpus", "4")
 
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["policies"][0]["mean_completion"] == pytest.approx(480 * 7.01)
-    assert "--profiles DIR names others" in done.stderr
+    def mean_completion(*more: object) -> tuple[float, str]:
+        done = orch(*line, *more, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["policies"][0]["mean_completion"], done.stderr
+
+    took, said = mean_completion()
+    assert took == pytest.approx(480 * 7.01)
+    assert "--profiles DIR names others" in said
+
+    profiles = tmp_path / "profiles"
+    (profiles / "bert").mkdir(parents=True)
+    (profiles / "bert" / "placements.csv").write_text("placement,local_bsz,step_time,sync_time\n4,96,0.5,0.1\n")
+    took, said = mean_completion()
+    assert took == 480 * 0.5
+    assert f"measured speeds are those in {profiles}" in said
+    assert mean_completion("--profiles", profiles)[0] == took
+
+    (profiles / "bert").rename(profiles / "other")
+    assert mean_completion()[0] == pytest.approx(480 * 7.01)
 
 
 def test_work_that_nobody_measured_needs_profiles(orch, tmp_path):
     (tmp_path / "w.csv").write_text("name,time,application,num_replicas,batch_size,steps\nb,0,gpt,4,384,10\n")
     done = orch("simulate", tmp_path / "w.csv", "--nodes", "2", "--gpus", "4")
-
     assert done.returncode == 2
     assert "has no duration, and no profile knows gpt" in done.stderr
 

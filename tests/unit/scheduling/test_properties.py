@@ -18,6 +18,7 @@ from orchestrator.scheduling.fairness import Ledger, Use
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.quota import account_of, protected
 from orchestrator.scheduling.run import Run
+from orchestrator.scheduling.service import attained, waited
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.spec_values import Near
 from orchestrator.testing import START, a_run
@@ -73,6 +74,7 @@ def policies(draw: st.DrawFn) -> Policy:
         min_runtime=draw(st.sampled_from([0.0, 100.0])),
         overdue=draw(st.sampled_from([200.0, 86400.0])),
         reservations=draw(st.sampled_from([1, 4])),
+        service=draw(st.sampled_from([0.0, 0.0, 0.1])),
     )
 
 
@@ -151,7 +153,10 @@ def nobody_gives_way_wrongly(queue: Queue, snapshot: Snapshot, decided: Plan) ->
             assert policy.team(team).quota.guaranteed or policy.team(team).of(user).guaranteed
         else:
             assert policy.preemption == "priority"
-            assert one.run.spec.priority < one.beneficiary.spec.priority
+            higher = one.run.spec.priority < one.beneficiary.spec.priority
+            level = one.run.spec.priority == one.beneficiary.spec.priority
+            more = attained(one.run, queue.now) >= policy.service > attained(one.beneficiary)
+            assert higher or (level and policy.service and more and waited(one.run, queue.now) < policy.overdue)
 
 
 def nobody_gives_way_in_turns(queue: Queue, snapshot: Snapshot, decided: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -12,10 +13,11 @@ from orchestrator.scheduling.decision import Plan
 from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.run import Attempt, Run
-from orchestrator.scheduling.service import attained, passes_in, standing
+from orchestrator.scheduling.service import attained, passes_in, standing, waited
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.testing import START, a_placement, a_run
 from orchestrator.testing.hardware import cluster, node
+from orchestrator.testing.queue import Queue
 
 # One node of 4 GPUs.
 ONE = Topology(cluster(node("a", 4)))
@@ -58,6 +60,26 @@ def test_one_that_has_had_less_or_stands_above_or_may_not_be_preempted_stays(
 def test_two_that_have_both_had_it_do_not_take_from_each_other() -> None:
     late = Attempt(1, a_placement(a=(0, 1, 2, 3)), START - timedelta(hours=9), ended_at=START - timedelta(hours=6))
     assert not decide(holds(2.0), attempts=(late,)).preemptions
+
+
+def test_one_whose_waits_are_overdue_gives_way_no_more_and_one_that_has_only_run_for_long_does() -> None:
+    again = replace(holds(2.0), queued_at=START - timedelta(hours=26))
+    assert waited(again, START) == pytest.approx(24 * 3600)
+    assert not decide(again).preemptions
+    assert decide(replace(again, queued_at=START - timedelta(hours=25))).preemptions
+    long = holds(100.0)
+    assert decide(replace(long, queued_at=START - timedelta(hours=101))).preemptions
+
+
+def test_no_stream_of_short_runs_keeps_a_long_one_from_its_end() -> None:
+    policy = Policy(service=0.1, min_runtime=100.0, overdue=2000.0)
+    queue = Queue(ONE, policy)
+    queue.submit(a_run(1, name="long", workers=4, grace=0.0), 1500.0)
+    for number in range(2, 80):
+        queue.submit(a_run(number, name="short", workers=4, grace=0.0), 90.0, number * 100.0)
+    queue.run_until(40_000)
+    assert queue.preempted.count(1) > 3
+    assert 1 in queue.ended
 
 
 def test_it_is_asked_again_when_the_one_that_runs_has_had_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
@@ -15,7 +16,7 @@ from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Request
 from orchestrator.policy import Policy, Quota, Team
 from orchestrator.scheduling.decision import Kind, Sure
-from orchestrator.scheduling.lifecycle import State
+from orchestrator.scheduling.lifecycle import Outcome, State
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.run import Attempt, Run
 from orchestrator.scheduling.snapshot import Block, Snapshot
@@ -175,28 +176,65 @@ def random_state(rng: random.Random) -> Snapshot:
     if rng.random() < 0.2:
         free.set_usable(rng.choice(topology.nodes).name, [], "down")
     waiting = [
-        a_run(100 + i, at=START - timedelta(seconds=rng.randrange(4000)), **fields(i))
+        replace(
+            a_run(100 + i, at=START - timedelta(seconds=rng.randrange(4000)), **fields(i)),
+            attempts=rng.choice([(), (), (), before(rng, topology)]),
+        )
         for i in range(rng.randrange(1, 7))
     ]
     unfit = {run.id: {topology.nodes[0].name: "too old"} for run in waiting if rng.random() < 0.1}
+    blocked = {
+        run.id: Block(rng.choice(["backoff", "dependency", "array"]), "kept back", START + timedelta(seconds=50))
+        for run in waiting
+        if rng.random() < 0.1
+    }
+    ending = {run.id: START + timedelta(seconds=20) for run in running if rng.random() < 0.1}
     teams = {"red": Team(Quota(limit=rng.choice([None, 4]), guaranteed=rng.choice([0, 0, 4])), {"ana": Quota(limit=3)})}
     policy = Policy(
         teams=rng.choice([{}, teams]),
         preemption=rng.choice(["off", "priority"]),
         min_runtime=rng.choice([0.0, 600.0]),
         overdue=rng.choice([1800.0, 86400.0]),
+        reservations=rng.choice([1, 4]),
+        split=rng.choice([1.2, 1000.0]),
+        service=rng.choice([0.0, 1.0]),
     )
     history = rng.choice([{}, {("ana", "train"): (100.0, 500.0, 900.0)}])
-    return Snapshot(tuple(waiting), free, tuple(running), unfit=unfit, policy=policy, history=history)
+    return Snapshot(tuple(waiting), free, tuple(running), blocked, unfit, ending, history=history, policy=policy)
 
 
-@settings(max_examples=120)
-@given(st.integers(0, 2**32))
-def test_every_suggestion_starts_the_run_in_the_next_cycle(seed: int) -> None:
-    snapshot = random_state(random.Random(seed))
+def before(rng: random.Random, topology: Topology) -> tuple[Attempt, ...]:
+    """An attempt that is over: of a run that gave way, or came back from a broken node."""
+    begun, there = START - timedelta(seconds=9000), rng.choice(topology.nodes).name
+    outcome = rng.choice([Outcome.PREEMPTED, Outcome.INFRA_ERROR])
+    ended_at = begun + timedelta(seconds=rng.choice([60, 4000]))
+    return (Attempt(1, a_placement(**{there: (0, 1)}), begun, ended_at=ended_at, outcome=outcome),)
+
+
+def holds_of_every_suggestion(snapshot: Snapshot) -> Counter[str]:
+    """That each suggestion for each run that waits, applied, starts it in the next cycle; how many there were of each kind."""
+    kinds: Counter[str] = Counter()
+    starts = {start.run.id for start in plan(snapshot, START).starts}
     for run in snapshot.waiting:
         told = why(run.id, snapshot, START)
-        assert (told.starts is None) == (run.id not in {start.run.id for start in plan(snapshot, START).starts})
+        assert (told.starts is None) == (run.id not in starts)
         for suggestion in told.suggestions:
             decided = plan(applied(snapshot, run.id, suggestion, START), START)
             assert run.id in {start.run.id for start in decided.starts}, suggestion
+            kinds.update(list(suggestion.changes) or ["an end"])
+    return kinds
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32))
+def test_every_suggestion_starts_the_run_in_the_next_cycle(seed: int) -> None:
+    holds_of_every_suggestion(random_state(random.Random(seed)))
+
+
+def test_so_it_is_in_thousands_of_states_that_have_suggestions_of_every_kind() -> None:
+    """600 snapshots, each asked about every run that waits: some 2,000 questions, 1,000 suggestions."""
+    kinds: Counter[str] = Counter()
+    for seed in range(600):
+        kinds += holds_of_every_suggestion(random_state(random.Random(seed)))
+    assert set(kinds) == {"workers", "near", "gpu", "time_limit", "priority", "an end"}
+    assert min(kinds.values()) >= 5, kinds
