@@ -106,7 +106,7 @@ def on_a_cluster(gpus: int) -> None:
     for name, text in (("cudnn", CUDNN), ("hold", HOLD), ("reduce", REDUCE)):
         Path(f"{name}.py").write_text(text)
     Path("cudnn.yaml").write_text("run: cudnn.py\ncudnn: {benchmark: true, deterministic: true}\n")
-    Path("hold.yaml").write_text("run: hold.py\ngrace: 1s\n")
+    Path("hold.yaml").write_text("run: hold.py\ngrace: 1s\nretry: {infra: 0}\n")
     Path("reduce.yaml").write_text(f"run: reduce.py\nworkers: 1x{gpus}\n")
     try:
         run(*ORCH, "up")

@@ -50,7 +50,9 @@ def step_time(before: RankProgress, look: RankProgress, kind: Kind | None) -> fl
 
 
 def own_time(before: RankProgress, look: RankProgress, kind: Kind | None) -> float | None:
-    return without_waiting(step_time(before, look, kind), look.own_time, look.comm_time)
+    # Where there was no step at the first look, the first step is where it begins.
+    step = step_time(before, look, kind) or mean_step(look, kind)
+    return without_waiting(step, look.own_time, look.comm_time)
 
 
 def without_waiting(step: float | None, own: float, reducing: float) -> float | None:

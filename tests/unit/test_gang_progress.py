@@ -79,6 +79,13 @@ def test_the_slowest_rank_is_the_one_whose_own_work_takes_longest_though_all_ste
     assert (row.rank_time_min, row.rank_time_max) == (pytest.approx(0.04), pytest.approx(0.065))
 
 
+def test_own_work_is_known_from_the_first_step_on_where_the_first_look_came_before_it() -> None:
+    started = [RankProgress(1, 1, rank, 1, began_at=1) for rank in (0, 1)]
+    timed = {"own_time": 10**6, "own_time_at": 2 * S}
+    gang = seen(started, [stepping(0, 2, comm_time=90 * 10**6, **timed), stepping(1, 2, comm_time=20 * 10**6, **timed)])
+    assert gang.own_times({look.rank: look for look in started}) == {0: pytest.approx(0.01), 1: pytest.approx(0.08)}
+
+
 def test_without_own_times_ranks_are_set_beside_each_other_by_their_steps() -> None:
     found = seen([stepping(0, 10), stepping(1, 10, rate=5)]).summary()
     assert found is not None
