@@ -224,6 +224,7 @@ class Queue:
             ending=dict(self._ending),
             checkpoints={run.id: saved for run in live if (saved := _saved_at(run)) is not None},
             history=self._past.durations,
+            speeds=self._past.speeds,
             usage=self._past.ledger,
             policy=self._runtime.settings.policy,
         )

@@ -1,15 +1,20 @@
-"""What has been: who used how many GPUs, as fair share counts it, and how long runs of a name took. Kept up as attempts end."""
+"""What has been: who used how many GPUs, as fair share counts it, how long runs of a name took, and how fast by placement.
+
+Kept up as attempts end.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
+from statistics import median
 
 from orchestrator.control.runtime import Runtime
 from orchestrator.scheduling.fairness import Ledger, Use
 from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Attempt, Run
+from orchestrator.scheduling.snapshot import Alike, Pace, pace_of
 
 HALF_LIVES = 10
 """What is older counts less than a thousandth."""
@@ -26,6 +31,7 @@ class Past:
         self._runtime = runtime
         self.ledger = Ledger()
         self._took: dict[tuple[str, str], deque[float]] = {}
+        self._steps: dict[Alike, dict[str, deque[float]]] = {}
         self._live: dict[int, Attempt] = {}
 
     async def load(self) -> None:
@@ -38,12 +44,23 @@ class Past:
         self.ledger = Ledger().charged(uses, policy.half_life, now)
         for key, took in (await runtime.read(runtime.store.durations, READ)).items():
             self._took[key] = deque(reversed(took[:KEPT]), KEPT)
+        for pace in reversed(await runtime.read(runtime.store.paces, READ)):
+            self._enter(pace)
         self._live = {run.id: run.attempt for run in runtime.book.live() if run.attempt is not None}
 
     @property
     def durations(self) -> dict[tuple[str, str], Sequence[float]]:
         """By user and name, seconds that its latest successful runs took."""
         return {key: tuple(took) for key, took in self._took.items()}
+
+    @property
+    def speeds(self) -> dict[Alike, dict[str, float]]:
+        """Seconds a step took runs that are alike, by the level of their placement: the median of their latest attempts."""
+        return {
+            key: {level: median(steps) for level, steps in levels.items()}
+            for key, levels in self._steps.items()
+            if len(levels) > 1
+        }
 
     def follow(self, run: Run) -> None:
         """Takes in a run as it was just committed."""
@@ -59,7 +76,13 @@ class Past:
         account = (policy.team_of(run.spec.team), run.user)
         use = Use(account, attempt.placement.world_size, attempt.started_at, end)
         self.ledger = self.ledger.charged([use], policy.half_life, self._runtime.now())
+        if (pace := pace_of(run, attempt)) is not None:
+            self._enter(pace)
         if attempt.outcome is Outcome.SUCCEEDED:
             began = attempt.ranks_started_at or attempt.started_at
             took = self._took.setdefault((run.user, run.name), deque(maxlen=KEPT))
             took.append((end - began).total_seconds())
+
+    def _enter(self, pace: Pace) -> None:
+        levels = self._steps.setdefault(pace.of, {})
+        levels.setdefault(pace.level, deque(maxlen=KEPT)).append(pace.step_s)

@@ -35,6 +35,7 @@ from orchestrator.history.models import (
 from orchestrator.placement.values import Placement
 from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Array, Attempt, Code, Dependency, Element, NodeRecord, Run, RunEvent, Stop, Wait
+from orchestrator.scheduling.snapshot import LEAST_STEPS, Pace
 from orchestrator.spec import JobSpec
 
 PLACEMENT = TypeAdapter(Placement)
@@ -178,6 +179,24 @@ def durations(connection: Connection, runs: int) -> dict[tuple[str, str], list[f
         began = row.ranks_started_at or row.started_at
         found[row.username, row.name].append((row.ended_at - began).total_seconds())
     return dict(found)
+
+
+def paces(connection: Connection, attempts: int) -> list[Pace]:
+    """How fast the latest so many attempts were that have ended and whose steps were seen, the latest first."""
+    rows = connection.execute(
+        select(RunRow.username, RunRow.name, RunRow.spec, AttemptRow.placement, ProgressRow.step_time_p50)
+        .join(AttemptRow, AttemptRow.run_id == RunRow.id)
+        .join(ProgressRow, (ProgressRow.run_id == AttemptRow.run_id) & (ProgressRow.attempt == AttemptRow.number))
+        .where(AttemptRow.ended_at.is_not(None), ProgressRow.steps >= LEAST_STEPS, ProgressRow.step_time_p50 > 0)
+        .order_by(RunRow.id.desc(), AttemptRow.number.desc())
+        .limit(attempts)
+    )
+    found = []
+    for row in rows:
+        placement = PLACEMENT.validate_python(row.placement)
+        like = row.username, row.name, placement.world_size, tuple(row.spec.get("gpu") or ())
+        found.append(Pace(like, placement.level, row.step_time_p50))
+    return found
 
 
 def book(connection: Connection) -> Book:

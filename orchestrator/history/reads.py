@@ -35,6 +35,7 @@ from orchestrator.history.nodes import Broken, NodeEvent
 from orchestrator.history.submit import resolve, submitted
 from orchestrator.scheduling.lifecycle import IllegalTransition, State, replay
 from orchestrator.scheduling.run import Array, Dependency, NewRun, NodeRecord, Run
+from orchestrator.scheduling.snapshot import Pace
 
 
 class Reads:
@@ -102,6 +103,11 @@ class Reads:
         """By user and name, the seconds from the start of the ranks to the end of the latest so many successful runs of all."""
         with self._database.read() as connection:
             return queries.durations(connection, runs)
+
+    def paces(self, attempts: int) -> list[Pace]:
+        """How fast the latest so many attempts were that have ended and whose steps were seen, the latest first."""
+        with self._database.read() as connection:
+            return queries.paces(connection, attempts)
 
     def runs(self, wanted: RunFilter | None = None) -> list[Run]:
         """The runs that `wanted` describes, with attempts, without events."""

@@ -18,7 +18,7 @@ from orchestrator.scheduling.ask import Ask
 from orchestrator.scheduling.decision import Choice
 from orchestrator.scheduling.estimates import typical_duration
 from orchestrator.scheduling.memory import Memory
-from orchestrator.scheduling.snapshot import Snapshot
+from orchestrator.scheduling.snapshot import Snapshot, alike
 from orchestrator.scheduling.timeline import Opening, Timeline
 
 WORTH_IT = 1.02
@@ -75,7 +75,7 @@ def weigh(
 
 
 def _slowdown(ask: Ask, now: Placement, there: Placement, level: str, snapshot: Snapshot) -> tuple[float, bool]:
-    speeds = snapshot.speeds.get((ask.run.user, ask.run.name), {})
+    speeds = snapshot.speeds.get(alike(ask.run), {})
     if now.level in speeds and level in speeds:
         return speeds[now.level] / speeds[level], True
     assert now.busbw_predicted is not None

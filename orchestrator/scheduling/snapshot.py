@@ -10,7 +10,7 @@ from typing import Literal
 from orchestrator.placement.tree import Free
 from orchestrator.policy import Policy
 from orchestrator.scheduling.fairness import Ledger
-from orchestrator.scheduling.run import Run
+from orchestrator.scheduling.run import Attempt, Run
 
 BlockKind = Literal["lease", "backoff", "dependency", "array", "held"]
 
@@ -27,6 +27,37 @@ class Block:
     """A sentence without a full stop, as `orch ps` prints it."""
     until: datetime | None = None
     """When it ends at the latest, where that is known: the end of a lease, or of a pause."""
+
+
+Alike = tuple[str, str, int, tuple[str, ...]]
+"""User, name, ranks and kinds of GPU: only runs that have these in common have steps that mean the same."""
+
+
+def alike(run: Run) -> Alike:
+    return run.user, run.name, run.spec.workers.total, run.spec.gpu
+
+
+LEAST_STEPS = 20
+"""Of an attempt whose pace counts: the first ones compile and fill caches."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast an attempt that has ended was where it was."""
+
+    of: Alike
+    level: str
+    """Of its placement."""
+    step_s: float
+    """Its median step, in seconds."""
+
+
+def pace_of(run: Run, attempt: Attempt) -> Pace | None:
+    """None where too little of it was seen."""
+    progress = attempt.progress
+    if progress is None or progress.steps < LEAST_STEPS or not progress.step_time_p50:
+        return None
+    return Pace(alike(run), attempt.placement.level, progress.step_time_p50)
 
 
 @dataclass(frozen=True)
@@ -49,8 +80,8 @@ class Snapshot:
     """By run: when its live attempt last wrote a checkpoint, where that is known."""
     history: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     """By (user, name): seconds that succeeded runs took from start of ranks to end, any order; twenty are plenty."""
-    speeds: Mapping[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
-    """By (user, name): measured seconds per step by the level of the placement (`node`, `leaf`, ...)."""
+    speeds: Mapping[Alike, Mapping[str, float]] = field(default_factory=dict)
+    """By runs that are alike: measured seconds per step by the level of the placement (`node`, `leaf`, ...)."""
     usage: Ledger = field(default_factory=Ledger)
     """What attempts that have ended used; that of the running ones is added to it."""
     policy: Policy = field(default_factory=Policy)

@@ -9,8 +9,11 @@ from sqlalchemy.exc import IntegrityError
 from told import an_array, reason, story, submit
 
 from orchestrator.control.controller import Controller
+from orchestrator.history.measurements import Measured
 from orchestrator.placement.values import NodePlacement, Placement
+from orchestrator.progress.values import Progress
 from orchestrator.scheduling.lifecycle import State
+from orchestrator.scheduling.snapshot import alike
 from orchestrator.testing.cluster import FakeCluster
 from orchestrator.testing.controlling import controlling, reaches, until
 
@@ -33,6 +36,31 @@ def test_what_attempts_used_is_entered_as_they_end_and_read_again_by_the_next_co
             again = controller.queue.snapshot()
             assert again.usage.used == pytest.approx(used, rel=1e-3)
             assert again.history["ana", "job"] == pytest.approx(took)
+
+    asyncio.run(told())
+
+
+def test_how_fast_steps_were_by_placement_is_entered_as_attempts_end_and_read_again(tmp_path: Path) -> None:
+    async def told() -> None:
+        cluster = FakeCluster(a=2, b=2)
+        async with controlling(tmp_path, cluster) as controller:
+            for workers, step in (("1x2", 0.5), ("2x1", 1.5)):
+                run = await submit(controller, workers)
+                await reaches(controller, run, State.RUNNING)
+                progress = Progress(steps=100, step_time_p50=step)
+                await controller.runtime.write(
+                    controller.runtime.store.measure, [Measured(run.id, 1, progress)], controller.runtime.now()
+                )
+                for agent in cluster.agents.values():
+                    if (run.id, 1) in agent.parts:
+                        agent.end(run.id, 1)
+                await reaches(controller, run, State.SUCCEEDED)
+            speeds = controller.queue.snapshot().speeds
+            (by_level,) = speeds.values()
+            assert sorted(by_level.values()) == [0.5, 1.5]
+            assert alike(run) in speeds
+        async with controlling(tmp_path, cluster) as controller:
+            assert controller.queue.snapshot().speeds == speeds
 
     asyncio.run(told())
 

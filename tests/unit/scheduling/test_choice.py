@@ -19,6 +19,7 @@ from orchestrator.testing.hardware import cluster, node
 
 # NVLink inside a node, one 100 Gb/s adapter out of it.
 TWO = Topology(cluster(*(node(n, 4, leaf="l1", nics=1, rate_gbps=100.0) for n in "ab")))
+ALIKE = ("ana", "train", 4, ())
 HISTORY = {("ana", "train"): (3600.0, 3600.0, 3600.0)}
 
 
@@ -69,7 +70,7 @@ def test_a_run_that_says_any_or_is_overdue_or_knows_that_it_does_not_matter_does
     assert decide(300.0, a_run(9, workers=4, near="any")).starts
     late = a_run(9, workers=4, at=START - timedelta(days=2))
     assert decide(300.0, late, policy=BY_COMPLETION).starts
-    flat = {("ana", "train"): {"node": 1.0, "nvlink": 1.0, "leaf": 1.01}}
+    flat = {ALIKE: {"node": 1.0, "nvlink": 1.0, "leaf": 1.01}}
     assert decide(300.0, speeds=flat).starts
 
 
@@ -92,7 +93,7 @@ def test_of_places_that_nobody_can_say_the_time_of_only_the_first_is_kept() -> N
 
 
 def test_measured_steps_stand_in_for_the_model() -> None:
-    steep = {("ana", "train"): {"node": 1.0, "nvlink": 1.0, "leaf": 3.0}}
+    steep = {ALIKE: {"node": 1.0, "nvlink": 1.0, "leaf": 3.0}}
     decided = decide(5000.0, speeds=steep)
     assert decided.waits[0].reason.numbers["done_now_s"] == pytest.approx(3 * 3600)
 
