@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, inspect, make_url, text
 
-from orchestrator.history.database import VERSION_TABLE, open_database
+from orchestrator.history.database import BUSY_TIMEOUT_S, VERSION_TABLE, open_database
 from orchestrator.history.errors import (
     BadDatabaseUrl,
     DatabaseDamaged,
@@ -234,7 +234,7 @@ def test_every_connection_is_durable_and_checks_references(file):
         with database.read() as connection:
             asked = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
             said = [connection.exec_driver_sql(f"PRAGMA {one}").scalar() for one in asked]
-        assert said == ["wal", 2, 1, 15000]
+        assert said == ["wal", 2, 1, int(BUSY_TIMEOUT_S * 1000)]
     finally:
         database.close()
 
