@@ -176,6 +176,9 @@ class FusedBackend:
         self._fuse.cross("nodes")
         return await self._backend.nodes()
 
+    def is_dead(self, node: NodeFacts) -> bool:
+        return self._backend.is_dead(node)
+
     async def agent(self, node: NodeFacts) -> Agent:
         self._fuse.cross("agent")
         return FusedAgent(await self._backend.agent(node), self._fuse)
@@ -189,6 +192,11 @@ class FusedBackend:
         self._fuse.cross("before release")
         await self._backend.release(node_name)
         self._fuse.cross("after release")
+
+
+# A method that is missing would be found by a story in a hundred; this finds it when types are checked.
+_AGENT: Callable[[Agent, Fuse], Agent] = FusedAgent
+_BACKEND: Callable[[Backend, Fuse], Backend] = FusedBackend
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:

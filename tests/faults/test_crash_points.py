@@ -19,6 +19,8 @@ from rows import fault
 from orchestrator.testing.crashes import Crash, Fuse
 from orchestrator.testing.simulated import simulate
 
+pytestmark = pytest.mark.timeout(1800)  # a hundred stories are minutes of work, and the machine may have other
+
 Template = Callable[[Path], str]
 SEEDS = 100
 FEW = 2

@@ -104,7 +104,8 @@ class Orch:
         try:
             wait_until(there, timeout, f"run {run} is {state}", every=0.2)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it is {seen[0]['state']}: {seen[0]['reason']}") from None
+            others = self("ps", "--all")
+            raise AssertionError(f"{error}; it is {seen[0]['state']}: {seen[0]['reason']}\n{others}") from None
         return seen[0]
 
     def begins(self, script: str, workers: str, line: str, ranks: int, job: str = "") -> int:
