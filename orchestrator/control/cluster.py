@@ -35,6 +35,7 @@ from orchestrator.history.errors import DatabaseOlder, StoreError
 from orchestrator.policy_text import policy_as_texts
 
 HUNG_S = 30.0
+READY_S = 60.0
 UP_S = 180.0
 """Ray waits without an end for a head that hangs; `orch up` does not."""
 
@@ -174,7 +175,7 @@ def _controller(home: Home, address: str, env: Mapping[str, str], *, replace: bo
                 time.sleep(0.05)
         actor = ensure_controller(home, home.namespace)
         try:
-            url: str = ray.get(actor.ready.remote(), timeout=60)
+            url = _when_ready(ray, actor)
         except ray.exceptions.RayError as error:
             ray.kill(actor)
             cause = getattr(error, "cause", None) or error
@@ -185,6 +186,19 @@ def _controller(home: Home, address: str, env: Mapping[str, str], *, replace: bo
             f"the controller runs at {url} on the head node of {address}, which is not this machine: run orch there"
         )
     return url
+
+
+def _when_ready(ray: Any, actor: Any) -> str:
+    """The API's URL, once it answers. An actor that a head which is back starts anew is not available until then."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            url: str = ray.get(actor.ready.remote(), timeout=max(1.0, deadline - time.monotonic()))
+            return url
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _given_head(config: Config) -> Head:
