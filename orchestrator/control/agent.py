@@ -83,8 +83,10 @@ class NodeAgent:
         """Starts that the launcher has not answered: no part yet, and not none either."""
         self._epoch = 0
         self._syncs = 0
-        self._answered: float | None = None
-        """When the last report was given out, by time.monotonic()."""
+        self._given: dict[int, float] = {}
+        """By its number: when a report was first given to this controller, by time.monotonic(); from the one it has heard on."""
+        self._heard_at: float | None = None
+        """When the newest report was given that the controller has said it has heard."""
         self._closed = False
 
     # -- the controller's calls ----------------------------------------------------------------------------------
@@ -100,6 +102,7 @@ class NodeAgent:
         mine = self._syncs
         await self._connect()
         if ack:
+            self._was_heard(ack)
             await self._renew(lease_s)
         self._check_heard(mine)
         if (again := self._reports.unheard(ack)) is not None:
@@ -287,6 +290,8 @@ class NodeAgent:
         # no such part here; was the node cut off, it gets no more time than the controller allows for.
         await self._take_orders_from(epoch)
         lease_s = self._left_of(part.lease_s)
+        if not lease_s:
+            raise ValueError("its lease was over before it could start: the controller has not been heard for so long")
         cpus = self._node.cpus_near([rank.gpu for rank in part.ranks]) if part.device == "cuda" else ()
         ranks = self._requests.of(replace(part, master_port=port), folder, cpus)
         answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
@@ -310,17 +315,26 @@ class NodeAgent:
         if epoch > self._epoch:
             self._epoch, self._closed = epoch, False
             self._reports.begin_again()
+            self._given, self._heard_at = {}, None
+
+    def _was_heard(self, report: int) -> None:
+        self._heard_at = self._given.get(report, self._heard_at)
+        self._given = {number: at for number, at in self._given.items() if number >= report}
 
     async def _renew(self, lease_s: float) -> None:
-        """The lease runs from our last answer: the controller was alive when it heard that, and knows when it asked next."""
         living = [key for key, part in self._parts.by_key.items() if not part.swept]
-        if self._answered is not None and living:
+        if self._heard_at is not None and living:
             with suppress(LauncherGoneError):
                 await self._launcher.call("lease", attempts=dict.fromkeys(living, self._left_of(lease_s)))
 
     def _left_of(self, lease_s: float) -> float:
-        """What is left of a lease that runs from our last answer."""
-        return lease_s if self._answered is None else max(0.0, self._answered + lease_s - time.monotonic())
+        """What is left of a lease that runs from the answer which the controller has heard last.
+
+        It was alive when it heard that, and knows when it asked next. An answer that it has not heard counts for nothing: calls
+        that a cut has held up come in all at once when it is over, and the attempt that they are about may be given up by then.
+        """
+        heard_at = min(self._given.values(), default=None) if self._heard_at is None else self._heard_at
+        return lease_s if heard_at is None else max(0.0, heard_at + lease_s - time.monotonic())
 
     async def _wait_for_news(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
@@ -342,5 +356,5 @@ class NodeAgent:
         self._node.sum_up(self._survey.known)
 
     def _answer(self, report: Report, heard: float) -> Report:
-        self._answered = time.monotonic()
+        self._given.setdefault(report.sequence, time.monotonic())
         return replace(report, clock=(heard, time.time()))

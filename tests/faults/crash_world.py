@@ -53,7 +53,9 @@ class SimulatedAgent(FakeAgent):
 
     def __init__(self, node: str, world: World) -> None:
         super().__init__()
-        self.node, self._world, self._answered = node, world, None
+        self.node, self._world = node, world
+        self._given: dict[int, float] = {}
+        self._heard_at: float | None = None
 
     # -- the network ---------------------------------------------------------------------------------------------
 
@@ -76,17 +78,21 @@ class SimulatedAgent(FakeAgent):
         return await self._over_the_network(self._sync(epoch, ack, lease_s, wait_s))
 
     async def _sync(self, epoch: int, ack: int, lease_s: float, wait_s: float) -> Report:
+        if epoch > self.epoch:
+            self._given, self._heard_at = {}, None
         self._take_orders_from(epoch)
         now = asyncio.get_running_loop().time()
-        if ack and self._answered is not None:
+        if ack:
+            self._heard_at = self._given.get(ack, self._heard_at)
+        if ack and self._heard_at is not None:
             for part in self.parts.values():
-                part.lease_end = self._answered + lease_s
+                part.lease_end = self._heard_at + lease_s
         if ack and not self._news.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), wait_s)
         report = await super().sync(epoch, ack, lease_s, 0.0)
-        self._answered = asyncio.get_running_loop().time()
-        assert now <= self._answered
+        self._given[report.sequence] = asyncio.get_running_loop().time()
+        assert now <= self._given[report.sequence]
         return report
 
     async def check(self, epoch: int, gpus: tuple[int, ...]) -> tuple[str, ...]:
@@ -105,7 +111,8 @@ class SimulatedAgent(FakeAgent):
             if epoch < self.epoch:
                 raise StaleController("another controller has come meanwhile")
             now = asyncio.get_running_loop().time()
-            lease_end = now + part.lease_s if self._answered is None else self._answered + part.lease_s
+            heard_at = min(self._given.values(), default=now) if self._heard_at is None else self._heard_at
+            lease_end = heard_at + part.lease_s
             if lease_end <= now:
                 raise StartFailed("its lease is over")
             if self.gone:

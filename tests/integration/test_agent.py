@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.agent import NodeAgent
-from orchestrator.control.backend import PartStatus, RankStart, Report, StaleController, StartPart
+from orchestrator.control.backend import PartStatus, RankStart, Report, StaleController, StartFailed, StartPart
 from orchestrator.control.launcher_client import LauncherClient, LauncherGoneError
 from orchestrator.control.shared_folder import Tokens
 from orchestrator.control.snapshot import take
@@ -175,6 +175,21 @@ def test_a_part_starts_with_what_is_left_of_the_lease_since_the_agent_was_heard_
             launcher = LauncherClient(tmp_path / "n" / "launcher", dict(os.environ))
             await launcher.connect()
             assert (await launcher.call("hello"))["attempts"]["1.1"]["lease_s"] <= 59.5
+
+    asyncio.run(story())
+
+
+def test_what_a_cut_has_held_up_starts_nothing_though_other_calls_came_with_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            first = await agent.sync(1, 0, 60, 0)
+            await agent.sync(1, first.sequence, 0.5, 0)
+            await asyncio.sleep(0.6)  # longer than the lease: by now the controller may have begun the next attempt
+            # Both kinds of call were under way, and their answers are heard by nobody.
+            await agent.sync(1, 0, 0.5, 0)
+            await agent.sync(1, first.sequence, 0.5, 0)
+            with pytest.raises(StartFailed, match="its lease was over before it could start"):
+                await agent.start(1, replace(part(tmp_path, SLEEPS), lease_s=0.5))
 
     asyncio.run(story())
 
