@@ -33,8 +33,12 @@ class Reports:
         return self._unacked
 
     def renewed(self, report: Report) -> Report:
-        """The same with the parts as they are now: its logs are in no other, but what it said of the parts may be long over."""
-        self._unacked = replace(report, parts=self._parts.statuses())
+        """The same with the parts as they are now: its logs are in no other, but what it said of the parts may be long over.
+
+        It has a number of its own: a lease runs from when the report was given that was heard, and the first one was not.
+        """
+        self._sequence += 1
+        self._unacked = replace(report, sequence=self._sequence, parts=self._parts.statuses())
         return self._unacked
 
     def _acknowledged(self, report: Report) -> None:

@@ -194,6 +194,19 @@ def test_what_a_cut_has_held_up_starts_nothing_though_other_calls_came_with_it(t
     asyncio.run(story())
 
 
+def test_once_the_controller_is_heard_again_after_a_long_cut_a_part_has_its_whole_lease(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            first = await agent.sync(1, 0, 60, 0)
+            await agent.sync(1, first.sequence, 0.5, 0)  # its answer gets lost
+            await asyncio.sleep(0.6)
+            again = await agent.sync(1, 0, 0.5, 0)
+            await agent.sync(1, again.sequence, 0.5, 0)
+            await agent.start(1, replace(part(tmp_path, SLEEPS), lease_s=0.5))
+
+    asyncio.run(story())
+
+
 async def over(agent: NodeAgent, epoch: int) -> PartStatus:
     """The part once it has ended, as a controller hears that from an agent."""
     heard = 0
