@@ -44,10 +44,6 @@ from orchestrator.testing.controlling import controlling, job, reaches, until
 Story = Callable[[], Awaitable[None]]
 
 
-async def is_true(condition: Callable[[], object]) -> object:
-    return condition()
-
-
 @asynccontextmanager
 async def over(
     url: str, home: Path, cluster: FakeCluster, busy_timeout_s: float, **more: Any
@@ -172,7 +168,7 @@ def test_who_holds_the_database_for_too_long_is_named_and_nothing_is_lost(tmp_pa
                 assert (await controller.find(str(run.id))).state is State.RUNNING
                 assert [alarm.kind for alarm in controller.runtime.alarms] == ["database"]
                 sent = controller.roster.nodes["a"].sync_sent
-                await until(lambda: is_true(lambda: controller.roster.nodes["a"].sync_sent > sent))
+                await until(lambda: controller.roster.nodes["a"].sync_sent > sent)
                 assert controller.roster.nodes["a"].up
             finally:
                 holder.kill()
@@ -181,7 +177,7 @@ def test_who_holds_the_database_for_too_long_is_named_and_nothing_is_lost(tmp_pa
             measured.injected()
             await reaches(controller, run, State.SUCCEEDED)
             measured.recovered()
-            await until(lambda: is_true(lambda: not list(controller.runtime.alarms)))
+            await until(lambda: not list(controller.runtime.alarms))
 
     asyncio.run(story())
 
@@ -240,11 +236,11 @@ def test_a_full_disk_stops_no_run_and_what_happened_meanwhile_is_written_once_th
             assert (refused[0].exit_code, "disk is full" in str(refused[0])) == (6, True)
             measured.detected()
             cluster.agents["a"].end(ends.id, 1)
-            await until(lambda: is_true(lambda: not controller.gangs.of(ends)))
+            await until(lambda: not controller.gangs.of(ends))
             assert [alarm.kind for alarm in controller.runtime.alarms] == ["database"]
             assert (await controller.find(str(goes_on.id))).state is State.RUNNING
             sent = controller.roster.nodes["a"].sync_sent
-            await until(lambda: is_true(lambda: controller.roster.nodes["a"].sync_sent > sent))
+            await until(lambda: controller.roster.nodes["a"].sync_sent > sent)
             assert cluster.agents["a"].parts[goes_on.id, 1].stopped_with is None
             filler.unlink()
             measured.injected()
@@ -383,7 +379,7 @@ def test_a_server_that_answers_nothing_is_an_alarm_and_stops_no_heartbeat(
                 assert refused.value.exit_code == 6
                 assert [alarm.kind for alarm in controller.runtime.alarms] == ["database"]
                 sent = controller.roster.nodes["a"].sync_sent
-                await until(lambda: is_true(lambda: controller.roster.nodes["a"].sync_sent > sent))
+                await until(lambda: controller.roster.nodes["a"].sync_sent > sent)
                 connection.execute(text("COMMIT"))
             measured.injected()
             await controller.submit(job(), {})
@@ -432,7 +428,7 @@ def test_while_a_server_stands_still_each_call_ends_with_6_and_what_happened_is_
             return api("POST", "/api/v1/runs", {"spec": spec, "user": "ana", "key": name})
 
         def wait(condition: Callable[[], object]) -> None:
-            api.do(lambda: until(lambda: is_true(condition)))
+            api.do(lambda: until(condition))
 
         runs = [submit(name).json["id"] for name in ("ends", "goes-on")]
         wait(lambda: all((run, 1) in agent.parts for run in runs))
@@ -491,7 +487,7 @@ def test_a_second_controller_shuts_the_first_out_which_is_told_by_whom_and_chang
                     await first.submit(job(), {})
                 with pytest.raises(StaleEpoch):
                     await first.cancel(str(run.id))
-                await until(lambda: is_true(lambda: bool(ended)))
+                await until(lambda: bool(ended))
                 measured.detected()
                 again = await reaches(second, run, State.RUNNING)
                 assert len(again.attempts) == 1
