@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from orchestrator.scheduling.lifecycle import Event, Outcome, State
 from orchestrator.scheduling.run import Code, NewRun, Run
 from orchestrator.spec import JobSpec
 from orchestrator.spec_values import Workers
-from orchestrator.testing.controlling import started
+from orchestrator.testing.controlling import started, until
 from orchestrator.testing.hardware import cluster, node
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -100,14 +100,6 @@ def job(link: str, gate: Path, workers: str = "1x2", **more: object) -> NewRun:
     return NewRun(spec, "ana", Code(code().sha256), "/w")
 
 
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 30.0) -> Any:
-    deadline = asyncio.get_running_loop().time() + seconds
-    while not (value := await condition()):
-        assert asyncio.get_running_loop().time() < deadline, "not in time"
-        await asyncio.sleep(0.01)
-    return value
-
-
 async def shown(controller: Controller, run: Run) -> dict[str, Any]:
     return show_json(await controller.find(str(run.id)))
 
@@ -119,7 +111,7 @@ async def transport(controller: Controller, run: Run) -> dict[str, Any]:
         attempts = (await shown(controller, run))["attempts"]
         return attempts and attempts[-1]["transport"]
 
-    found: dict[str, Any] = await until(known)
+    found: dict[str, Any] = await until(known, 30)
     return found
 
 
@@ -128,7 +120,7 @@ async def ends(controller: Controller, run: Run) -> Run:
         found = await controller.find(str(run.id))
         return found if found.ended else None
 
-    found: Run = await until(ended)
+    found: Run = await until(ended, 30)
     return found
 
 
@@ -295,7 +287,7 @@ def test_the_next_controller_and_the_next_agent_go_on_to_the_same_verdict_once(t
                 async def heard() -> bool:
                     return controller.roster.nodes["a"].up and bool(machines.agents["a"]._parts)
 
-                await until(heard)
+                await until(heard, 30)
                 gate.touch()
                 ended = await ends(controller, run)
                 assert ended.state is State.SUCCEEDED
