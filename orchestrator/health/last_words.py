@@ -15,6 +15,8 @@ _JOINS = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
 )
+_DIES = ("terminate called ", "Fatal Python error: ")
+"""What the C++ runtime and faulthandler print of a process that dies: torch's threads can abort it after the exception."""
 _ERROR = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$")
 _INDENTED = re.compile(r'^(?:  (?:File "|\[Previous line repeated)|    )')
 
@@ -76,8 +78,8 @@ def _end_of(lines: Sequence[str], at: int) -> int | None:
     if at >= len(lines) or not _ERROR.match(lines[at]):
         return None
     at += 1
-    # Of a text of several lines, what belongs to it ends with an empty line or the next traceback.
-    while at < len(lines) and lines[at].strip() and lines[at] != _BEGIN and lines[at] not in _JOINS:
+    # Of a text of several lines, what belongs to it ends with an empty line, the next traceback or the process.
+    while at < len(lines) and lines[at].strip() and not lines[at].startswith((_BEGIN, *_JOINS, *_DIES)):
         at += 1
     return at
 
