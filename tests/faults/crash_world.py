@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from sqlalchemy import text
 
 from orchestrator.control.backend import (
     AgentGone,
@@ -498,11 +499,13 @@ class World:
                 self.wrong(f"{run.id}.{attempt.number} was running, and was ended because a controller died")
 
     def _check_rows(self) -> None:
-        with sqlite3.connect(self.url.removeprefix("sqlite:///")) as raw:
-            if (found := raw.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-                self.wrong(f"I8: {found}")
-            rows = raw.execute(
-                "SELECT node, gpu, since, released_at, run_id FROM allocations ORDER BY node, gpu, since, run_id"
+        with self.reader._database.read() as connection:
+            if self.url.startswith("sqlite"):
+                found = connection.execute(text("PRAGMA integrity_check")).scalar_one()
+                if found != "ok":
+                    self.wrong(f"I8: {found}")
+            rows = connection.execute(
+                text("SELECT node, gpu, since, released_at, run_id FROM allocations ORDER BY node, gpu, since, run_id")
             )
             last: dict[tuple[str, int], tuple[Any, Any]] = {}
             for node, gpu, since, released, run in rows:
@@ -512,7 +515,6 @@ class World:
                 if released is None:
                     self.wrong(f"GPU {gpu} of {node} is run {run}'s for ever")
                 last[node, gpu] = released, run
-        raw.close()
 
     async def close(self) -> None:
         if self.controller is not None:
