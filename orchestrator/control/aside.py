@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from orchestrator.control.backend import LogChunk, PartStatus
 from orchestrator.control.gang import Gang
 
-
 _EACH = 1_000_000
 
 
