@@ -80,8 +80,8 @@ class Queue:
 
     def _follow(self, changes: Changes) -> None:
         self._dependencies.follow(changes)
+        self._past.follow(changes.runs.values())
         for run in changes.runs.values():
-            self._past.follow(run)
             if not run.live:
                 self._ending.pop(run.id, None)
 

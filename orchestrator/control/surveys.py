@@ -150,7 +150,7 @@ class Surveys:
             return
         environment = recorded.record(known[name] for name in names if name in known)
         try:
-            await self._runtime.db(self._runtime.store.record_environment, run.id, attempt.number, environment)
+            await self._runtime.write(self._runtime.store.record_environment, run.id, attempt.number, environment)
         except StoreError as error:
             log.error("the versions of run %s could not be recorded: %s", run.id, error)
 

@@ -9,14 +9,13 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from orchestrator.history import ledger
 from orchestrator.history.filters import ids_of, in_ids
 from orchestrator.history.measured_models import GangSampleRow, GpuSampleRow, GpuTimeRow, ProgressRow, RankSampleRow
 from orchestrator.history.models import AllocationRow, AttemptRow, NodeRow, RunRow
 from orchestrator.history.series import DETAIL, fold_gang, fold_gpus, fold_ranks
+from orchestrator.history.upsert import replacing
 from orchestrator.placement.wishes import matches
 from orchestrator.progress.gpu_time import GpuTime, NodeTime
 from orchestrator.progress.values import GangSample, GpuSample, Progress, RankSample
@@ -61,7 +60,7 @@ def record(connection: Connection, taken: Sequence[Measured], now: datetime) -> 
     """Replaces what is known of the attempts' progress, and adds rows to their series."""
     progress = [_of(one) | _progress(one.progress, now) for one in taken if one.progress is not None]
     if progress:
-        connection.execute(_put(connection.dialect.name, ProgressRow), progress)
+        connection.execute(replacing(connection.dialect.name, ProgressRow), progress)
     for row, samples in ((GangSampleRow, "gang"), (RankSampleRow, "ranks"), (GpuSampleRow, "gpus")):
         if rows := [_of(one) | _columns(sample) for one in taken for sample in getattr(one, samples)]:
             connection.execute(_SAMPLES[row], rows)
@@ -82,17 +81,6 @@ def _columns(sample: GangSample | RankSample | GpuSample) -> dict[str, Any]:
     if "throttled_by" in values:
         values["throttled_by"] = ",".join(values["throttled_by"]) or None
     return values
-
-
-@cache
-def _put(dialect: str, table: Any) -> Any:
-    """A whole row in place of the one of its key."""
-    statement = (postgresql_insert if dialect == "postgresql" else sqlite_insert)(table)
-    key = [column.name for column in table.__table__.primary_key]
-    values = {
-        column.name: statement.excluded[column.name] for column in table.__table__.columns if column.name not in key
-    }
-    return statement.on_conflict_do_update(index_elements=key, set_=values)
 
 
 def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: Mapping[str, float]) -> list[Run]:
@@ -121,7 +109,7 @@ def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: 
                     counted[key][node] = after
                     rows.append(_time_row(key, after))
     if rows:
-        connection.execute(_put(connection.dialect.name, GpuTimeRow), rows)
+        connection.execute(replacing(connection.dialect.name, GpuTimeRow), rows)
     return [replace(run, attempts=tuple(_with_times(run.id, one, counted) for one in run.attempts)) for run in runs]
 
 
