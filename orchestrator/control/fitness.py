@@ -85,6 +85,8 @@ class _Others:
 
     def will_do(self, run: Run, out: Mapping[str, str], broke_on: Mapping[str, str]) -> dict[str, str]:
         """The nodes that its attempts broke on, and those in quarantine: both, or what of them it can do without."""
+        if not self._shunned and not broke_on:
+            return {}
         for avoided in ({**self._shunned, **broke_on}, self._shunned, dict(broke_on)):
             if avoided and self._fits(request_of(run.spec, self._topology, exclude={**out, **avoided})):
                 return avoided

@@ -31,6 +31,7 @@ from orchestrator.control.orders import Orders, reading_of
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
+from orchestrator.control.together import together
 from orchestrator.control.transport import judge
 from orchestrator.control.watch import Watch
 from orchestrator.hardware.model import Cluster
@@ -165,7 +166,7 @@ class Gangs:
         parts = gang.placement.nodes
         first = parts[0].node
         try:
-            await asyncio.gather(*(self.roster.hold(part.node) for part in parts))
+            await together(self.roster.hold(part.node) for part in parts)
             port = 0
             if len(parts) > 1:
                 port = await self.roster.agent(first).reserve_port(self._runtime.epoch, gang.run, gang.attempt)
@@ -180,7 +181,7 @@ class Gangs:
         else:
             address = self.roster.nodes[first].facts.address
             orders = [self.orders.part(gang, run, rank, address, port) for rank in range(len(parts))]
-            await asyncio.gather(*(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True)))
+            await together(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True))
         await self._take_stock(gang)
 
     async def _start_part(self, gang: Gang, part: NodePlacement, order: StartPart) -> None:

@@ -14,6 +14,7 @@ from orchestrator.control.dependencies import Dependencies
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.runtime import Runtime
+from orchestrator.control.together import together
 from orchestrator.control.trials import Trials
 from orchestrator.control.usage import Past
 from orchestrator.control.waits import Waits
@@ -152,7 +153,7 @@ class Queue:
         if self.starts_runs:
             fit = await self._fitness.fit(decided.starts)
             ready = [start for start in fit if not self._trials.take(start, self._start_tried)]
-            await asyncio.gather(*(self._start(start) for start in ready))
+            await together(self._start(start) for start in ready)
         waits = (*self._trials.waits(), *decided.waits)
         self._order = [wait.run.id for wait in waits]
         for run in self.waits.take_in(waits, now):

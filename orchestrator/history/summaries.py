@@ -262,8 +262,9 @@ class _Sums:
                     row["last_failure_at"] = attempt.ended_at
 
     def _add(self, table: type[Base], key: Mapping[str, Any], values: Mapping[str, Any], sign: int) -> dict[str, Any]:
+        """`key`: the columns of a table's key in the same order each time."""
         rows = self._of[table]
-        index = tuple(key[name] for name in sorted(key))
+        index = tuple(key.values())
         row = rows.get(index)
         if row is None:
             row = rows[index] = dict(key) | dict.fromkeys(values, 0)
