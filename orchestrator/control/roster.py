@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.bench.calibrate import calibrate
 from orchestrator.bench.results import Bench
+from orchestrator.control.aside import is_left
 from orchestrator.control.backend import (
     Agent,
     AgentGone,
@@ -51,6 +52,8 @@ class Node:
     """Monotonic time of the newest sync that may have renewed leases: none on the node ends later than this plus its length."""
     silent: bool = False
     """It has not answered for so long that every lease on it has run out."""
+    left: bool = False
+    """Ranks of a trial that the controller before this one began live on it: nobody holds their GPUs."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
     vitals: Vitals | None = None
@@ -65,6 +68,8 @@ class Node:
         `out`: why it is kept out by decision, or for its health.
         """
         note = self.note
+        if note is None and self.left:
+            note = "what a controller before this one tried on it is being ended"
         if note is None and self.facts.foreign and not taken:
             note = f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
         return f"{out}; {note}" if out and note else out or note
@@ -349,6 +354,10 @@ class Roster:
             node.info = report.info
             self._changed = True
             self._record(node, "up")
+            self._runtime.wake.set()
+        left = any(is_left(part, self._runtime.epoch) for part in report.parts)
+        if left != node.left:
+            node.left = left
             self._runtime.wake.set()
         if not node.up:
             node.up, node.silent, node.note = True, False, None
