@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -17,7 +18,7 @@ from orchestrator.history.models import AllocationRow, AttemptRow, NodeRow, RunR
 from orchestrator.history.series import DETAIL, fold_gang, fold_gpus, fold_ranks
 from orchestrator.history.upsert import replacing
 from orchestrator.placement.wishes import matches
-from orchestrator.progress.gpu_time import GpuTime, NodeTime
+from orchestrator.progress.gpu_time import GpuTime, NodeTime, total
 from orchestrator.progress.values import GangSample, GpuSample, Progress, RankSample
 from orchestrator.scheduling.run import Attempt, Run
 
@@ -83,8 +84,10 @@ def _columns(sample: GangSample | RankSample | GpuSample) -> dict[str, Any]:
     return values
 
 
-def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: Mapping[str, float]) -> list[Run]:
-    """Counts the GPU time of the runs' attempts anew, up to `now` where GPUs are still held; the runs with it.
+def recount(
+    connection: Connection, runs: Sequence[Run], now: datetime, prices: Mapping[str, float]
+) -> dict[Key, dict[str, NodeTime]]:
+    """Counts the GPU time of the runs' attempts anew, up to `now` where GPUs are still held; by attempt and node.
 
     `prices` are per GPU-hour by model; what was counted before keeps the price of then.
     """
@@ -96,8 +99,10 @@ def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: 
         for attempt, anew in zip(run.attempts, ledger.began_anew(run.attempts), strict=True):
             key = run.id, attempt.number
             for node, gpus in held.get(key, {}).items():
-                time = sum(
-                    (ledger.account(attempt, since, until, began_anew=anew) for since, until in gpus), start=GpuTime()
+                # Most often all of them were held as long as each other.
+                time = total(
+                    ledger.account(attempt, since, until, began_anew=anew) * count
+                    for (since, until), count in Counter(gpus).items()
                 )
                 before = counted.setdefault(key, {}).get(node)
                 if before is None:
@@ -110,13 +115,18 @@ def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: 
                     rows.append(_time_row(key, after))
     if rows:
         connection.execute(replacing(connection.dialect.name, GpuTimeRow), rows)
-    return [replace(run, attempts=tuple(_with_times(run.id, one, counted) for one in run.attempts)) for run in runs]
+    return counted
 
 
 def _time_row(key: Key, one: NodeTime) -> dict[str, Any]:
     parts = {f"{part}_ms": getattr(one.time, part) for part in ("allocated", *_PARTS)}
     node = {name: getattr(one, name) for name in ("node", "gpus", "device", "since", "until", "model", "price")}
     return {"run_id": key[0], "attempt": key[1], **node, **parts}
+
+
+def with_times(run: Run, counted: Mapping[Key, Mapping[str, NodeTime]]) -> Run:
+    """The run with what was counted of its attempts."""
+    return replace(run, attempts=tuple(_with_times(run.id, one, counted) for one in run.attempts))
 
 
 def _with_times(run: int, attempt: Attempt, counted: Mapping[Key, Mapping[str, NodeTime]]) -> Attempt:
