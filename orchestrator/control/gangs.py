@@ -67,6 +67,8 @@ class Gangs:
         self._gangs: dict[tuple[int, int], Gang] = {}
         self._finishing: dict[tuple[int, int], Gang] = {}
         """Those that are over, whose end is not on record yet."""
+        self._by_node: dict[str, dict[tuple[int, int], Gang]] = defaultdict(dict)
+        """The ones and the others."""
         self._journals: dict[tuple[int, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.measuring = Measuring(runtime)
         self.watch = Watch(runtime, self.roster, self.measuring, logs, lambda: self._gangs.values(), self)
@@ -87,12 +89,11 @@ class Gangs:
         return bool(self._gangs or self._finishing)
 
     def _on(self, node: str) -> list[Gang]:
-        return [gang for gang in self._gangs.values() if node in gang.parts]
+        return [gang for key, gang in self._by_node[node].items() if key in self._gangs]
 
     def needs(self, node: str) -> bool:
         """Whether the cluster must not get the node back."""
-        ending = any(node in gang.parts for gang in self._finishing.values())
-        return bool(self._on(node)) or ending or self.keeps(node)
+        return bool(self._by_node[node]) or self.keeps(node)
 
     # -- beginnings ----------------------------------------------------------------------------------------------
 
@@ -158,6 +159,8 @@ class Gangs:
             # It may have been told before the controller that took this down was replaced.
             gang.stop, gang.told = gang.stop or Stop("cancelled"), True
         self._gangs[gang.run, gang.attempt] = gang
+        for node in gang.parts:
+            self._by_node[node][gang.run, gang.attempt] = gang
         self.measuring.begin(run)
         return gang
 
@@ -180,7 +183,7 @@ class Gangs:
                 part.state = PartState.ENDED
         else:
             address = self.roster.nodes[first].facts.address
-            orders = [self.orders.part(gang, run, rank, address, port) for rank in range(len(parts))]
+            orders = self.orders.parts(gang, run, address, port)
             await together(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True))
         await self._take_stock(gang)
 
@@ -375,6 +378,8 @@ class Gangs:
             await self._end_of(gang)
         finally:
             del self._finishing[gang.run, gang.attempt]
+            for node in gang.parts:
+                del self._by_node[node][gang.run, gang.attempt]
             self._journals.pop((gang.run, gang.attempt), None)
 
     async def _end_of(self, gang: Gang) -> None:

@@ -44,6 +44,11 @@ class Preflight:
     roster: Roster
     _left: dict[int, dict[str, _Left]] = field(default_factory=dict)
 
+    @property
+    def all_are_well(self) -> bool:
+        """No node is left out for any run."""
+        return not self._left
+
     def left_out(self, run: int) -> dict[str, str]:
         """The nodes that the run does not get now, and why."""
         if (known := self._left.get(run)) is None:

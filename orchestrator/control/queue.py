@@ -238,7 +238,7 @@ class Queue:
         for run in waiting:
             if (until := fences.get(run.id)) is not None:
                 blocked[run.id] = Block("lease", "waits until the lease of its last attempt has run out", until)
-            elif (until := retry.not_before(run)) is not None and until > now:
+            elif run.attempts and (until := retry.not_before(run)) is not None and until > now:
                 # Without the seconds that are left: what is said changes only when it means something new.
                 blocked[run.id] = Block("backoff", "pauses before it is tried again", until)
             elif run.after and (text := self._dependencies.waits_for(run.after)) is not None:
