@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from orchestrator.bench.calibrate import calibrate
@@ -32,6 +33,9 @@ from orchestrator.placement.tree import Free
 from orchestrator.scheduling.run import NodeRecord
 
 log = logging.getLogger("orch.nodes")
+
+RECORDED_AT_ONCE = 100
+"""Nodes that are written down by one write: others' writes wait for them."""
 
 
 @dataclass
@@ -279,11 +283,13 @@ class Roster:
         self._unrecorded[facts.name] = record
 
     async def _record_all(self) -> None:
-        while self._unrecorded:
-            name, record = next(iter(self._unrecorded.items()))
-            await self._runtime.persist(f"node {name}", self._runtime.store.upsert_node, record)
-            if self._unrecorded[name] is record:
-                del self._unrecorded[name]
+        while some := dict(islice(self._unrecorded.items(), RECORDED_AT_ONCE)):
+            await self._runtime.persist(
+                f"what is known of {len(some)} nodes", self._runtime.store.upsert_nodes, list(some.values())
+            )
+            for name, record in some.items():
+                if self._unrecorded[name] is record:
+                    del self._unrecorded[name]
 
     # -- the heartbeat -------------------------------------------------------------------------------------------
 

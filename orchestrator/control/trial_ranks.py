@@ -91,11 +91,11 @@ class TrialRanks:
             gang.lose(first, Failure("node_lost", str(error), node=first), fenced=True)
             return {first: str(error)}
         names = [part.node for part in whole.nodes]
-        model = Gang(run.id, gang.attempt, run.spec, whole)
+        orders = self._gangs.orders.parts(Gang(run.id, gang.attempt, run.spec, whole), run, address, port)
         refused: dict[str, str] = {}
 
         async def start(at: int, part: NodePlacement) -> None:
-            order = self._gangs.orders.part(model, run, names.index(part.node), address, port)
+            order = orders[names.index(part.node)]
             try:
                 status = await roster.agent(part.node).start(
                     self._runtime.epoch, self._made_trial(order, gang, at, deadline)
