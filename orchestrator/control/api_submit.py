@@ -83,7 +83,7 @@ class SubmitApi:
         new = NewRun(body.spec, body.user, code, body.workdir, body.key)
         run, created = await self._controller.submit(new, body.secrets)
         call.run, call.said = run.id, run.name
-        notices = self._controller.notices(body.spec)
+        notices = self._controller.admission.notices(body.spec)
         if created and (twin := self._controller.twin_of(run)) is not None:
             ago = (run.submitted_at - twin.submitted_at).total_seconds()
             notices.append(

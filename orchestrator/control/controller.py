@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from orchestrator.array import parse_ref, run_id
+from orchestrator.control.admission import Admission
 from orchestrator.control.backend import Backend
 from orchestrator.control.benches import Benches
 from orchestrator.control.changes import Change, check_limit, check_state, parse_changes
@@ -36,22 +37,18 @@ from orchestrator.control.trials import Trials
 from orchestrator.hardware.model import Cluster
 from orchestrator.history.filters import RunFilter
 from orchestrator.history.store import Store
-from orchestrator.placement import nccl_env
 from orchestrator.placement.draw import draw_placement
-from orchestrator.placement.explain import alternatives, at_best, hint_levels
+from orchestrator.placement.explain import alternatives
 from orchestrator.placement.search import place
-from orchestrator.placement.tree import Topology
-from orchestrator.placement.values import Placement, Rejection, Request
-from orchestrator.placement.wishes import is_known
-from orchestrator.scheduling.ask import device_of, request_of
+from orchestrator.placement.values import Rejection
+from orchestrator.scheduling.ask import request_of
 from orchestrator.scheduling.lifecycle import Event, State, said
 from orchestrator.scheduling.run import Array, NewRun, Run
 from orchestrator.scheduling.unfit import left_out
-from orchestrator.secrecy import exposed
 from orchestrator.spec import JobSpec
 from orchestrator.units import format_duration
 
-MOST_ANSWERS = 1000
+MOST_RECENT = 1000
 TWIN_S = 60.0
 """Two submissions of one job within this time may be one that was sent twice."""
 STORAGE_S = 2.0
@@ -89,9 +86,7 @@ class Controller:
         self.queue = Queue(self.runtime, self.gangs, fitness, self.trials)
         self.past = Past(self.runtime)
         self.storage = StorageWatch(settings.storage, monotonic)
-        self._answers_of: Topology | None = None
-        self._answers: dict[Request, Placement | Rejection] = {}
-        """What the empty cluster of that tree has for a request: many jobs ask for the same."""
+        self.admission = Admission(self.roster, self.surveys, settings.open_ray)
         self._recent: dict[object, int] = {}
         """By job and user, the newest run, the oldest first."""
         self._store, self._last_alive = store, last_alive
@@ -145,8 +140,8 @@ class Controller:
         """
         values = _values(new.spec, secrets)
         try:
-            self._check_fits(new.spec)
-            await self._check_requires(new.spec)
+            self.admission.check_fits(new.spec)
+            await self.admission.check_requires(new.spec)
         except Refused:
             # What was acknowledged stays so, whatever has become of the cluster since.
             if (known := await self.runtime.read(self._store.submitted, new)) is None:
@@ -163,9 +158,9 @@ class Controller:
 
     async def dry_run(self, spec: JobSpec, user: str) -> dict[str, Any]:
         """Where the job would go, when, at whose cost; what a looser or tighter wish would give. Raises as `submit`."""
-        self._check_fits(spec)
+        self.admission.check_fits(spec)
         follows = await self.runtime.read(self._store.needs, spec.after, user)
-        unfit = await self._check_requires(spec)
+        unfit = await self.admission.check_requires(spec)
         free = self.roster.free(await self.busy())
         topology = free.topology
         patient = spec.near is not None and spec.near.patience is not None
@@ -177,7 +172,7 @@ class Controller:
                 alternatives(request, topology, free) if request.device == "cuda" and spec.workers.total > 1 else ()
             )
         ]
-        now = {"device": request.device, "alternatives": others, "notices": self.notices(spec)}
+        now = {"device": request.device, "alternatives": others, "notices": self.admission.notices(spec)}
         now |= await self._preview(spec, user)
         if (waits := self.queue.waits_for(follows)) is not None:
             return {"fits_now": False, "reason": waits, "placement": None} | now
@@ -195,57 +190,12 @@ class Controller:
         said = await self.queue.preview(run)
         return {"waits": None, "delays": [], "preempts": []} if said is None else preview_json(said)
 
-    def _check_fits(self, spec: JobSpec) -> None:
-        topology = self.roster.inventory.topology
-        if unknown := sorted(set(spec.only) - topology.index.keys()):
-            have = ", ".join(list(topology.index)[:8]) + (", ..." if len(topology.index) > 8 else "")
-            raise Refused(3, f"only: no such node: {', '.join(unknown)}; the cluster has {have or 'none yet'}")
-        if topology is not self._answers_of or len(self._answers) >= MOST_ANSWERS:
-            self._answers_of, self._answers = topology, {}
-        request = request_of(spec, topology)
-        answer = self._answers.get(request)
-        if answer is None:
-            answer = self._answers[request] = at_best(request, topology)
-        if isinstance(answer, Rejection):
-            raise Refused(5, f"can never fit this cluster: {answer.reason}")
-
-    async def _check_requires(self, spec: JobSpec) -> dict[str, str]:
-        """The nodes that the job cannot have, or not yet, and why. Raises Refused(5) where what is left could never hold it."""
-        topology = self.roster.inventory.topology
-        device = device_of(spec, topology)
-        await self.surveys.settle_for(spec, device)
-        fail, unknown = self.surveys.judge(spec, device)
-        if fail and isinstance(place(request_of(spec, topology, exclude=fail), topology, topology.empty), Rejection):
-            fit = len(topology.nodes) - len(fail)
-            raise Refused(
-                5,
-                f"can never fit this cluster: {fit} of {len(topology.nodes)} nodes have what it requires; {left_out(fail)}",
-            )
-        return fail | unknown
-
-    def notices(self, spec: JobSpec) -> list[str]:
-        """What the submitter should know, though nothing is wrong with the job."""
-        topology = self.roster.inventory.topology
-        found = [str(notice) for notice in nccl_env.notices(spec.env)]
-        for what in exposed(spec.env, spec.argv):
-            found.append(f"{what}, and is kept with the run, where all can read it: name it under `secrets:` instead")
-        if spec.secrets and self.runtime.settings.open_ray is not None:
-            found.append(f"secrets: {self.runtime.settings.open_ray}")
-        if spec.device == "auto" and device_of(spec, topology) == "cpu":
-            found.append("device: auto takes the CPU here: no node of the cluster has a GPU")
-        if spec.near is not None and not is_known(spec.near.level, topology):
-            have = ", ".join(level for level in hint_levels(topology) if level != "cluster")
-            # One node is inside any domain, whatever is known of the fabric.
-            means = "so only one node will do" if spec.near.required else "so the wish is moot"
-            found.append(f"near: this cluster has no level or label {spec.near.level!r}, {means}; it has {have}")
-        return found
-
     def twin_of(self, run: Run) -> Run | None:
         """An earlier submission of the same job by the same user, a moment ago, that has not ended. Asked once for each run."""
         key = run.user, run.code and run.code.sha256, run.spec.model_dump_json()
         before = self._recent.pop(key, None)
         self._recent[key] = run.id
-        if len(self._recent) > MOST_ANSWERS:
+        if len(self._recent) > MOST_RECENT:
             del self._recent[next(iter(self._recent))]
         twin = None if before is None else self.runtime.book.runs.get(before)
         return twin if twin and run.submitted_at - twin.submitted_at <= timedelta(seconds=TWIN_S) else None
@@ -306,8 +256,8 @@ class Controller:
 
     async def _retry(self, runs: Sequence[Run], secrets: Mapping[str, str], by: str | None) -> list[Run]:
         values = _values(runs[0].spec, secrets)
-        self._check_fits(runs[0].spec)
-        await self._check_requires(runs[0].spec)
+        self.admission.check_fits(runs[0].spec)
+        await self.admission.check_requires(runs[0].spec)
         for need in runs[0].after:
             if (broken := await self.runtime.read(self._store.broken, need)) is not None:
                 raise Refused(7, f"run {runs[0].id} is to follow run {broken.id} ({broken.label}): retry that first")
@@ -343,7 +293,7 @@ class Controller:
 
     async def _change(self, runs: Sequence[Run], change: Change, by: str | None) -> list[Run]:
         spec = change.applied(runs[0].spec)
-        self._check_fits(spec)
+        self.admission.check_fits(spec)
         now = self.runtime.now()
         for run in runs:
             check_limit(run, spec, now, self.queue.last.reservations)
