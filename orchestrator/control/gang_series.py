@@ -89,7 +89,7 @@ def metrics_of(looks: Looks) -> dict[str, float]:
     told: dict[str, float] = {}
     backwards = [look for _, look in sorted(looks.items(), reverse=True)]
     for look in backwards:
-        told |= look.metrics
+        told |= look.metrics | ({"step": look.reported_step} if look.reported_step else {})
     for look in backwards:
         told |= {RATES.get(name, name): value for name, value in look.logged.items()}
     return told
