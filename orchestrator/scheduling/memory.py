@@ -20,6 +20,7 @@ from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import parts_of
 
 MOST_RUNS = 100_000
+MOST_PLACEMENTS = 10_000
 MOST_VIEWS = 32
 
 
@@ -35,6 +36,7 @@ class Memory:
         self._never: dict[int, str | None] = {}
         self._best: dict[tuple[int, str], Placement | None] = {}
         self._parts: dict[tuple[int, int], tuple[Part, ...]] = {}
+        self._placements: dict[tuple[Part, ...], Placement] = {}
         self._refused: list[tuple[tuple[int, ...], frozenset[int]]] = []
         self._texts: dict[object, dict[int, str]] = {}
 
@@ -79,6 +81,15 @@ class Memory:
             self._parts[run.id, attempt.number] = found
         return found
 
+    def placement(self, parts: tuple[Part, ...]) -> Placement:
+        """What these parts are as a placement."""
+        found = self._placements.get(parts)
+        if found is None:
+            if len(self._placements) > MOST_PLACEMENTS:
+                self._placements.clear()
+            found = self._placements[parts] = placement_of(self.topology, parts)
+        return found
+
     # -- shapes --------------------------------------------------------------------------------------------------
 
     def shape(self, request: Request) -> int:
@@ -106,7 +117,7 @@ class Memory:
         if (shape, level) not in self._best:
             request = replace(self._requests[shape], near=level, required=True, exclude=frozenset())
             parts = find(request, self.topology, self.topology.empty)
-            self._best[shape, level] = None if parts is None else placement_of(self.topology, parts)
+            self._best[shape, level] = None if parts is None else self.placement(parts)
         return self._best[shape, level]
 
     # -- what was refused ----------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ class Future:
 
     def __init__(self, snapshot: Snapshot, now: datetime, memory: Memory, room: Room) -> None:
         self._snapshot, self._now, self._memory, self._room = snapshot, now, memory, room
-        self._sorted: dict[str, list[Holding]] = {}
+        self._timelines: dict[str, Timeline] = {}
+        """By what is trusted; until anything starts, is kept or is told to give way."""
         self._told: set[int] = set()
         """The runs that this decision tells to give way."""
 
@@ -58,15 +59,16 @@ class Future:
         `sure`: those that are enforced; `all`: those that are expected too, and those of which nothing is known; `age`: as
         `all`, but nothing is expected.
         """
-        holdings = self._sorted.get(trust)
-        if holdings is None:
+        found = self._timelines.get(trust)
+        if found is None:
             holdings = list(self._holdings.values())
             if trust == "sure":
                 holdings = [one for one in holdings if one.bound.sure]
             elif trust == "age":
                 holdings = [one if one.bound.sure else replace(one, bound=UNKNOWN) for one in holdings]
-            holdings = self._sorted[trust] = in_order(holdings)
-        return Timeline(self._room.view(UNKNOWN).free, holdings, self._room.all_kept())
+            found = Timeline(self._room.view(UNKNOWN).free, in_order(holdings), self._room.all_kept())
+            self._timelines[trust] = found
+        return found
 
     @cached_property
     def _holdings(self) -> dict[int, Holding]:
@@ -102,6 +104,7 @@ class Future:
     def keep(self, ask: Ask, opening: Opening, stay: Bound) -> Bound:
         """Keeps the place for its run, which goes on to hold it for as long as it stays."""
         self._room.keep(Kept(ask.id, opening.parts, opening.bound, self.overdue(ask)))
+        self._timelines.clear()
         if opening.bound.seconds is not None and stay.seconds is not None:
             end = Bound(opening.bound.seconds + stay.seconds, opening.bound.sure and stay.sure)
             self._put(-ask.id, Holding(ask.id, opening.parts, end, self._now.timestamp(), kept=True))
@@ -109,7 +112,7 @@ class Future:
 
     def _put(self, key: int, holding: Holding) -> None:
         self._holdings[key] = holding
-        self._sorted.clear()
+        self._timelines.clear()
 
     def quota_free(self, runs: Iterable[Run], over: int) -> Bound:
         """When so many GPUs of these runs have been given back."""

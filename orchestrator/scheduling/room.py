@@ -44,6 +44,8 @@ class View:
     """The kept places (by number) that are left out."""
     refused: set[int] = field(default_factory=set)
     """The shapes that do not fit: nothing is ever freed while a decision is made."""
+    places: dict[tuple[int, frozenset[str]], tuple[Part, ...]] = field(default_factory=dict)
+    """By shape and the nodes that are preferred: the best place, until something is taken from the view."""
     reasons: dict[int, Reason] = field(default_factory=dict)
     """Why they do not, as far as it was asked."""
     begin: tuple[int, ...] = ()
@@ -88,14 +90,20 @@ class Room:
             self._tried.add(shape)
             if self.find(request, shape, self.base) is None:
                 return None
+        known = view.places.get((shape, request.prefer))
+        if known is not None:
+            return known
         parts = find(request, view.free.topology, view.free)
         if parts is None:
             view.refused.add(shape)
+        else:
+            view.places[shape, request.prefer] = parts
         return parts
 
     def start(self, parts: Iterable[Part]) -> None:
         for view in self._views.values():
             view.touched = True
+            view.places.clear()
             take(view.free, parts)
 
     def keep(self, kept: Kept) -> None:

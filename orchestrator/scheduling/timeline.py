@@ -54,6 +54,16 @@ class Opening:
     """The runs that hold some of the place until then."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """What a look ahead has found."""
+
+    parts: tuple[Part, ...] | None
+    """The place, None where there is none."""
+    ends: int
+    """After so many ends it fits; where there is no place, after none of so many."""
+
+
 class Timeline:
     """The ends ahead (`in_order`), over a view of what is free now.
 
@@ -65,24 +75,37 @@ class Timeline:
         self._topology = free.topology
         self._holdings = holdings
         self._kept = kept
+        self._tried: dict[tuple[Request, int], _Tried] = {}
+        """By what was asked, and the first number of ends that would do."""
 
     def first(self, request: Request, *, within: float | None = None, not_before: float = 0.0) -> Opening | None:
         """When and where the request fits first; None where it never does, or not `within` so many seconds.
 
-        Freeing GPUs never makes a request fit worse, so the first end after which it fits is found by halving.
+        Freeing GPUs never makes a request fit worse, so the first end after which it fits is found by halving. And it is the
+        same, however far one looks.
         """
-        known = self._holdings if within is None else self._holdings[: self._count_until(within)]
-        low = self._count_until(not_before)
+        count, low = len(self._holdings) if within is None else self._count_until(within), self._count_until(not_before)
+        tried = self._tried.get((request, low))
+        if tried is None or (tried.parts is None and tried.ends < count):
+            tried = self._tried[request, low] = self._try(request, low, count)
+        if tried.parts is None or tried.ends > count:
+            return None
+        return self._opening(tried.parts, tried.ends, not_before)
+
+    def _try(self, request: Request, low: int, count: int) -> _Tried:
+        """The first end after which it fits, of the first `count`."""
+        known = self._holdings[:count]
+        nowhere = _Tried(None, count)
         start = self._could_fit(request, known, low)
         if start is None:
-            return None
+            return nowhere
         view, at = self._view(0, start, self._free.copy()), start
         parts = find(request, self._topology, view)
         failed, before = at, view
         step = 1
         while parts is None:
             if at == len(known):
-                return None
+                return nowhere
             failed, before = at, view
             at = min(len(known), at + step)
             step *= 4
@@ -96,7 +119,7 @@ class Timeline:
                 failed, before = middle, halfway
             else:
                 at, parts = middle, found
-        return self._opening(parts, at, not_before)
+        return _Tried(parts, at)
 
     def _opening(self, parts: tuple[Part, ...], count: int, not_before: float) -> Opening:
         taken = dict(parts)
