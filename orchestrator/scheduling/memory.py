@@ -9,7 +9,7 @@ from dataclasses import replace
 from orchestrator.placement.gang import Part, placement_of
 from orchestrator.placement.reasons import why_not
 from orchestrator.placement.search import find
-from orchestrator.placement.tree import Topology
+from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Request
 from orchestrator.policy import Policy
 from orchestrator.scheduling.ask import Ask, ask_of
@@ -22,6 +22,7 @@ from orchestrator.scheduling.timeline import parts_of
 MOST_RUNS = 100_000
 MOST_PLACEMENTS = 10_000
 MOST_VIEWS = 32
+MOST_STATES = 512
 
 
 class Memory:
@@ -36,6 +37,8 @@ class Memory:
         self._never: dict[int, str | None] = {}
         self._best: dict[tuple[int, str], Placement | None] = {}
         self._parts: dict[tuple[int, int], tuple[Part, ...]] = {}
+        self._found: dict[tuple[tuple[int, ...], tuple[float, ...]], dict[Request, tuple[Part, ...] | None]] = {}
+        """By what can be given of each node and how well it is: where requests go."""
         self._placements: dict[tuple[Part, ...], Placement] = {}
         self._refused: list[tuple[tuple[int, ...], frozenset[int]]] = []
         self._texts: dict[object, dict[int, str]] = {}
@@ -120,6 +123,20 @@ class Memory:
             self._best[shape, level] = None if parts is None else self.placement(parts)
         return self._best[shape, level]
 
+    # -- places -----------------------------------------------------------------------------------------------------
+
+    def find(self, request: Request, free: Free) -> tuple[Part, ...] | None:
+        """The best place in what is free; remembered by all that a search looks at."""
+        seen = masks_of(free), tuple(free.health)
+        known = self._found.get(seen)
+        if known is None:
+            if len(self._found) >= MOST_STATES:
+                self._found.clear()
+            known = self._found[seen] = {}
+        if request not in known:
+            known[request] = find(request, self.topology, free)
+        return known[request]
+
     # -- what was refused ----------------------------------------------------------------------------------------
 
     def refused(self, masks: tuple[int, ...]) -> set[int]:
@@ -141,6 +158,11 @@ class Memory:
         if seen not in self._texts and len(self._texts) >= MOST_VIEWS:
             self._texts.clear()
         self._texts.setdefault(seen, {})[shape] = text
+
+
+def masks_of(free: Free) -> tuple[int, ...]:
+    """What can be given of each node."""
+    return tuple(unheld & usable for unheld, usable in zip(free.unheld, free.usable, strict=True))
 
 
 _NONE: Mapping[str, str] = {}

@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.placement.gang import Part
-from orchestrator.placement.search import find
 from orchestrator.placement.tree import Free
 from orchestrator.placement.values import Request
 from orchestrator.scheduling.decision import Reason
 from orchestrator.scheduling.estimates import Bound, gone_in_time
-from orchestrator.scheduling.memory import Memory
+from orchestrator.scheduling.memory import Memory, masks_of
 from orchestrator.scheduling.timeline import take
 
 
@@ -93,7 +92,7 @@ class Room:
         known = view.places.get((shape, request.prefer))
         if known is not None:
             return known
-        parts = find(request, view.free.topology, view.free)
+        parts = self._memory.find(request, view.free)
         if parts is None:
             view.refused.add(shape)
         else:
@@ -135,8 +134,3 @@ class Room:
         view = View(free, without, self._memory.refused(begin), begin=begin, notes=tuple(sorted(free.notes.items())))
         self._views[without] = view
         return view
-
-
-def masks_of(free: Free) -> tuple[int, ...]:
-    """What can be given of each node."""
-    return tuple(unheld & usable for unheld, usable in zip(free.unheld, free.usable, strict=True))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.placement.gang import Part
-from orchestrator.placement.search import find
 from orchestrator.placement.tree import NODE, Free, Topology
 from orchestrator.placement.values import Request
 from orchestrator.placement.wishes import matches
 from orchestrator.scheduling.estimates import Bound
+
+Find = Callable[[Request, Free], tuple[Part, ...] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,11 @@ class _Tried:
 class Timeline:
     """The ends ahead (`in_order`), over a view of what is free now.
 
-    `kept`: by node, the bits that are for others when they become free.
+    `kept`: by node, the bits that are for others when they become free. `find`: the search for a place.
     """
 
-    def __init__(self, free: Free, holdings: Sequence[Holding], kept: Mapping[int, int]) -> None:
-        self._free = free
+    def __init__(self, free: Free, holdings: Sequence[Holding], kept: Mapping[int, int], find: Find) -> None:
+        self._free, self._find = free, find
         self._topology = free.topology
         self._holdings = holdings
         self._kept = kept
@@ -100,7 +101,7 @@ class Timeline:
         if start is None:
             return nowhere
         view, at = self._view(0, start, self._free.copy()), start
-        parts = find(request, self._topology, view)
+        parts = self._find(request, view)
         failed, before = at, view
         step = 1
         while parts is None:
@@ -110,11 +111,11 @@ class Timeline:
             at = min(len(known), at + step)
             step *= 4
             view = self._view(failed, at, view.copy())
-            parts = find(request, self._topology, view)
+            parts = self._find(request, view)
         while at - failed > 1:
             middle = (failed + at) // 2
             halfway = self._view(failed, middle, before.copy())
-            found = find(request, self._topology, halfway)
+            found = self._find(request, halfway)
             if found is None:
                 failed, before = middle, halfway
             else:
