@@ -225,8 +225,7 @@ def give(free: Free, parts: Iterable[Part], kept: Mapping[int, int]) -> None:
     for index, mask in parts:
         bits = mask & ~free.unheld[index] & ~kept.get(index, 0)
         if bits:
-            node = free.topology.nodes[index]
-            free.give(node.name, node.kind.gpus_of(bits))
+            free.give_bits(index, bits)
 
 
 def take(free: Free, parts: Iterable[Part]) -> None:
@@ -234,8 +233,7 @@ def take(free: Free, parts: Iterable[Part]) -> None:
     for index, mask in parts:
         bits = mask & free.unheld[index]
         if bits:
-            node = free.topology.nodes[index]
-            free.take(node.name, node.kind.gpus_of(bits))
+            free.take_bits(index, bits)
 
 
 def parts_of(nodes: Iterable[tuple[str, Iterable[int]]], topology: Topology) -> tuple[Part, ...]:
