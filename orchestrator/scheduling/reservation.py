@@ -145,10 +145,15 @@ class Future:
         return protected(self._snapshot.running, self._snapshot.policy)
 
     @cached_property
+    def _standings(self) -> dict[int, float]:
+        """By run that holds a place: what is compared as its priority."""
+        snapshot = self._snapshot
+        return {run.id: standing(run, snapshot.policy, self._now) for run in snapshot.running}
+
+    @cached_property
     def _lowest(self) -> float:
-        """The lowest standing of what runs: nobody gives way to a run that stands no higher, but by quota."""
-        policy = self._snapshot.policy
-        return min((standing(run, policy, self._now) for run in self._snapshot.running), default=math.inf)
+        """Nobody gives way to a run that stands no higher than this, but by quota."""
+        return min(self._standings.values(), default=math.inf)
 
     def clear(self, ask: Ask, entitled: bool, opening: Opening | None) -> tuple[Clearing | None, float | None]:
         """Whom to preempt for it, and in how many seconds there may be more to choose from."""
@@ -158,7 +163,7 @@ class Future:
         snapshot = self._snapshot
         if not entitled and ask.priority <= self._lowest:
             return None, None
-        able, later = candidates(ask, entitled, self._guarded, snapshot, self._memory, self._now)
+        able, later = candidates(ask, entitled, self._guarded, self._standings, snapshot, self._memory, self._now)
         able = [one for one in able if one.run.id not in self._told]
         if not able:
             return None, later
