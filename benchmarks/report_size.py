@@ -189,7 +189,7 @@ def main() -> None:
             "islands": [list(range(8))],
         }
         for name in names:
-            store.upsert_node(NodeRecord(name, "10.0.0.1", "up", START, START, shape))
+            store.upsert_nodes([NodeRecord(name, "10.0.0.1", "up", START, START, shape)])
         with store.group():
             run = a_week(store, names[:NODES])
             a_month(store, names[NODES:])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from orchestrator.control.api_call import NAME_OF_USER
 from orchestrator.control.refused import Refused
@@ -22,6 +22,9 @@ LONGEST_SECRET = 100_000
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+B = TypeVar("B", bound=Body)
 
 
 def _user_name(name: str) -> str:
@@ -43,14 +46,25 @@ UserName = Annotated[str, AfterValidator(_user_name)]
 Secret = Annotated[str, AfterValidator(_secret)]
 
 
-async def body_of(request: web.Request) -> Any:
-    """The JSON of the body; an empty one where there is none. Raises Refused(2), and TimeoutError after BODY_S."""
+async def body_of(request: web.Request, kind: type[B]) -> B:
+    """The body; an empty one where there is none. Raises Refused(2), ValidationError, and TimeoutError after BODY_S."""
     async with asyncio.timeout(BODY_S):
         raw = await request.read()
+    return _read(kind, raw or b"{}")
+
+
+def _read(kind: type[B], raw: bytes) -> B:
     try:
-        return json.loads(raw) if raw else {}
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "json_invalid":
+            raise
+    # Pydantic's own parser takes no lone surrogates, which come from names of files: what is wrong with one is said by its key.
+    try:
+        body = json.loads(raw)
     except (ValueError, RecursionError):
         raise Refused(2, "the body is not JSON") from None
+    return kind.model_validate(body)
 
 
 async def chunks_of(request: web.Request) -> AsyncIterator[bytes]:

@@ -46,7 +46,7 @@ class ChangesApi:
         return web.json_response(answer | ({"already": True} if already else {}))
 
     async def _retry(self, request: web.Request) -> web.Response:
-        body = RetryBody.model_validate(await body_of(request))
+        body = await body_of(request, RetryBody)
         ref, by = request.match_info["ref"], by_of(request)
         if (array := await self._controller.find_array(ref)) is not None:
             again = await self._controller.retry_array(array, body.secrets, by)
@@ -56,7 +56,7 @@ class ChangesApi:
         return web.json_response({"id": run.id, "name": run.name, "state": run.state})
 
     async def _set(self, request: web.Request) -> web.Response:
-        body = SetBody.model_validate(await body_of(request))
+        body = await body_of(request, SetBody)
         ref = request.match_info["ref"]
         CALL.get().said = ", ".join(f"{key}={value}" for key, value in body.changes.items())
         runs = await self._controller.change(ref, body.changes, by=by_of(request))

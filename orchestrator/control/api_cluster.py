@@ -137,7 +137,7 @@ class ClusterApi:
         return web.json_response(with_health(answer, self._controller.care.for_doctor(node)))
 
     async def _go_down(self, request: web.Request) -> web.Response:
-        body, _ = DownBody.model_validate(await body_of(request)), by_of(request)
+        body, _ = await body_of(request, DownBody), by_of(request)
         live = await self._controller.live()
         if live and not body.force:
             names = ", ".join(f"{run.id} ({run.name})" for run in live[:5])

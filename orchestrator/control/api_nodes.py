@@ -69,14 +69,14 @@ class NodesApi:
         } | care.json(name)
 
     async def _drain(self, request: web.Request) -> web.Response:
-        body = DrainBody.model_validate(await body_of(request))
+        body = await body_of(request, DrainBody)
         reason = (body.reason or "").strip() or None
         CALL.get().said = ", ".join(body.nodes)
         found = await self._controller.care.drain(body.nodes, by_of(request), reason, body.when_idle)
         return web.json_response([asdict(one) | self._controller.care.json(one.node) for one in found])
 
     async def _undrain(self, request: web.Request) -> web.Response:
-        body = UndrainBody.model_validate(await body_of(request))
+        body = await body_of(request, UndrainBody)
         CALL.get().said = ", ".join(body.nodes)
         found = await self._controller.care.undrain(body.nodes, by_of(request))
         return web.json_response([asdict(one) | self._controller.care.json(one.node) for one in found])

@@ -67,12 +67,12 @@ class SubmitApi:
     async def _check(self, request: web.Request) -> web.Response:
         """A job file's text as the spec that it means: a command need not load the checker for it."""
         CALL.get().asks_only = True
-        body = CheckBody.model_validate(await body_of(request))
+        body = await body_of(request, CheckBody)
         spec = await asyncio.to_thread(parse_job, body.text, body.filename, body.overrides)
         return web.json_response({"spec": spec.model_dump(mode="json")})
 
     async def _submit(self, request: web.Request) -> web.Response:
-        body = SubmitBody.model_validate(await body_of(request))
+        body = await body_of(request, SubmitBody)
         call = CALL.get()
         call.user, call.asks_only = body.user, body.dry_run
         if body.dry_run:

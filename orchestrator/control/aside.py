@@ -8,6 +8,18 @@ from dataclasses import dataclass, field
 from orchestrator.control.backend import LogChunk, PartStatus
 from orchestrator.control.gang import Gang
 
+_EACH = 1_000_000
+
+
+def number_of(epoch: int, count: int) -> int:
+    """Stands for an attempt's number; no controller but that of the epoch has used it."""
+    return -(epoch * _EACH + count)
+
+
+def is_left(part: PartStatus, epoch: int) -> bool:
+    """Whether it lives, is no attempt, and was started by another controller than that of the epoch."""
+    return part.attempt < 0 and not part.ended and -part.attempt // _EACH != epoch
+
 
 @dataclass
 class Aside:

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,17 @@ class AuditLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         kept = {name: _short(value) for name, value in record.items() if value is not None}
-        line = json.dumps({"at": _rfc3339(time.time()), **kept}).encode() + b"\n"
+        line = json.dumps({"at": _now(), **kept}).encode() + b"\n"
         try:
             handle = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                os.fchmod(handle, 0o600)
+                before = os.fstat(handle)
+                if before.st_mode & 0o7777 != 0o600:
+                    os.fchmod(handle, 0o600)
                 os.write(handle, line)
-                size = os.fstat(handle).st_size
             finally:
                 os.close(handle)
-            if size > self._limit:
+            if before.st_size + len(line) > self._limit:
                 self._rotate()
         except OSError as error:
             log.error("the audit log could not be written (%s): %s", error.strerror, line.decode().strip())
@@ -140,5 +141,6 @@ def _is_time(text: Any) -> bool:
         return False
 
 
-def _rfc3339(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+def _now() -> str:
+    """RFC 3339, of UTC."""
+    return f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"

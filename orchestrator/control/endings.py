@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -131,5 +131,4 @@ class Endings:
 
 def _parts_s(run: Run, now: datetime) -> dict[str, float]:
     """What its GPUs were used for, in seconds, up to its end."""
-    used = ledger.gpu_time(run, now)
-    return {part.name: getattr(used, part.name) / 1000 for part in fields(used)}
+    return {use: ms / 1000 for use, ms in vars(ledger.gpu_time(run, now)).items()}

@@ -35,7 +35,10 @@ class Fitness:
         found: dict[int, Mapping[str, str]] = {}
         judged: dict[object, dict[str, str]] = {}
         others = _Others(self._preflight.roster, topology)
+        all_are_well = self._preflight.all_are_well and others.all_are_well
         for run in waiting:
+            if all_are_well and not run.attempts and not run.spec.requires:
+                continue  # as most of a long queue
             out = self._preflight.left_out(run.id)
             if run.spec.requires:
                 device = device_of(run.spec, topology)
@@ -80,6 +83,7 @@ class _Others:
     def __init__(self, roster: Roster, topology: Topology) -> None:
         self._roster, self._topology = roster, topology
         self._shunned = dict(roster.shunned())
+        self.all_are_well = not self._shunned
         self._well: Free | None = None
         self._known: dict[Request, bool] = {}
 

@@ -31,6 +31,7 @@ from orchestrator.control.orders import Orders, reading_of
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.surveys import Surveys
+from orchestrator.control.together import together
 from orchestrator.control.transport import judge
 from orchestrator.control.watch import Watch
 from orchestrator.hardware.model import Cluster
@@ -66,6 +67,8 @@ class Gangs:
         self._gangs: dict[tuple[int, int], Gang] = {}
         self._finishing: dict[tuple[int, int], Gang] = {}
         """Those that are over, whose end is not on record yet."""
+        self._by_node: dict[str, dict[tuple[int, int], Gang]] = defaultdict(dict)
+        """The ones and the others."""
         self._journals: dict[tuple[int, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.measuring = Measuring(runtime)
         self.watch = Watch(runtime, self.roster, self.measuring, logs, lambda: self._gangs.values(), self)
@@ -86,12 +89,11 @@ class Gangs:
         return bool(self._gangs or self._finishing)
 
     def _on(self, node: str) -> list[Gang]:
-        return [gang for gang in self._gangs.values() if node in gang.parts]
+        return [gang for key, gang in self._by_node[node].items() if key in self._gangs]
 
     def needs(self, node: str) -> bool:
         """Whether the cluster must not get the node back."""
-        ending = any(node in gang.parts for gang in self._finishing.values())
-        return bool(self._on(node)) or ending or self.keeps(node)
+        return bool(self._by_node[node]) or self.keeps(node)
 
     # -- beginnings ----------------------------------------------------------------------------------------------
 
@@ -157,6 +159,8 @@ class Gangs:
             # It may have been told before the controller that took this down was replaced.
             gang.stop, gang.told = gang.stop or Stop("cancelled"), True
         self._gangs[gang.run, gang.attempt] = gang
+        for node in gang.parts:
+            self._by_node[node][gang.run, gang.attempt] = gang
         self.measuring.begin(run)
         return gang
 
@@ -165,7 +169,7 @@ class Gangs:
         parts = gang.placement.nodes
         first = parts[0].node
         try:
-            await asyncio.gather(*(self.roster.hold(part.node) for part in parts))
+            await together(self.roster.hold(part.node) for part in parts)
             port = 0
             if len(parts) > 1:
                 port = await self.roster.agent(first).reserve_port(self._runtime.epoch, gang.run, gang.attempt)
@@ -179,8 +183,8 @@ class Gangs:
                 part.state = PartState.ENDED
         else:
             address = self.roster.nodes[first].facts.address
-            orders = [self.orders.part(gang, run, rank, address, port) for rank in range(len(parts))]
-            await asyncio.gather(*(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True)))
+            orders = self.orders.parts(gang, run, address, port)
+            await together(self._start_part(gang, p, o) for p, o in zip(parts, orders, strict=True))
         await self._take_stock(gang)
 
     async def _start_part(self, gang: Gang, part: NodePlacement, order: StartPart) -> None:
@@ -374,6 +378,8 @@ class Gangs:
             await self._end_of(gang)
         finally:
             del self._finishing[gang.run, gang.attempt]
+            for node in gang.parts:
+                del self._by_node[node][gang.run, gang.attempt]
             self._journals.pop((gang.run, gang.attempt), None)
 
     async def _end_of(self, gang: Gang) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from orchestrator.control.backend import RankStart, StartPart
 from orchestrator.control.gang import Gang
@@ -22,11 +22,16 @@ class Orders:
     def __init__(self, runtime: Runtime, roster: Roster, secrets: Mapping[int, Mapping[str, str]]) -> None:
         self._runtime, self._roster, self._secrets = runtime, roster, secrets
 
-    def part(self, gang: Gang, run: Run, node_rank: int, address: str, port: int) -> StartPart:
-        """What the agent of the gang's node `node_rank` is told to start."""
-        settings, spec = self._runtime.settings, gang.spec
-        part = gang.placement.nodes[node_rank]
+    def parts(self, gang: Gang, run: Run, address: str, port: int) -> list[StartPart]:
+        """What the agents of the gang's nodes are told to start, in the order of the placement."""
         facts = [self._network_of(node.node) for node in gang.placement.nodes]
+        return [self._part(gang, run, facts, rank, address, port) for rank in range(len(facts))]
+
+    def _part(
+        self, gang: Gang, run: Run, facts: Sequence[NodeFacts], node_rank: int, address: str, port: int
+    ) -> StartPart:
+        settings, spec, source, key = self._runtime.settings, gang.spec, reading_of(gang).source, run_key(run)
+        part = gang.placement.nodes[node_rank]
         communication = rank_environment(
             facts[node_rank],
             facts,
@@ -35,13 +40,13 @@ class Orders:
             # Where every node can, the bandwidth that placed the gang counts on it: NCCL must not fall back in silence.
             rdma_promised=all(any(map(is_rdma, node.nics)) for node in facts),
             nvlink_between_nodes=gang.placement.level == "nvlink",
-            tell_links=reading_of(gang).source == "file",
+            tell_links=source == "file",
             job=spec.env,
         )
         env = {"ORCH_BACKEND": _backend_of(spec, gang.placement.device)} | communication.variables
         # The same on every attempt, as the checkpoint's folder is: trackers continue where they were.
-        env["ORCH_RUN_KEY"] = run_key(run)
-        env["ORCH_TENSORBOARD_DIR"] = str(settings.storage / "tensorboard" / run_key(run))
+        env["ORCH_RUN_KEY"] = key
+        env["ORCH_TENSORBOARD_DIR"] = str(settings.storage / "tensorboard" / key)
         if (folder := self.checkpoint_folder(run)) is not None:
             env["ORCH_CHECKPOINT_DIR"] = folder
         return StartPart(
@@ -62,7 +67,7 @@ class Orders:
             log_limit=settings.log_limit,
             max_restarts=max(gang.attempt - 1, spec.retry.infra + spec.retry.user),
             cudnn=spec.cudnn.model_dump() if spec.cudnn else None,
-            nccl_log=reading_of(gang).source,
+            nccl_log=source,
             throughput=dict(spec.throughput),
         )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from orchestrator.control.backend import AgentGone, StaleController
 from orchestrator.control.roster import Roster
 from orchestrator.control.runtime import Runtime
+from orchestrator.control.together import together
 from orchestrator.placement.preflight import Problem, compare
 from orchestrator.placement.values import NodePlacement, Placement
 from orchestrator.scheduling.run import Run
@@ -43,6 +44,11 @@ class Preflight:
     roster: Roster
     _left: dict[int, dict[str, _Left]] = field(default_factory=dict)
 
+    @property
+    def all_are_well(self) -> bool:
+        """No node is left out for any run."""
+        return not self._left
+
     def left_out(self, run: int) -> dict[str, str]:
         """The nodes that the run does not get now, and why."""
         if (known := self._left.get(run)) is None:
@@ -52,24 +58,26 @@ class Preflight:
 
     def keep(self, waiting: Iterable[int]) -> None:
         """Forgets what is not of these runs."""
-        self._left = {run: self._left[run] for run in waiting if run in self._left}
+        if self._left:
+            self._left = {run: self._left[run] for run in waiting if run in self._left}
 
     async def look(self, starts: Sequence[tuple[Run, Placement]]) -> dict[int, tuple[Problem, ...]]:
         """By run, what is wrong with nodes that it was to get."""
         if self.runtime.settings.preflight == "off":
             return {}
         gangs = [(run, placement) for run, placement in starts if placement.device == "cuda"]
-        found = await asyncio.gather(*(self._problems(placement) for _, placement in gangs))
+        found = await together(self._problems(placement) for _, placement in gangs)
         return {run.id: problems for (run, _), problems in zip(gangs, found, strict=True) if problems}
 
     async def _problems(self, placement: Placement) -> tuple[Problem, ...]:
-        asked = await asyncio.gather(*(self._ask(part) for part in placement.nodes))
+        asked = await together(self._ask(part) for part in placement.nodes)
         known = self.roster.inventory.topology.cluster.by_name
         return (*compare(placement, known), *(problem for problems in asked for problem in problems))
 
     async def _ask(self, part: NodePlacement) -> tuple[Problem, ...]:
         try:
-            said = await asyncio.wait_for(self.roster.agent(part.node).check(self.runtime.epoch, part.gpus), ASK_S)
+            async with asyncio.timeout(ASK_S):
+                said = await self.roster.agent(part.node).check(self.runtime.epoch, part.gpus)
         except (AgentGone, StaleController, TimeoutError):
             return ()
         except Exception:

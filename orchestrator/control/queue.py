@@ -14,6 +14,7 @@ from orchestrator.control.dependencies import Dependencies
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
 from orchestrator.control.runtime import Runtime
+from orchestrator.control.together import together
 from orchestrator.control.trials import Trials
 from orchestrator.control.usage import Past
 from orchestrator.control.waits import Waits
@@ -80,8 +81,8 @@ class Queue:
 
     def _follow(self, changes: Changes) -> None:
         self._dependencies.follow(changes)
+        self._past.follow(changes.runs.values())
         for run in changes.runs.values():
-            self._past.follow(run)
             if not run.live:
                 self._ending.pop(run.id, None)
 
@@ -152,7 +153,7 @@ class Queue:
         if self.starts_runs:
             fit = await self._fitness.fit(decided.starts)
             ready = [start for start in fit if not self._trials.take(start, self._start_tried)]
-            await asyncio.gather(*(self._start(start) for start in ready))
+            await together(self._start(start) for start in ready)
         waits = (*self._trials.waits(), *decided.waits)
         self._order = [wait.run.id for wait in waits]
         for run in self.waits.take_in(waits, now):
@@ -237,7 +238,7 @@ class Queue:
         for run in waiting:
             if (until := fences.get(run.id)) is not None:
                 blocked[run.id] = Block("lease", "waits until the lease of its last attempt has run out", until)
-            elif (until := retry.not_before(run)) is not None and until > now:
+            elif run.attempts and (until := retry.not_before(run)) is not None and until > now:
                 # Without the seconds that are left: what is said changes only when it means something new.
                 blocked[run.id] = Block("backoff", "pauses before it is tried again", until)
             elif run.after and (text := self._dependencies.waits_for(run.after)) is not None:

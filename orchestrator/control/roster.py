@@ -7,10 +7,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from orchestrator.bench.calibrate import calibrate
 from orchestrator.bench.results import Bench
+from orchestrator.control.aside import is_left
 from orchestrator.control.backend import (
     Agent,
     AgentGone,
@@ -32,6 +34,9 @@ from orchestrator.scheduling.run import NodeRecord
 
 log = logging.getLogger("orch.nodes")
 
+RECORDED_AT_ONCE = 100
+"""Nodes that are written down by one write: others' writes wait for them."""
+
 
 @dataclass
 class Node:
@@ -47,6 +52,8 @@ class Node:
     """Monotonic time of the newest sync that may have renewed leases: none on the node ends later than this plus its length."""
     silent: bool = False
     """It has not answered for so long that every lease on it has run out."""
+    left: bool = False
+    """Ranks of a trial that the controller before this one began live on it: nobody holds their GPUs."""
     missing_since: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
     vitals: Vitals | None = None
@@ -61,6 +68,8 @@ class Node:
         `out`: why it is kept out by decision, or for its health.
         """
         note = self.note
+        if note is None and self.left:
+            note = "what a controller before this one tried on it is being ended"
         if note is None and self.facts.foreign and not taken:
             note = f"{self.facts.foreign} of {self.facts.total} held by other work of the Ray cluster"
         return f"{out}; {note}" if out and note else out or note
@@ -274,11 +283,13 @@ class Roster:
         self._unrecorded[facts.name] = record
 
     async def _record_all(self) -> None:
-        while self._unrecorded:
-            name, record = next(iter(self._unrecorded.items()))
-            await self._runtime.persist(f"node {name}", self._runtime.store.upsert_node, record)
-            if self._unrecorded[name] is record:
-                del self._unrecorded[name]
+        while some := dict(islice(self._unrecorded.items(), RECORDED_AT_ONCE)):
+            await self._runtime.persist(
+                f"what is known of {len(some)} nodes", self._runtime.store.upsert_nodes, list(some.values())
+            )
+            for name, record in some.items():
+                if self._unrecorded[name] is record:
+                    del self._unrecorded[name]
 
     # -- the heartbeat -------------------------------------------------------------------------------------------
 
@@ -343,6 +354,10 @@ class Roster:
             node.info = report.info
             self._changed = True
             self._record(node, "up")
+            self._runtime.wake.set()
+        left = any(is_left(part, self._runtime.epoch) for part in report.parts)
+        if left != node.left:
+            node.left = left
             self._runtime.wake.set()
         if not node.up:
             node.up, node.silent, node.note = True, False, None

@@ -219,9 +219,8 @@ class Runtime:
         self._writes.append(write)
         self._write_soon()
         try:
-            # Once it may have been written, its news must come even to who is cancelled meanwhile.
             with self._asking():
-                answer = await asyncio.shield(write.done)
+                answer = await write.done
         except StaleEpoch as error:
             self._fenced_out(error)
             raise
@@ -248,7 +247,8 @@ class Runtime:
         batch = [self._writes.popleft() for _ in range(min(len(self._writes), MOST_AT_ONCE))]
         self._writing = True
         self._late = loop.call_later(LATE_S, self._is_late)
-        loop.run_in_executor(self._database, self._write_all, batch, loop)
+        # Not run_in_executor: the batch's answers come by _written, and a future of its own would wake the loop once more.
+        self._database.submit(self._write_all, batch, loop)
 
     def _written(self, batch: Sequence[_Write], answers: Sequence[Any]) -> None:
         assert self._late is not None

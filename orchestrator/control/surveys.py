@@ -13,6 +13,7 @@ from orchestrator.control.backend import AgentGone, StaleController
 from orchestrator.control.roster import Node, Roster
 from orchestrator.control.runtime import Runtime
 from orchestrator.control.survey import Python, Surveyed
+from orchestrator.control.together import together
 from orchestrator.health import matrix, recorded, requires
 from orchestrator.health.facts import Interpreter, NodeFacts
 from orchestrator.history.errors import StoreError
@@ -80,7 +81,8 @@ class Surveys:
             if not open_ones or left <= 0:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), left)
+                async with asyncio.timeout(left):
+                    await news.wait()
 
     def _pending(self, name: str, python: Python) -> bool:
         """Whether the node's agent lives and still owes an answer."""
@@ -137,7 +139,7 @@ class Surveys:
         names = [part.node for part in attempt.placement.nodes]
         nodes = [node for name in names if (node := self._roster.nodes.get(name)) is not None]
         # Its torch may have been changed since it was last asked.
-        await asyncio.gather(*(self._survey(node, python, look=False) for node in nodes))
+        await together(self._survey(node, python, look=False) for node in nodes)
         known: dict[str, NodeFacts] = {}
         deadline = self._runtime.monotonic() + RECORD_WAITS_S
         while len(known) < len(names) and (left := deadline - self._runtime.monotonic()) > 0:
@@ -150,7 +152,7 @@ class Surveys:
             return
         environment = recorded.record(known[name] for name in names if name in known)
         try:
-            await self._runtime.db(self._runtime.store.record_environment, run.id, attempt.number, environment)
+            await self._runtime.write(self._runtime.store.record_environment, run.id, attempt.number, environment)
         except StoreError as error:
             log.error("the versions of run %s could not be recorded: %s", run.id, error)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from orchestrator.bench.results import MARK, read_output
 from orchestrator.bench.trial import Pair, Tried
 from orchestrator.control import bench_script
-from orchestrator.control.aside import Aside
+from orchestrator.control.aside import Aside, number_of
 from orchestrator.control.backend import AgentGone, RankStart, StartFailed, StartPart
 from orchestrator.control.benches import benches_of
 from orchestrator.control.gang import Gang, PartState
@@ -62,8 +62,7 @@ class TrialRanks:
     ) -> tuple[Tried, Mapping[str, object]] | None:
         """What came of it, and the ranks' versions; None where they were not there in time. `deadline` is monotonic."""
         self._count += 1
-        # No controller before this one has used it: what that left may still be there.
-        number = -(self._runtime.epoch * 1_000_000 + self._count)
+        number = number_of(self._runtime.epoch, self._count)
         aside = Aside(Gang(run.id, number, run.spec, placed_on(whole, pair)))
         self._gangs.aside[run.id, number] = aside
         try:
@@ -92,11 +91,11 @@ class TrialRanks:
             gang.lose(first, Failure("node_lost", str(error), node=first), fenced=True)
             return {first: str(error)}
         names = [part.node for part in whole.nodes]
-        model = Gang(run.id, gang.attempt, run.spec, whole)
+        orders = self._gangs.orders.parts(Gang(run.id, gang.attempt, run.spec, whole), run, address, port)
         refused: dict[str, str] = {}
 
         async def start(at: int, part: NodePlacement) -> None:
-            order = self._gangs.orders.part(model, run, names.index(part.node), address, port)
+            order = orders[names.index(part.node)]
             try:
                 status = await roster.agent(part.node).start(
                     self._runtime.epoch, self._made_trial(order, gang, at, deadline)

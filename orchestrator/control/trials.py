@@ -2,7 +2,8 @@
 
 While a gang is tried its run waits, and its GPUs are in this controller's memory alone: the scheduler sees them as taken, by a
 run that has started. So nothing of a trial is in the run's attempts, and a start that comes to nothing needs no undoing. A
-controller that dies forgets it: the agents tell the next one of ranks of no attempt, which it ends, and they end by themselves.
+controller that dies forgets it: the agents tell the next one of ranks of no attempt, which it ends before it places anything on
+their nodes, and they end by themselves.
 """
 
 from __future__ import annotations

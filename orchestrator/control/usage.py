@@ -6,7 +6,7 @@ Kept up as attempts end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from statistics import median
 
@@ -62,26 +62,34 @@ class Past:
             if len(levels) > 1
         }
 
-    def follow(self, run: Run) -> None:
-        """Takes in a run as it was just committed."""
-        attempt = run.attempt
-        if run.live and attempt is not None:
-            self._live[run.id] = attempt
-        elif (was := self._live.pop(run.id, None)) is not None and attempt is not None and attempt.number == was.number:
-            self._ended(run, attempt)
+    def follow(self, runs: Iterable[Run]) -> None:
+        """Takes in runs as they were just committed."""
+        uses = []
+        for run in runs:
+            attempt = run.attempt
+            if run.live and attempt is not None:
+                self._live[run.id] = attempt
+            elif (
+                (was := self._live.pop(run.id, None)) is not None
+                and attempt is not None
+                and attempt.number == was.number
+            ):
+                uses.append(self._ended(run, attempt))
+        if uses:
+            self.ledger = self.ledger.charged(uses, self._runtime.settings.policy.half_life, self._runtime.now())
 
-    def _ended(self, run: Run, attempt: Attempt) -> None:
+    def _ended(self, run: Run, attempt: Attempt) -> Use:
+        """Enters how long it took, and how fast it was; what it used."""
         policy, end = self._runtime.settings.policy, attempt.ended_at
         assert end is not None
-        account = (policy.team_of(run.spec.team), run.user)
-        use = Use(account, attempt.placement.world_size, attempt.started_at, end)
-        self.ledger = self.ledger.charged([use], policy.half_life, self._runtime.now())
         if (pace := pace_of(run, attempt)) is not None:
             self._enter(pace)
         if attempt.outcome is Outcome.SUCCEEDED:
             began = attempt.ranks_started_at or attempt.started_at
             took = self._took.setdefault((run.user, run.name), deque(maxlen=KEPT))
             took.append((end - began).total_seconds())
+        account = (policy.team_of(run.spec.team), run.user)
+        return Use(account, attempt.placement.world_size, attempt.started_at, end)
 
     def _enter(self, pace: Pace) -> None:
         levels = self._steps.setdefault(pace.of, {})

@@ -155,6 +155,8 @@ def _sqlite(path: Path, where: str, readonly: bool, busy_timeout_s: float) -> Da
         # A submission writes about 12 pages and a checkpoint syncs the file: every 300 submissions, not every 80.
         connection.execute("PRAGMA wal_autocheckpoint=4000")
         connection.execute("PRAGMA foreign_keys=ON")
+        # A savepoint keeps the old pages aside: in memory, else from 64 KiB on in a file made for each transaction.
+        connection.execute("PRAGMA temp_store=MEMORY")
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)

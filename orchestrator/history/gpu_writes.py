@@ -10,9 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 
 from orchestrator.history import measurements, moves, summaries
-from orchestrator.history.measurements import Measured
+from orchestrator.history.measurements import Key, Measured
 from orchestrator.history.models import AllocationRow
 from orchestrator.history.writer import Writer
+from orchestrator.progress.gpu_time import NodeTime
 from orchestrator.scheduling.run import Run
 
 
@@ -30,7 +31,8 @@ class GpuWrites(Writer):
                     runs[one.run] = moves.with_attempt(runs[one.run], one.attempt, progress=one.progress)
             counted = {one.run for one in taken if one.count}
             self._changes.runs |= runs
-            self._changes.runs |= self._recount(connection, [run for run in runs.values() if run.id in counted], now)
+            times = self._recount(connection, [run for run in runs.values() if run.id in counted], now)
+            self._changes.runs |= {run: measurements.with_times(runs[run], times) for run in counted}
 
     def count(self, runs: Sequence[Run], now: datetime) -> None:
         """Counts the GPU time of runs of which an attempt has ended, as `finish` gave them, and shortens their series."""
@@ -50,12 +52,12 @@ class GpuWrites(Writer):
             self._recount(connection, [self._run(connection, run) for run in missed], now)
             return len(missed)
 
-    def _recount(self, connection: Connection, runs: Sequence[Run], now: datetime) -> dict[int, Run]:
-        """Counts the runs' GPU time anew, and the summaries of those of which an attempt has ended; the runs by id."""
+    def _recount(self, connection: Connection, runs: Sequence[Run], now: datetime) -> dict[Key, dict[str, NodeTime]]:
+        """Counts the runs' GPU time anew, by attempt and node, and the summaries of those of which an attempt has ended."""
         over = [run for run in runs if any(attempt.ended_at for attempt in run.attempts)]
         # As they are now: one may have been queued again since.
         with summaries.recounting(connection, [self._open(run.id) or run for run in over]):
-            return {run.id: run for run in measurements.recount(connection, runs, now, self.prices)} if runs else {}
+            return measurements.recount(connection, runs, now, self.prices) if runs else {}
 
     def fence_until(self, until: datetime) -> None:
         """Has every fence end then: for a controller that cannot know by whose clock those ends were meant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -9,16 +10,15 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from orchestrator.history import ledger
 from orchestrator.history.filters import ids_of, in_ids
 from orchestrator.history.measured_models import GangSampleRow, GpuSampleRow, GpuTimeRow, ProgressRow, RankSampleRow
 from orchestrator.history.models import AllocationRow, AttemptRow, NodeRow, RunRow
 from orchestrator.history.series import DETAIL, fold_gang, fold_gpus, fold_ranks
+from orchestrator.history.upsert import replacing
 from orchestrator.placement.wishes import matches
-from orchestrator.progress.gpu_time import GpuTime, NodeTime
+from orchestrator.progress.gpu_time import GpuTime, NodeTime, total
 from orchestrator.progress.values import GangSample, GpuSample, Progress, RankSample
 from orchestrator.scheduling.run import Attempt, Run
 
@@ -61,7 +61,7 @@ def record(connection: Connection, taken: Sequence[Measured], now: datetime) -> 
     """Replaces what is known of the attempts' progress, and adds rows to their series."""
     progress = [_of(one) | _progress(one.progress, now) for one in taken if one.progress is not None]
     if progress:
-        connection.execute(_put(connection.dialect.name, ProgressRow), progress)
+        connection.execute(replacing(connection.dialect.name, ProgressRow), progress)
     for row, samples in ((GangSampleRow, "gang"), (RankSampleRow, "ranks"), (GpuSampleRow, "gpus")):
         if rows := [_of(one) | _columns(sample) for one in taken for sample in getattr(one, samples)]:
             connection.execute(_SAMPLES[row], rows)
@@ -84,19 +84,10 @@ def _columns(sample: GangSample | RankSample | GpuSample) -> dict[str, Any]:
     return values
 
 
-@cache
-def _put(dialect: str, table: Any) -> Any:
-    """A whole row in place of the one of its key."""
-    statement = (postgresql_insert if dialect == "postgresql" else sqlite_insert)(table)
-    key = [column.name for column in table.__table__.primary_key]
-    values = {
-        column.name: statement.excluded[column.name] for column in table.__table__.columns if column.name not in key
-    }
-    return statement.on_conflict_do_update(index_elements=key, set_=values)
-
-
-def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: Mapping[str, float]) -> list[Run]:
-    """Counts the GPU time of the runs' attempts anew, up to `now` where GPUs are still held; the runs with it.
+def recount(
+    connection: Connection, runs: Sequence[Run], now: datetime, prices: Mapping[str, float]
+) -> dict[Key, dict[str, NodeTime]]:
+    """Counts the GPU time of the runs' attempts anew, up to `now` where GPUs are still held; by attempt and node.
 
     `prices` are per GPU-hour by model; what was counted before keeps the price of then.
     """
@@ -108,8 +99,10 @@ def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: 
         for attempt, anew in zip(run.attempts, ledger.began_anew(run.attempts), strict=True):
             key = run.id, attempt.number
             for node, gpus in held.get(key, {}).items():
-                time = sum(
-                    (ledger.account(attempt, since, until, began_anew=anew) for since, until in gpus), start=GpuTime()
+                # Most often all of them were held as long as each other.
+                time = total(
+                    ledger.account(attempt, since, until, began_anew=anew) * count
+                    for (since, until), count in Counter(gpus).items()
                 )
                 before = counted.setdefault(key, {}).get(node)
                 if before is None:
@@ -121,14 +114,19 @@ def recount(connection: Connection, runs: Sequence[Run], now: datetime, prices: 
                     counted[key][node] = after
                     rows.append(_time_row(key, after))
     if rows:
-        connection.execute(_put(connection.dialect.name, GpuTimeRow), rows)
-    return [replace(run, attempts=tuple(_with_times(run.id, one, counted) for one in run.attempts)) for run in runs]
+        connection.execute(replacing(connection.dialect.name, GpuTimeRow), rows)
+    return counted
 
 
 def _time_row(key: Key, one: NodeTime) -> dict[str, Any]:
     parts = {f"{part}_ms": getattr(one.time, part) for part in ("allocated", *_PARTS)}
     node = {name: getattr(one, name) for name in ("node", "gpus", "device", "since", "until", "model", "price")}
     return {"run_id": key[0], "attempt": key[1], **node, **parts}
+
+
+def with_times(run: Run, counted: Mapping[Key, Mapping[str, NodeTime]]) -> Run:
+    """The run with what was counted of its attempts."""
+    return replace(run, attempts=tuple(_with_times(run.id, one, counted) for one in run.attempts))
 
 
 def _with_times(run: int, attempt: Attempt, counted: Mapping[Key, Mapping[str, NodeTime]]) -> Attempt:

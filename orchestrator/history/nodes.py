@@ -13,7 +13,9 @@ from orchestrator.health.marks import Drain, Mark, Quarantine
 from orchestrator.history.models import AttemptRow, NodeEventRow, NodeMarkRow, NodeRow
 from orchestrator.history.summaries import count_node_events
 from orchestrator.history.summary_models import AttemptNodeRow
+from orchestrator.history.upsert import replacing
 from orchestrator.scheduling.lifecycle import Outcome
+from orchestrator.scheduling.run import NodeRecord
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Broken:
     ended_at: datetime
     failure: Mapping[str, Any]
     """As `attempts.failure` has it."""
+
+
+def upsert(connection: Connection, found: Sequence[NodeRecord]) -> None:
+    """Records what is known of nodes now; when each was first seen stays as it was."""
+    connection.execute(replacing(connection.dialect.name, NodeRow, "first_seen"), [vars(node) for node in found])
 
 
 # -- marks -------------------------------------------------------------------------------------------------------------

@@ -9,15 +9,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self
 
-from sqlalchemy import insert, update
-
 from orchestrator.bench.results import Bench
 from orchestrator.bench.trial import Kept
 from orchestrator.health.marks import Mark
 from orchestrator.history import benches, nodes, retention, trials
 from orchestrator.history.database import BUSY_TIMEOUT_S, open_database
 from orchestrator.history.gpu_writes import GpuWrites
-from orchestrator.history.models import NodeRow
 from orchestrator.history.nodes import NodeEvent
 from orchestrator.history.run_writes import RunWrites
 from orchestrator.scheduling.run import NodeRecord
@@ -48,18 +45,10 @@ class Store(RunWrites, GpuWrites):
     def __repr__(self) -> str:
         return f"<Store: {self._database.where}, epoch {self._epoch}>"
 
-    def upsert_node(self, node: NodeRecord) -> None:
-        """Records what is known of a node now; when it was first seen stays as it was."""
-        known = {
-            "address": node.address,
-            "state": node.state,
-            "last_seen": node.last_seen,
-            "hardware": node.hardware,
-            "versions": node.versions,
-        }
+    def upsert_nodes(self, found: Sequence[NodeRecord]) -> None:
+        """Records what is known of nodes now; when each was first seen stays as it was."""
         with self._write() as connection:
-            if not connection.execute(update(NodeRow).where(NodeRow.name == node.name).values(**known)).rowcount:
-                connection.execute(insert(NodeRow).values(name=node.name, first_seen=node.first_seen, **known))
+            nodes.upsert(connection, found)
 
     def mark_nodes(self, marks: Mapping[str, Mark], events: Sequence[NodeEvent]) -> None:
         """Records what was decided about nodes, and tells it in their history."""

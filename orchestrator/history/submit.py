@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, insert, select, text, tuple_
+from sqlalchemy import Connection, String, insert, literal_column, select, text, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.array import Ref, at, parse_ref, size
@@ -23,8 +23,11 @@ Answer: TypeAlias = tuple[Run, bool] | StoreError
 """The run (an array's first) and whether it is new, or why it was refused."""
 
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to run it.
-_RUNS, _TAGS, _ARRAYS = insert(RunRow), insert(TagRow), insert(ArrayRow)
-_DEPENDENCIES, _EVENTS = insert(DependencyRow), insert(EventRow)
+# What is the same in all rows is part of it, and not bound with each.
+_QUEUED = literal_column(f"'{State.QUEUED.value}'", String)
+_SUBMITTED = literal_column(f"'{Event.SUBMITTED.value}'", String)
+_RUNS, _TAGS, _ARRAYS = insert(RunRow).values(state=_QUEUED), insert(TagRow), insert(ArrayRow)
+_DEPENDENCIES, _EVENTS = insert(DependencyRow), insert(EventRow).values(event=_SUBMITTED, state=_QUEUED)
 _TAKEN = text("SELECT nextval(pg_get_serial_sequence('runs', 'id')) FROM generate_series(1, :count)")
 
 
@@ -174,8 +177,7 @@ def _insert(
     for statement, rows in ((_TAGS, tags), (_ARRAYS, arrays), (_DEPENDENCIES, needs)):
         if rows:
             connection.execute(statement, rows)
-    submitted = {"at": now, "event": Event.SUBMITTED.value, "state": State.QUEUED.value}
-    connection.execute(_EVENTS, [submitted | {"run_id": row["id"], "by": row["username"]} for row in runs])
+    connection.execute(_EVENTS, [{"run_id": row["id"], "at": now, "by": row["username"]} for row in runs])
     return firsts
 
 
@@ -199,7 +201,6 @@ def _row(new: NewRun, number: int, spec: dict[str, Any], key: str | None, now: d
         "name": new.spec.name,
         "username": new.user,
         "team": new.spec.team,
-        "state": State.QUEUED.value,
         "priority": new.spec.priority,
         # Defaults included: a default that changes later must not change what was asked for.
         "spec": spec,

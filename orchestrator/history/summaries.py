@@ -16,8 +16,6 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from orchestrator.history.columns import Base, GpuTimeColumns
 from orchestrator.history.filters import ids_of, in_ids
@@ -34,6 +32,7 @@ from orchestrator.history.summary_models import (
     RunSummaryRow,
     RunSumRow,
 )
+from orchestrator.history.upsert import insert_or, replacing
 from orchestrator.placement.fabric import NodeFabric
 from orchestrator.scheduling.lifecycle import Outcome
 from orchestrator.scheduling.run import Attempt, Run
@@ -157,7 +156,7 @@ def _refresh(connection: Connection, runs: Sequence[Run], sums: _Sums, before: M
         sums.count(run, summary, sources, 1)
         after.append(summary)
     if after:
-        connection.execute(_replacing(connection.dialect.name), after)
+        connection.execute(replacing(connection.dialect.name, RunSummaryRow), after)
     sums.write(connection)
 
 
@@ -263,8 +262,9 @@ class _Sums:
                     row["last_failure_at"] = attempt.ended_at
 
     def _add(self, table: type[Base], key: Mapping[str, Any], values: Mapping[str, Any], sign: int) -> dict[str, Any]:
+        """`key`: the columns of a table's key in the same order each time."""
         rows = self._of[table]
-        index = tuple(key[name] for name in sorted(key))
+        index = tuple(key.values())
         row = rows.get(index)
         if row is None:
             row = rows[index] = dict(key) | dict.fromkeys(values, 0)
@@ -300,25 +300,13 @@ def count_node_events(connection: Connection, happened: Sequence[tuple[datetime,
 @cache
 def _adding(dialect: str, table: type[Base]) -> Any:
     """Adds figures to the row of their key, which is made where it is missing."""
-    statement = _insert(dialect, table)
+    statement = insert_or(dialect, table)
     new, there = statement.excluded, table.__table__
     summed: dict[str, Any] = {c.name: c + new[c.name] for c in there.columns if c.name in _SUMMED}
     if "last_failure_at" in there.columns:
         summed["last_failure_at"] = func.coalesce(new["last_failure_at"], there.c["last_failure_at"])
     key = [column.name for column in there.primary_key]
     return statement.on_conflict_do_update(index_elements=key, set_=summed)
-
-
-@cache
-def _replacing(dialect: str) -> Any:
-    """A run's summary in place of the one before."""
-    statement = _insert(dialect, RunSummaryRow)
-    new = {c.name: statement.excluded[c.name] for c in RunSummaryRow.__table__.columns if c.name != "run_id"}
-    return statement.on_conflict_do_update(index_elements=["run_id"], set_=new)
-
-
-def _insert(dialect: str, table: type[Base]) -> Any:
-    return (postgresql_insert if dialect == "postgresql" else sqlite_insert)(table)
 
 
 @cache

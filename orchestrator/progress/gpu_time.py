@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
+from operator import add
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class GpuTime:
 
     @property
     def allocated(self) -> int:
-        return sum(getattr(self, part.name) for part in fields(self))
+        return sum(vars(self).values())
 
     def __add__(self, other: GpuTime) -> GpuTime:
-        return GpuTime(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+        return GpuTime(*map(add, vars(self).values(), vars(other).values()))
 
     def __mul__(self, gpus: int) -> GpuTime:
-        return GpuTime(*(getattr(self, part.name) * gpus for part in fields(self)))
+        return GpuTime(*(part * gpus for part in vars(self).values()))
 
     @property
     def goodput(self) -> float | None:

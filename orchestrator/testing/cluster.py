@@ -89,7 +89,8 @@ class FakeAgent:
         heard = self.clock()
         if ack and not self._news.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
         self._take_orders_from(epoch)
         self._news.clear()
         self._sequence += 1

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(1800)  # a hundred stories are minutes of work,
 Template = Callable[[Path], str]
 SEEDS = 100
 FEW = 2
+ON_POSTGRES = 5
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,28 @@ def test_no_run_is_lost_or_doubled_and_nothing_is_orphaned(
     name: str, numbers: range, template: Template, tmp_path: Path, measured: Measured
 ) -> None:
     measured.note(f"{SEEDS} seeds at each of {len(POINTS)} points, in simulated time")
+    stories(name, numbers, tmp_path, template)
+
+
+@fault(17)
+@pytest.mark.postgres
+@pytest.mark.parametrize("name", POINTS)
+def test_it_is_so_with_postgresql_too(
+    name: str, new_postgres: Callable[[], str], tmp_path: Path, measured: Measured
+) -> None:
+    measured.note(f"{ON_POSTGRES} seeds at each with PostgreSQL")
+    # Other seeds than those that SQLite has.
+    stories(name, range(SEEDS, SEEDS + ON_POSTGRES), tmp_path, lambda home: new_postgres())
+
+
+def stories(name: str, numbers: range, folder: Path, new: Template) -> None:
+    """Tells the story of each of these seeds in a new database, and fails with what was wrong in any of them."""
     wrong = {}
     for number in numbers:
-        home = tmp_path / str(number)
+        home = folder / str(number)
         home.mkdir()
         seed = f"{name} {number}"
-        world = simulate(tell(POINTS[name], name == "recovery", seed, template(home), home))
+        world = simulate(tell(POINTS[name], name == "recovery", seed, new(home), home))
         if world.found:
             wrong[seed] = [f"crashed {world.crashes}", *world.found]
         shutil.rmtree(home)

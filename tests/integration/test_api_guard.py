@@ -224,3 +224,12 @@ def test_what_no_database_takes_or_no_terminal_should_get_is_refused(served: Ser
     assert served("POST", "/api/v1/runs", SUBMISSION | body).status == 400
     assert served("GET", "/api/v1/runs?name=a%00b").status == 400
     assert served("GET", "/api/v1/runs/a%00b").status == 400
+
+
+def test_a_lone_surrogate_is_refused_by_its_key_and_what_is_no_json_as_such(served: Served) -> None:
+    raw = json.dumps(SUBMISSION | {"workdir": "/w/\udcff"}).encode()
+    answer = served("POST", "/api/v1/runs", raw)
+    assert answer.status == 400
+    assert answer.json["error"].startswith("workdir: ")
+    for raw in (b"{", b"\xff", b"[" * 100_000):
+        assert served("POST", "/api/v1/runs", raw).json == {"error": "the body is not JSON", "code": 2}

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from told import trial_on
+from told import trial_on, waits_because
 
 from orchestrator.control.backend import Agent, AgentGone, NodeFacts, RankStart, StartPart
 from orchestrator.control.refused import Refused
@@ -95,6 +95,25 @@ def test_a_controller_that_follows_ends_the_trial_and_tries_anew(tmp_path: Path)
             parts = cluster.agents["a"].parts
             await until(lambda: first not in parts and len(parts) == 1)
             assert next(iter(parts))[1] < 0
+
+    asyncio.run(story())
+
+
+def test_nothing_is_placed_on_a_node_where_a_trial_of_the_controller_before_still_lives(tmp_path: Path) -> None:
+    async def story() -> None:
+        cluster = FakeCluster(a=1, b=1)
+        for agent in cluster.agents.values():
+            agent.obeys_stop = False
+        async with controlling(tmp_path, cluster, preflight="on") as controller:
+            run, _ = await controller.submit(job("2x1"), {})
+            first = await trial_on(cluster, "a")
+            await trial_on(cluster, "b")
+        async with controlling(tmp_path, cluster, preflight="on") as controller:
+            await waits_because(controller, run, "what a controller before this one tried on it is being ended")
+            for agent in cluster.agents.values():
+                assert list(agent.parts) == [first]
+                agent.end(*first, -9)
+            await until(lambda: {number for _, number in cluster.agents["a"].parts} not in (set(), {first[1]}))
 
     asyncio.run(story())
 

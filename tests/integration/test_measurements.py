@@ -32,7 +32,7 @@ def store(url: str, open_store: Any) -> Store:
     opened.claim_epoch("test", START)
     opened.prices = {"H100": 3.6}
     gpus = {"gpus": [{"index": 0, "model": "NVIDIA H100 80GB HBM3"}] * 2}
-    opened.upsert_node(NodeRecord("a", "10.0.0.1", "up", START, START, gpus))
+    opened.upsert_nodes([NodeRecord("a", "10.0.0.1", "up", START, START, gpus)])
     return opened
 
 

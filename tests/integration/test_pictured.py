@@ -34,7 +34,7 @@ def store(url: str, open_store: Any) -> Store:
         "islands": [[0, 1], [2, 3]],
     }
     for name in ("a", "b"):
-        opened.upsert_node(NodeRecord(name, "10.0.0.1", "up", START, START, hardware))
+        opened.upsert_nodes([NodeRecord(name, "10.0.0.1", "up", START, START, hardware)])
     return opened
 
 

@@ -119,7 +119,7 @@ def test_only_listed_columns_sort(bad):
 
 def test_a_node_is_remembered_with_when_it_was_first_seen(store, clock):
     def seen(state, **versions):
-        store.upsert_node(NodeRecord("a", "10.0.0.1", state, clock(), clock(), {"gpus": 8}, versions))
+        store.upsert_nodes([NodeRecord("a", "10.0.0.1", state, clock(), clock(), {"gpus": 8}, versions)])
 
     seen("up", torch="2.8")
     clock.advance(60)

@@ -74,7 +74,7 @@ def test_a_controller_whose_epoch_is_over_changes_nothing(store, url, open_store
         lambda: store.record(run, Event.CANCEL_ASKED, clock()),
         lambda: store.finish(run, Event.SUCCEEDED, Outcome.SUCCEEDED, clock()),
         lambda: store.release_fenced(clock()),
-        lambda: store.upsert_node(NodeRecord("a", "10.0.0.1", "up", clock(), clock())),
+        lambda: store.upsert_nodes([NodeRecord("a", "10.0.0.1", "up", clock(), clock())]),
     ):
         with pytest.raises(StaleEpoch, match=r"head-2, epoch 2\) owns the database: it holds epoch 1"):
             act()

@@ -170,7 +170,7 @@ def test_the_view_of_gpu_time_has_what_live_runs_have_used_so_far(store, clock):
 
 def test_the_view_of_node_reliability_counts_failures_over_node_days(store, clock, raw, url):
     for node in ("a", "b"):
-        store.upsert_node(NodeRecord(node, "10.0.0.1", "up", clock(), clock(), {"total": 4}, {}))
+        store.upsert_nodes([NodeRecord(node, "10.0.0.1", "up", clock(), clock(), {"total": 4}, {})])
     run = store.submit(a_new_run(), clock())[0].id
     attempt = begin(store, clock, run, "a")
     end(
@@ -186,7 +186,7 @@ def test_the_view_of_node_reliability_counts_failures_over_node_days(store, cloc
 
 def test_the_view_of_node_reliability_says_what_happened_to_a_node_and_what_holds_now(store, clock):
     for node in ("a", "b"):
-        store.upsert_node(NodeRecord(node, "10.0.0.1", "up", clock(), clock(), {"total": 4}, {}))
+        store.upsert_nodes([NodeRecord(node, "10.0.0.1", "up", clock(), clock(), {"total": 4}, {})])
     drain = Drain(clock(), "ana", "new cables")
     quarantine = Quarantine("quarantined", clock(), clock() + HOUR, 1, "it broke 2 of 4 attempts")
     at = clock()
