@@ -230,18 +230,26 @@ class Free:
     def take(self, name: str, gpus: Iterable[int]) -> None:
         """Marks GPUs as held. ValueError if one of them is held already."""
         node = self.topology.nodes[self.topology.index[name]]
-        mask = node.kind.mask_of(gpus)
-        if mask & ~self.unheld[node.index]:
-            raise ValueError(f"{name}: {node.kind.gpus_of(mask & ~self.unheld[node.index])} are held already")
-        self._change(node, self.unheld[node.index] & ~mask, self.usable[node.index])
+        self.take_bits(node.index, node.kind.mask_of(gpus))
 
     def give(self, name: str, gpus: Iterable[int]) -> None:
         """Marks GPUs as free again. ValueError if one of them was not held."""
         node = self.topology.nodes[self.topology.index[name]]
-        mask = node.kind.mask_of(gpus)
-        if mask & self.unheld[node.index]:
-            raise ValueError(f"{name}: {node.kind.gpus_of(mask & self.unheld[node.index])} are not held")
-        self._change(node, self.unheld[node.index] | mask, self.usable[node.index])
+        self.give_bits(node.index, node.kind.mask_of(gpus))
+
+    def take_bits(self, index: int, mask: int) -> None:
+        """`take` of a node by number and its GPUs as bits."""
+        node, unheld = self.topology.nodes[index], self.unheld[index]
+        if mask & ~unheld:
+            raise ValueError(f"{node.name}: {node.kind.gpus_of(mask & ~unheld)} are held already")
+        self._change(node, unheld & ~mask, self.usable[index])
+
+    def give_bits(self, index: int, mask: int) -> None:
+        """`give` of a node by number and its GPUs as bits."""
+        node, unheld = self.topology.nodes[index], self.unheld[index]
+        if mask & unheld:
+            raise ValueError(f"{node.name}: {node.kind.gpus_of(mask & unheld)} are not held")
+        self._change(node, unheld | mask, self.usable[index])
 
     def set_usable(self, name: str, gpus: Iterable[int] | None, note: str | None = None) -> None:
         """Says which GPUs of a node may be given: all (None), some, or none (drained, down); and why not the others."""

@@ -53,3 +53,9 @@ def worth(use: Use, half_life: float, now: datetime) -> float:
     begin, end = (max(0.0, (now - moment).total_seconds()) for moment in (use.start, use.end))
     rate = math.log(2) / half_life
     return use.gpus * (math.exp(-rate * end) - math.exp(-rate * begin)) / rate
+
+
+def worth_so_far(gpus: int, start: datetime, half_life: float, now: datetime) -> float:
+    """The same of a use that goes on: what it counts from `start` to `now`."""
+    rate = math.log(2) / half_life
+    return gpus * (1.0 - math.exp(-rate * max(0.0, (now - start).total_seconds()))) / rate

@@ -9,7 +9,7 @@ from dataclasses import replace
 from orchestrator.placement.gang import Part, placement_of
 from orchestrator.placement.reasons import why_not
 from orchestrator.placement.search import find
-from orchestrator.placement.tree import Topology
+from orchestrator.placement.tree import Free, Topology
 from orchestrator.placement.values import Placement, Request
 from orchestrator.policy import Policy
 from orchestrator.scheduling.ask import Ask, ask_of
@@ -20,7 +20,9 @@ from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import parts_of
 
 MOST_RUNS = 100_000
+MOST_PLACEMENTS = 10_000
 MOST_VIEWS = 32
+MOST_STATES = 512
 
 
 class Memory:
@@ -35,6 +37,9 @@ class Memory:
         self._never: dict[int, str | None] = {}
         self._best: dict[tuple[int, str], Placement | None] = {}
         self._parts: dict[tuple[int, int], tuple[Part, ...]] = {}
+        self._found: dict[tuple[tuple[int, ...], tuple[float, ...]], dict[Request, tuple[Part, ...] | None]] = {}
+        """By what can be given of each node and how well it is: where requests go."""
+        self._placements: dict[tuple[Part, ...], Placement] = {}
         self._refused: list[tuple[tuple[int, ...], frozenset[int]]] = []
         self._texts: dict[object, dict[int, str]] = {}
 
@@ -79,6 +84,15 @@ class Memory:
             self._parts[run.id, attempt.number] = found
         return found
 
+    def placement(self, parts: tuple[Part, ...]) -> Placement:
+        """What these parts are as a placement."""
+        found = self._placements.get(parts)
+        if found is None:
+            if len(self._placements) > MOST_PLACEMENTS:
+                self._placements.clear()
+            found = self._placements[parts] = placement_of(self.topology, parts)
+        return found
+
     # -- shapes --------------------------------------------------------------------------------------------------
 
     def shape(self, request: Request) -> int:
@@ -106,8 +120,22 @@ class Memory:
         if (shape, level) not in self._best:
             request = replace(self._requests[shape], near=level, required=True, exclude=frozenset())
             parts = find(request, self.topology, self.topology.empty)
-            self._best[shape, level] = None if parts is None else placement_of(self.topology, parts)
+            self._best[shape, level] = None if parts is None else self.placement(parts)
         return self._best[shape, level]
+
+    # -- places -----------------------------------------------------------------------------------------------------
+
+    def find(self, request: Request, free: Free) -> tuple[Part, ...] | None:
+        """The best place in what is free; remembered by all that a search looks at."""
+        seen = masks_of(free), tuple(free.health)
+        known = self._found.get(seen)
+        if known is None:
+            if len(self._found) >= MOST_STATES:
+                self._found.clear()
+            known = self._found[seen] = {}
+        if request not in known:
+            known[request] = find(request, self.topology, free)
+        return known[request]
 
     # -- what was refused ----------------------------------------------------------------------------------------
 
@@ -130,6 +158,11 @@ class Memory:
         if seen not in self._texts and len(self._texts) >= MOST_VIEWS:
             self._texts.clear()
         self._texts.setdefault(seen, {})[shape] = text
+
+
+def masks_of(free: Free) -> tuple[int, ...]:
+    """What can be given of each node."""
+    return tuple(unheld & usable for unheld, usable in zip(free.unheld, free.usable, strict=True))
 
 
 _NONE: Mapping[str, str] = {}

@@ -15,11 +15,12 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import cached_property
 from operator import attrgetter
 
 from orchestrator.policy import Policy
 from orchestrator.scheduling.ask import Ask
-from orchestrator.scheduling.fairness import Account, Use, worth
+from orchestrator.scheduling.fairness import Account, worth_so_far
 from orchestrator.scheduling.quota import Held, account_of
 from orchestrator.scheduling.snapshot import Snapshot
 
@@ -30,31 +31,47 @@ AHEAD_S = 3600.0
 
 
 class Usage:
-    """What each account has had, followed while a decision is made."""
+    """What each account has had, followed while a decision is made; worked out when it is first asked for."""
 
     def __init__(self, snapshot: Snapshot, now: datetime) -> None:
-        policy = snapshot.policy
-        self._policy = policy
-        self.by_user: dict[Account, float] = defaultdict(float, snapshot.usage.decayed(policy.half_life, now))
-        for run in snapshot.running:
-            account, gpus = account_of(run, policy), run.spec.workers.total
-            if run.attempt is not None:
-                self.by_user[account] += worth(Use(account, gpus, run.attempt.started_at, now), policy.half_life, now)
-            self.by_user[account] += gpus * AHEAD_S
-        self.by_team: dict[str, float] = defaultdict(float)
-        for (team, _), used in self.by_user.items():
-            self.by_team[team] += used
+        self._snapshot, self._now, self._policy = snapshot, now, snapshot.policy
+        self._started: list[tuple[Account, int]] = []
+        """Not counted yet."""
 
     def start(self, account: Account, gpus: int) -> None:
-        self.by_user[account] += gpus * AHEAD_S
-        self.by_team[account[0]] += gpus * AHEAD_S
+        self._started.append((account, gpus))
 
     def of_team(self, team: str) -> float:
         """Usage over share."""
-        return self.by_team.get(team, 0.0) / self._policy.team(team).quota.share
+        _, by_team = self._counted()
+        return by_team.get(team, 0.0) / self._policy.team(team).quota.share
 
     def of_user(self, account: Account) -> float:
-        return self.by_user.get(account, 0.0) / self._policy.team(account[0]).of(account[1]).share
+        by_user, _ = self._counted()
+        return by_user.get(account, 0.0) / self._policy.team(account[0]).of(account[1]).share
+
+    def _counted(self) -> tuple[dict[Account, float], dict[str, float]]:
+        by_user, by_team = self._before
+        for account, gpus in self._started:
+            by_user[account] += gpus * AHEAD_S
+            by_team[account[0]] += gpus * AHEAD_S
+        self._started.clear()
+        return by_user, by_team
+
+    @cached_property
+    def _before(self) -> tuple[dict[Account, float], dict[str, float]]:
+        """By user and by team, with what runs."""
+        policy, now = self._policy, self._now
+        by_user: dict[Account, float] = defaultdict(float, self._snapshot.usage.decayed(policy.half_life, now))
+        for run in self._snapshot.running:
+            account, gpus = account_of(run, policy), run.spec.workers.total
+            if (attempt := run.attempt) is not None:
+                by_user[account] += worth_so_far(gpus, attempt.started_at, policy.half_life, now)
+            by_user[account] += gpus * AHEAD_S
+        by_team: dict[str, float] = defaultdict(float)
+        for (team, _), used in by_user.items():
+            by_team[team] += used
+        return by_user, by_team
 
 
 class Order:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from orchestrator.placement.gang import Part, placement_of
+from orchestrator.placement.gang import Part
 from orchestrator.placement.reasons import why_not
 from orchestrator.placement.values import Placement, Request
 from orchestrator.scheduling import choice
@@ -175,7 +175,7 @@ class Cycle:
             parts = self.room.find(ask.request, ask.shape, view)
         if parts is None:
             return view
-        placement = placement_of(self.memory.topology, parts)
+        placement = self.memory.placement(parts)
         return _Fit(parts, placement, view, self._weigh(ask, placement))
 
     def view(self, ask: Ask) -> tuple[Bound, View]:
@@ -261,7 +261,7 @@ class Cycle:
         end = opening.bound
         start = None if end.seconds is None else self.now + timedelta(seconds=end.seconds)
         sure = Sure.UNKNOWN if start is None else Sure.PROMISED if end.sure else Sure.EXPECTED
-        placement = placement_of(self.memory.topology, opening.parts)
+        placement = self.memory.placement(opening.parts)
         holders = tuple(run for run in opening.waits_for if run > 0)
         self.reservations.append(Reservation(ask.run, placement, start, sure, holders))
 
@@ -289,7 +289,8 @@ class Cycle:
             self._places_left -= 1
             self._keep(ask, opening)
         elif chosen.wait_s is not None:
-            self._later.append(chosen.wait_s)
+            # One that opens at this very moment: 0 would mean that this plan is not done.
+            self._later.append(max(0.01, chosen.wait_s))
         tighter, level = (_WORDS.get(name, name) for name in (chosen.tighter, chosen.level))
         here = f"at the place that is free now, over one {level}"
         if chosen.wait_s is None or chosen.done_waiting_s is None:

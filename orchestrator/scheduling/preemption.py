@@ -26,7 +26,6 @@ from orchestrator.scheduling.lifecycle import State
 from orchestrator.scheduling.memory import Memory
 from orchestrator.scheduling.quota import account_of
 from orchestrator.scheduling.run import Run
-from orchestrator.scheduling.service import standing
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import give
 
@@ -62,12 +61,19 @@ class Clearing:
 
 
 def candidates(
-    ask: Ask, entitled: bool, guarded: Mapping[int, str], snapshot: Snapshot, memory: Memory, now: datetime
+    ask: Ask,
+    entitled: bool,
+    guarded: Mapping[int, str],
+    standings: Mapping[int, float],
+    snapshot: Snapshot,
+    memory: Memory,
+    now: datetime,
 ) -> tuple[list[Victim], float | None]:
     """The runs that may be told to give way to `ask`, and in how many seconds there will be one more.
 
     Those of lower priority, unless they lie within another's guaranteed part; and where `ask` is entitled to its part,
-    those that borrow, of whatever priority. Never one that has not had `min_runtime`, or that is being stopped.
+    those that borrow, of whatever priority. Never one that has not had `min_runtime`, or that is being stopped. `standings`: by
+    run, what is compared as its priority.
     """
     policy = snapshot.policy
     if policy.preemption == "off":
@@ -80,9 +86,7 @@ def candidates(
         whose = guarded.get(run.id)
         account = account_of(run, policy)
         same = account == ask.account if whose == "user" else account[0] == ask.account[0]
-        lower = (
-            policy.preemption == "priority" and standing(run, policy, now) < ask.priority and (whose is None or same)
-        )
+        lower = policy.preemption == "priority" and standings[run.id] < ask.priority and (whose is None or same)
         borrows = entitled and whose is None
         if not lower and not borrows:
             continue

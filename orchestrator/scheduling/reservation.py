@@ -8,6 +8,7 @@ the age of what it waits for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
@@ -21,6 +22,7 @@ from orchestrator.scheduling.preemption import Clearing, candidates, clearing
 from orchestrator.scheduling.quota import protected
 from orchestrator.scheduling.room import Kept, Room
 from orchestrator.scheduling.run import Run
+from orchestrator.scheduling.service import standing
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.timeline import Holding, Opening, Timeline, in_order
 
@@ -35,7 +37,10 @@ class Future:
 
     def __init__(self, snapshot: Snapshot, now: datetime, memory: Memory, room: Room) -> None:
         self._snapshot, self._now, self._memory, self._room = snapshot, now, memory, room
-        self._sorted: dict[str, list[Holding]] = {}
+        self._timelines: dict[str, Timeline] = {}
+        """By what is trusted; until anything starts, is kept or is told to give way."""
+        self._settled: dict[int, Holding] = {}
+        """What this decision has changed of what is held."""
         self._told: set[int] = set()
         """The runs that this decision tells to give way."""
 
@@ -58,27 +63,34 @@ class Future:
         `sure`: those that are enforced; `all`: those that are expected too, and those of which nothing is known; `age`: as
         `all`, but nothing is expected.
         """
-        holdings = self._sorted.get(trust)
-        if holdings is None:
+        found = self._timelines.get(trust)
+        if found is None:
             holdings = list(self._holdings.values())
             if trust == "sure":
                 holdings = [one for one in holdings if one.bound.sure]
             elif trust == "age":
                 holdings = [one if one.bound.sure else replace(one, bound=UNKNOWN) for one in holdings]
-            holdings = self._sorted[trust] = in_order(holdings)
-        return Timeline(self._room.view(UNKNOWN).free, holdings, self._room.all_kept())
+            found = Timeline(
+                self._room.view(UNKNOWN).free, in_order(holdings), self._room.all_kept(), self._memory.find
+            )
+            self._timelines[trust] = found
+        return found
 
-    @cached_property
+    @property
     def _holdings(self) -> dict[int, Holding]:
         """By run: what it holds. A place that is kept has minus its run's id."""
+        return {**self._held, **self._settled}
+
+    @cached_property
+    def _held(self) -> dict[int, Holding]:
+        """What is held before anything is decided."""
         snapshot, now, memory = self._snapshot, self._now, self._memory
         found = {}
         for run in snapshot.running:
-            if run.attempt is not None:
-                since = run.attempt.started_at.timestamp()
+            if (attempt := run.attempt) is not None:
                 bound = bound_of_running(run, snapshot, now)
-                found[run.id] = Holding(run.id, memory.parts(run), bound, since)
-        for run in snapshot.waiting:
+                found[run.id] = Holding(run.id, memory.parts(run), bound, attempt.started_at.timestamp())
+        for run in snapshot.waiting if snapshot.blocked else ():
             block = snapshot.blocked.get(run.id)
             if block is not None and block.kind == "lease" and run.attempt is not None:
                 left = Bound((block.until - now).total_seconds(), sure=True) if block.until is not None else UNKNOWN
@@ -102,18 +114,20 @@ class Future:
     def keep(self, ask: Ask, opening: Opening, stay: Bound) -> Bound:
         """Keeps the place for its run, which goes on to hold it for as long as it stays."""
         self._room.keep(Kept(ask.id, opening.parts, opening.bound, self.overdue(ask)))
+        self._timelines.clear()
         if opening.bound.seconds is not None and stay.seconds is not None:
             end = Bound(opening.bound.seconds + stay.seconds, opening.bound.sure and stay.sure)
             self._put(-ask.id, Holding(ask.id, opening.parts, end, self._now.timestamp(), kept=True))
         return opening.bound
 
     def _put(self, key: int, holding: Holding) -> None:
-        self._holdings[key] = holding
-        self._sorted.clear()
+        self._settled[key] = holding
+        self._timelines.clear()
 
     def quota_free(self, runs: Iterable[Run], over: int) -> Bound:
         """When so many GPUs of these runs have been given back."""
-        mine = in_order(self._holdings[run.id] for run in runs if run.id in self._holdings)
+        holdings = self._holdings
+        mine = in_order(holdings[run.id] for run in runs if run.id in holdings)
         sure, end = True, 0.0
         for one in mine:
             if over <= 0:
@@ -130,13 +144,26 @@ class Future:
     def _guarded(self) -> dict[int, str]:
         return protected(self._snapshot.running, self._snapshot.policy)
 
+    @cached_property
+    def _standings(self) -> dict[int, float]:
+        """By run that holds a place: what is compared as its priority."""
+        snapshot = self._snapshot
+        return {run.id: standing(run, snapshot.policy, self._now) for run in snapshot.running}
+
+    @cached_property
+    def _lowest(self) -> float:
+        """Nobody gives way to a run that stands no higher than this, but by quota."""
+        return min(self._standings.values(), default=math.inf)
+
     def clear(self, ask: Ask, entitled: bool, opening: Opening | None) -> tuple[Clearing | None, float | None]:
         """Whom to preempt for it, and in how many seconds there may be more to choose from."""
         end = opening.bound if opening is not None else UNKNOWN
         if end.sure and end.seconds is not None and end.seconds <= SOON_S:
             return None, None
         snapshot = self._snapshot
-        able, later = candidates(ask, entitled, self._guarded, snapshot, self._memory, self._now)
+        if not entitled and ask.priority <= self._lowest:
+            return None, None
+        able, later = candidates(ask, entitled, self._guarded, self._standings, snapshot, self._memory, self._now)
         able = [one for one in able if one.run.id not in self._told]
         if not able:
             return None, later

@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.placement.gang import Part
-from orchestrator.placement.search import find
 from orchestrator.placement.tree import Free
 from orchestrator.placement.values import Request
 from orchestrator.scheduling.decision import Reason
 from orchestrator.scheduling.estimates import Bound, gone_in_time
-from orchestrator.scheduling.memory import Memory
+from orchestrator.scheduling.memory import Memory, masks_of
 from orchestrator.scheduling.timeline import take
 
 
@@ -44,6 +43,8 @@ class View:
     """The kept places (by number) that are left out."""
     refused: set[int] = field(default_factory=set)
     """The shapes that do not fit: nothing is ever freed while a decision is made."""
+    places: dict[tuple[int, frozenset[str]], tuple[Part, ...]] = field(default_factory=dict)
+    """By shape and the nodes that are preferred: the best place, until something is taken from the view."""
     reasons: dict[int, Reason] = field(default_factory=dict)
     """Why they do not, as far as it was asked."""
     begin: tuple[int, ...] = ()
@@ -88,14 +89,20 @@ class Room:
             self._tried.add(shape)
             if self.find(request, shape, self.base) is None:
                 return None
-        parts = find(request, view.free.topology, view.free)
+        known = view.places.get((shape, request.prefer))
+        if known is not None:
+            return known
+        parts = self._memory.find(request, view.free)
         if parts is None:
             view.refused.add(shape)
+        else:
+            view.places[shape, request.prefer] = parts
         return parts
 
     def start(self, parts: Iterable[Part]) -> None:
         for view in self._views.values():
             view.touched = True
+            view.places.clear()
             take(view.free, parts)
 
     def keep(self, kept: Kept) -> None:
@@ -127,8 +134,3 @@ class Room:
         view = View(free, without, self._memory.refused(begin), begin=begin, notes=tuple(sorted(free.notes.items())))
         self._views[without] = view
         return view
-
-
-def masks_of(free: Free) -> tuple[int, ...]:
-    """What can be given of each node."""
-    return tuple(unheld & usable for unheld, usable in zip(free.unheld, free.usable, strict=True))

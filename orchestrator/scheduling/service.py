@@ -48,8 +48,8 @@ def passes_in(running: Iterable[Run], policy: Policy, now: datetime) -> float | 
     if not policy.service:
         return None
     left = (
-        ((policy.service - attained(run, now)) * 3600.0 / run.spec.workers.total)
+        (policy.service - had) * 3600.0 / run.spec.workers.total
         for run in running
-        if run.attempts and attained(run, now) < policy.service
+        if run.attempts and (had := attained(run, now)) < policy.service
     )
     return min(left, default=None)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.placement.gang import Part
-from orchestrator.placement.search import find
 from orchestrator.placement.tree import NODE, Free, Topology
 from orchestrator.placement.values import Request
 from orchestrator.placement.wishes import matches
 from orchestrator.scheduling.estimates import Bound
+
+Find = Callable[[Request, Free], tuple[Part, ...] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,49 +55,72 @@ class Opening:
     """The runs that hold some of the place until then."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """What a look ahead has found."""
+
+    parts: tuple[Part, ...] | None
+    """The place, None where there is none."""
+    ends: int
+    """After so many ends it fits; where there is no place, after none of so many."""
+
+
 class Timeline:
     """The ends ahead (`in_order`), over a view of what is free now.
 
-    `kept`: by node, the bits that are for others when they become free.
+    `kept`: by node, the bits that are for others when they become free. `find`: the search for a place.
     """
 
-    def __init__(self, free: Free, holdings: Sequence[Holding], kept: Mapping[int, int]) -> None:
-        self._free = free
+    def __init__(self, free: Free, holdings: Sequence[Holding], kept: Mapping[int, int], find: Find) -> None:
+        self._free, self._find = free, find
         self._topology = free.topology
         self._holdings = holdings
         self._kept = kept
+        self._tried: dict[tuple[Request, int], _Tried] = {}
+        """By what was asked, and the first number of ends that would do."""
 
     def first(self, request: Request, *, within: float | None = None, not_before: float = 0.0) -> Opening | None:
         """When and where the request fits first; None where it never does, or not `within` so many seconds.
 
-        Freeing GPUs never makes a request fit worse, so the first end after which it fits is found by halving.
+        Freeing GPUs never makes a request fit worse, so the first end after which it fits is found by halving. And it is the
+        same, however far one looks.
         """
-        known = self._holdings if within is None else self._holdings[: self._count_until(within)]
-        low = self._count_until(not_before)
+        count, low = len(self._holdings) if within is None else self._count_until(within), self._count_until(not_before)
+        tried = self._tried.get((request, low))
+        if tried is None or (tried.parts is None and tried.ends < count):
+            tried = self._tried[request, low] = self._try(request, low, count)
+        if tried.parts is None or tried.ends > count:
+            return None
+        return self._opening(tried.parts, tried.ends, not_before)
+
+    def _try(self, request: Request, low: int, count: int) -> _Tried:
+        """The first end after which it fits, of the first `count`."""
+        known = self._holdings[:count]
+        nowhere = _Tried(None, count)
         start = self._could_fit(request, known, low)
         if start is None:
-            return None
+            return nowhere
         view, at = self._view(0, start, self._free.copy()), start
-        parts = find(request, self._topology, view)
+        parts = self._find(request, view)
         failed, before = at, view
         step = 1
         while parts is None:
             if at == len(known):
-                return None
+                return nowhere
             failed, before = at, view
             at = min(len(known), at + step)
             step *= 4
             view = self._view(failed, at, view.copy())
-            parts = find(request, self._topology, view)
+            parts = self._find(request, view)
         while at - failed > 1:
             middle = (failed + at) // 2
             halfway = self._view(failed, middle, before.copy())
-            found = find(request, self._topology, halfway)
+            found = self._find(request, halfway)
             if found is None:
                 failed, before = middle, halfway
             else:
                 at, parts = middle, found
-        return self._opening(parts, at, not_before)
+        return _Tried(parts, at)
 
     def _opening(self, parts: tuple[Part, ...], count: int, not_before: float) -> Opening:
         taken = dict(parts)
@@ -201,8 +225,7 @@ def give(free: Free, parts: Iterable[Part], kept: Mapping[int, int]) -> None:
     for index, mask in parts:
         bits = mask & ~free.unheld[index] & ~kept.get(index, 0)
         if bits:
-            node = free.topology.nodes[index]
-            free.give(node.name, node.kind.gpus_of(bits))
+            free.give_bits(index, bits)
 
 
 def take(free: Free, parts: Iterable[Part]) -> None:
@@ -210,8 +233,7 @@ def take(free: Free, parts: Iterable[Part]) -> None:
     for index, mask in parts:
         bits = mask & free.unheld[index]
         if bits:
-            node = free.topology.nodes[index]
-            free.take(node.name, node.kind.gpus_of(bits))
+            free.take_bits(index, bits)
 
 
 def parts_of(nodes: Iterable[tuple[str, Iterable[int]]], topology: Topology) -> tuple[Part, ...]:

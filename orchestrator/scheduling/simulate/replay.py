@@ -226,15 +226,15 @@ class Replay:
         life.last_parts, life.parts = life.parts, None
 
     def _take(self, parts: Parts) -> None:
-        free, nodes = self._world.free, self._topology.nodes
+        free = self._world.free
         for index, mask in parts:
-            free.take(nodes[index].name, nodes[index].kind.gpus_of(mask))
+            free.take_bits(index, mask)
             self._world.masks[index] = free.mask(index)
 
     def _give(self, parts: Parts) -> None:
-        free, nodes = self._world.free, self._topology.nodes
+        free = self._world.free
         for index, mask in parts:
-            free.give(nodes[index].name, nodes[index].kind.gpus_of(mask))
+            free.give_bits(index, mask)
             self._world.masks[index] = free.mask(index)
 
     # -- what is added up ----------------------------------------------------------------------------------------------

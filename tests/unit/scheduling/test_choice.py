@@ -35,8 +35,8 @@ def live(number: int, on: dict[str, tuple[int, ...]], left: float | None) -> Run
     return a_run(number, State.RUNNING, name="other", workers=total, attempts=(attempt,), time_limit=limit)
 
 
-def decide(left: float | None, *waiting: Run, **more: object):
-    """Half of each node is free; the other half of a is freed in `left` seconds."""
+def decide(left: float | None, *waiting: Run, after: float = 0.0, **more: object):
+    """Half of each node is free; the other half of a is freed in `left` seconds, of which `after` have passed."""
     running = (live(1, {"a": (0, 1)}, left), live(2, {"b": (0, 1)}, None))
     free = Free(TWO)
     for run in running:
@@ -44,7 +44,7 @@ def decide(left: float | None, *waiting: Run, **more: object):
             free.take(part.node, part.gpus)
     more.setdefault("history", HISTORY)
     more.setdefault("policy", Policy(preemption="off"))
-    return plan(Snapshot(waiting or (a_run(9, workers=4),), free, running, **more), START)
+    return plan(Snapshot(waiting or (a_run(9, workers=4),), free, running, **more), START + timedelta(seconds=after))
 
 
 def test_a_gang_waits_for_a_node_that_is_free_soon_and_takes_two_where_it_is_not() -> None:
@@ -64,6 +64,12 @@ def test_the_place_that_it_waits_for_is_kept_and_others_use_it_until_then() -> N
     quick, slow = a_run(10, time_limit=60.0), a_run(11, name="other")
     decided = decide(300.0, a_run(9, workers=4), quick, slow)
     assert {start.run.id: start.placement.nodes[0].node for start in decided.starts} == {10: "a", 11: "b"}
+
+
+def test_a_plan_that_waits_for_a_place_which_opens_just_now_is_done_and_not_to_be_asked_again_at_once() -> None:
+    decided = decide(300.0, after=300.0, policy=Policy(preemption="off", reservations=0))
+    assert decided.waits[0].reason.numbers["wait_s"] == 0.0
+    assert decided.look_again_s == 0.01
 
 
 def test_a_run_that_says_any_or_is_overdue_or_knows_that_it_does_not_matter_does_not_wait() -> None:
