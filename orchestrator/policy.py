@@ -58,7 +58,7 @@ class Policy:
     """A run without a time limit is expected to take the longest time of its name's history, times this."""
     communication: float = 0.1
     """The part of a step at the best place that is communication nobody hides, where nothing was measured."""
-    split: float = 1.2
+    split: float = 1.1
     """A gang that would fit a tighter level of the empty cluster is not put on a looser place where its steps take so many times
     as long, however long it waits; below that, predicted completion decides."""
     service: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -93,6 +94,12 @@ def test_a_gang_is_not_split_where_that_costs_much_however_long_it_waits(left: f
         assert "waits for a place within one NVLink island: steps take" in wait.reason.text
 
 
+@pytest.mark.parametrize(("slower", "taken"), [(1.09, True), (1.1, False)])
+def test_the_default_is_that_a_tenth_more_a_step_is_not_taken(slower: float, taken: bool) -> None:
+    decided = decide(None, speeds={ALIKE: {"node": 1.0, "nvlink": 1.0, "leaf": slower}})
+    assert bool(decided.starts) is taken
+
+
 def test_of_places_that_nobody_can_say_the_time_of_only_the_first_is_kept() -> None:
     decided = decide(None, a_run(9, workers=4), a_run(10, workers=4, at=START + timedelta(seconds=1)))
     assert [kept.run.id for kept in decided.reservations] == [9]
@@ -105,10 +112,11 @@ def test_measured_steps_stand_in_for_the_model() -> None:
 
 
 def test_what_the_longer_run_costs_those_behind_it_counts() -> None:
-    alone = decide(1000.0, a_run(9, workers=4), policy=Policy(preemption="off", communication=0.005))
+    policy = replace(BY_COMPLETION, communication=0.005)
+    alone = decide(1000.0, a_run(9, workers=4), policy=policy)
     assert alone.starts
     crowd = [a_run(i, workers=8, at=START + timedelta(seconds=1)) for i in range(20, 60)]
-    busy = decide(1000.0, a_run(9, workers=4), *crowd, policy=Policy(preemption="off", communication=0.005))
+    busy = decide(1000.0, a_run(9, workers=4), *crowd, policy=policy)
     assert busy.waits[0].reason.kind is Kind.CHOICE
 
 

@@ -196,7 +196,7 @@ def random_state(rng: random.Random) -> Snapshot:
         min_runtime=rng.choice([0.0, 600.0]),
         overdue=rng.choice([1800.0, 86400.0]),
         reservations=rng.choice([1, 4]),
-        split=rng.choice([1.2, 1000.0]),
+        split=rng.choice([Policy().split, 1000.0]),
         service=rng.choice([0.0, 1.0]),
     )
     history = rng.choice([{}, {("ana", "train"): (100.0, 500.0, 900.0)}])
