@@ -294,10 +294,11 @@ class NodeAgent:
             raise ValueError("its lease was over before it could start: the controller has not been heard for so long")
         cpus = self._node.cpus_near([rank.gpu for rank in part.ranks]) if part.device == "cuda" else ()
         ranks = self._requests.of(replace(part, master_port=port), folder, cpus)
-        answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
+        with self._parts.starting(part.key):
+            answer = await self._launch(self._launcher.call("start", attempt=part.key, lease_s=lease_s, ranks=ranks))
+            self._parts.add(known, answer)
         for why in {state["why_cold"] for state in answer["ranks"].values() if "why_cold" in state}:
             log.info("run %s starts cold: %s", part.key, why)
-        self._parts.add(known, answer)
         return known
 
     async def _launch(self, call: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:

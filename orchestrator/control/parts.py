@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Parts:
         """`visible` are CUDA's names of the node's GPUs; `news` is called where there is something new to tell the controller."""
         self._files, self._visible, self._news = files, visible, news
         self.by_key: dict[str, Part] = {}
+        self._early: dict[str, list[Mapping[str, Any]]] = {}
+        """By part that is being started, what the launcher told of it before its start was noted down here."""
         self.ends = EndWatch(Path(environ.get(KERNEL_LOG_VARIABLE, "/dev/kmsg")))
         self.gpus = GpuWatcher(GpuWatch(environ), visible, self.by_key.values)
 
@@ -42,6 +45,16 @@ class Parts:
 
     def statuses(self) -> tuple[PartStatus, ...]:
         return tuple(part.status(self.ends) for part in self.by_key.values())
+
+    @contextmanager
+    def starting(self, key: str) -> Iterator[None]:
+        """While the launcher is asked to start it, until it was added: ranks may end before its answer is taken in."""
+        self._early[key] = []
+        try:
+            yield
+        finally:
+            for event in self._early.pop(key):
+                self.on_event(event)
 
     def add(self, part: Part, attempt: Mapping[str, Any]) -> None:
         """The launcher has started it: `attempt` is its answer, with each rank's pid."""
@@ -115,6 +128,9 @@ class Parts:
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """The launcher tells of one of them, or of one that is forgotten."""
+        if (early := self._early.get(event["attempt"])) is not None:
+            early.append(event)
+            return
         if (part := self.by_key.get(event["attempt"])) is None:
             return
         match event["event"]:

@@ -220,6 +220,37 @@ async def over(agent: NodeAgent, epoch: int) -> PartStatus:
             return report.parts[0]
 
 
+def test_ranks_that_end_before_the_agent_has_taken_in_that_they_started_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(60), an_agent(tmp_path) as agent:
+            await agent.sync(1, 0, 30.0, 0.0)
+            done, call = tmp_path / "done", agent._launcher.call
+
+            async def on_a_busy_machine(op: str, **fields: object) -> dict:
+                if op == "start":
+                    # Once that is sent: meanwhile the launcher starts the ranks, and sees them end.
+                    asyncio.get_running_loop().call_soon(_stand_still_until, done)
+                return await call(op, **fields)
+
+            monkeypatch.setattr(agent._launcher, "call", on_a_busy_machine)
+            await agent.start(
+                1, part(tmp_path, "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); sys.exit(3)", done)
+            )
+            ended = await over(agent, 1)
+            assert (ended.ranks, ended.launcher_lost) == ({0: 3}, False)
+
+    asyncio.run(story())
+
+
+def _stand_still_until(there: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not there.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # its end, and the sweep, are not to be seen from here: nobody is told yet
+
+
 def test_an_agent_that_follows_tells_of_a_lease_that_ran_out_while_there_was_none(tmp_path: Path) -> None:
     async def story() -> None:
         async with asyncio.timeout(60), an_agent(tmp_path) as agent:
