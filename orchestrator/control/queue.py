@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from orchestrator.control.dependencies import Dependencies
 from orchestrator.control.fitness import Fitness
 from orchestrator.control.gangs import Gangs
-from orchestrator.control.runtime import Runtime
+from orchestrator.control.runtime import TROUBLE, Runtime
 from orchestrator.control.together import together
 from orchestrator.control.trials import Trials
 from orchestrator.control.usage import Past
@@ -141,6 +141,12 @@ class Queue:
     async def _turn(self) -> float | None:
         """Decides, and does it; gives in how many seconds the next turn is due though nothing happens."""
         runtime = self._runtime
+        if runtime.store.in_doubt:
+            # A run may have started though its commit was not answered: a trial, which is recorded nowhere, would get its GPUs.
+            try:
+                await runtime.write(lambda: None)
+            except TROUBLE:
+                return 1.0
         await self._free_fences()
         await self._drop_what_cannot_run()
         began = runtime.monotonic()

@@ -77,6 +77,11 @@ class Writer(Reads):
         if control.epoch != self._epoch:
             raise StaleEpoch(self._epoch, control.epoch, control.owner)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a write that failed may be on disk all the same; the next one, whatever it is, finds that out."""
+        return self._doubted is not None
+
     @contextmanager
     def group(self) -> Iterator[None]:
         """Several writes of this thread in one transaction: they share one wait for the disk, and a statement for each kind of row.

@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import text
 from stored import everything, queued, running
 
-from orchestrator.history.errors import DatabaseBusy, GroupUndone, StaleEpoch
+from orchestrator.history.errors import DatabaseBusy, DatabaseUnreachable, GroupUndone, StaleEpoch
 from orchestrator.scheduling.lifecycle import Event, IllegalTransition, Outcome, State
 from orchestrator.scheduling.run import NodeRecord
 from orchestrator.testing import a_new_run, a_placement
+from orchestrator.testing.crashes import Fuse, fused_store
 
 
 def test_writes_that_share_a_transaction_are_all_there_or_none(store, clock):
@@ -36,6 +37,24 @@ def test_writes_that_share_a_transaction_are_all_there_or_none(store, clock):
     assert [store.get(one).state for one in (run, other, third)] == [State.SUCCEEDED, State.RUNNING, State.CANCELLED]
     assert all(store.verify(one) for one in (run, other, third))
     assert store.busy() == {"a": {0: other}}
+
+
+def test_a_write_whose_commit_is_not_answered_is_in_doubt_until_the_next_one_which_tells_of_it(url, clock):
+    fuse, lost, told = Fuse(), [], []
+    fuse.loses = lambda: bool(lost and lost.pop())
+    with fused_store(url, fuse) as store:
+        store.claim_epoch("a test", clock())
+        run = queued(store, clock)
+        store.on_change = told.append
+        assert not store.in_doubt
+        lost.append(True)
+        with pytest.raises(DatabaseUnreachable):
+            store.place(run, a_placement(a=(0,)), clock())
+        assert (store.in_doubt, told) == (True, [])
+        with store.group():
+            pass
+        assert not store.in_doubt
+        assert [(one.missed, one.runs[run].state) for one in told] == [(True, State.STARTING)]
 
 
 def test_one_that_raises_is_undone_alone_and_one_that_the_database_refuses_undoes_all(store, clock):
