@@ -60,7 +60,6 @@ class Book:
         """Those that wait, in no order."""
         self._waiting: list[Run] | None = None
         """They in their order, and perhaps some that have left since; None where one has come."""
-        self._left = False
         self.apply(Changes({run.id: run for run in runs}, {array.id: array for array in arrays}))
 
     def apply(self, changes: Changes) -> None:
@@ -82,8 +81,8 @@ class Book:
         if run.state is State.QUEUED:
             self.queued[run.id] = run
             self._waiting = None
-        elif self.queued.pop(run.id, None) is not None:
-            self._left = True
+        else:
+            self.queued.pop(run.id, None)
         if run.element is not None:
             array = run.element.array
             (self.open_runs[array].discard if run.ended else self.open_runs[array].add)(run.id)
@@ -107,9 +106,8 @@ class Book:
         """The queue: highest priority first, then who has waited longest."""
         if self._waiting is None:
             self._waiting = sorted(self.queued.values(), key=lambda run: (-run.spec.priority, run.queued_at, run.id))
-        elif self._left:
+        elif len(self._waiting) > len(self.queued):
             self._waiting = [run for run in self._waiting if run.id in self.queued]
-        self._left = False
         return self._waiting
 
     def live(self) -> list[Run]:

@@ -31,17 +31,12 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        utc = _utc(value)
-        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+        return None if value is None else _utc(value)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+        return None if value is None else value.astimezone(UTC)
 
-    # The same in one step: a row has several times, and SQLAlchemy's own way to SQLite's text is three steps for each.
+    # SQLite in one step: a row has several times, and SQLAlchemy's own way to its text is three steps for each.
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
         return _to_sqlite if dialect.name == "sqlite" else super().bind_processor(dialect)
@@ -79,9 +74,6 @@ class Words(TypeDecorator[str]):
 
     impl = String
     cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        return _to_words(value)
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         return _to_words  # without two calls more for each text of each row

@@ -51,11 +51,15 @@ class Ledger:
 def worth(use: Use, half_life: float, now: datetime) -> float:
     """GPU-seconds that a use counts at `now`: the integral of its GPUs over the decay."""
     begin, end = (max(0.0, (now - moment).total_seconds()) for moment in (use.start, use.end))
-    rate = math.log(2) / half_life
-    return use.gpus * (math.exp(-rate * end) - math.exp(-rate * begin)) / rate
+    return _decayed(use.gpus, begin, end, half_life)
 
 
 def worth_so_far(gpus: int, start: datetime, half_life: float, now: datetime) -> float:
     """The same of a use that goes on: what it counts from `start` to `now`."""
+    return _decayed(gpus, max(0.0, (now - start).total_seconds()), 0.0, half_life)
+
+
+def _decayed(gpus: int, begin: float, end: float, half_life: float) -> float:
+    """GPU-seconds of a use that began and ended so many seconds ago."""
     rate = math.log(2) / half_life
-    return gpus * (1.0 - math.exp(-rate * max(0.0, (now - start).total_seconds()))) / rate
+    return gpus * (math.exp(-rate * end) - math.exp(-rate * begin)) / rate

@@ -13,6 +13,7 @@ from orchestrator.config_keys import Preflight
 from orchestrator.control.backend import Backend
 from orchestrator.control.controller import Controller
 from orchestrator.control.runtime import Settings
+from orchestrator.history.database import BUSY_TIMEOUT_S
 from orchestrator.history.store import Store
 from orchestrator.policy import Policy
 from orchestrator.scheduling.lifecycle import State
@@ -29,14 +30,19 @@ def job(workers: str = "1", name: str = "job", key: str | None = None, **more: A
 
 @asynccontextmanager
 async def started(
-    backend: Backend, settings: Settings, *, database: str | None = None, **more: Any
+    backend: Backend,
+    settings: Settings,
+    *,
+    database: str | None = None,
+    busy_timeout_s: float = BUSY_TIMEOUT_S,
+    **more: Any,
 ) -> AsyncIterator[Controller]:
     """A controller, until the block ends: then it is gone as if it had been killed.
 
-    Its database is in `settings.home`, or at the URL `database`.
+    Its database is in `settings.home`, or at the URL `database`; it waits so long for others who use that.
     `more` are further arguments of Controller.
     """
-    store = Store.open(database or f"sqlite:///{settings.home}/orch.db")
+    store = Store.open(database or f"sqlite:///{settings.home}/orch.db", busy_timeout_s=busy_timeout_s)
     controller = Controller(store, backend, settings, **more)
     await controller.start()
     try:
