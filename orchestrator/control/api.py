@@ -137,7 +137,9 @@ class Api:
         except Refused as refusal:
             return _error(refusal.code, str(refusal))
         except ValidationError as error:
-            return _error(2, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10]))
+            return _error(
+                2, "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the body'}: {e['msg']}" for e in error.errors()[:10])
+            )
         except DocumentError as error:
             return _error(2, str(error))
         except IllegalTransition as error:

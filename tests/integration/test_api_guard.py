@@ -233,3 +233,4 @@ def test_a_lone_surrogate_is_refused_by_its_key_and_what_is_no_json_as_such(serv
     assert answer.json["error"].startswith("workdir: ")
     for raw in (b"{", b"\xff", b"[" * 100_000):
         assert served("POST", "/api/v1/runs", raw).json == {"error": "the body is not JSON", "code": 2}
+    assert served("POST", "/api/v1/runs", b"[]").json["error"].startswith("the body: ")
